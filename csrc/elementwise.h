@@ -1,0 +1,206 @@
+// Elementwise work on blocks of rows: activations, their derivatives, inverted dropout, softmax.
+#pragma once
+#include "pack.h"
+#include "philox.h"
+#include "vecmath.h"
+
+namespace fastae {
+namespace {
+// the catalogue's primitive that is no function of vecmath.h: ±0 and NaN stay what they are
+template <class T> FASTAE_INLINE Vec<T> sign(Vec<T> x) {
+  return select(x > Vec<T>(T(0)), Vec<T>(T(1)), select(x < Vec<T>(T(0)), Vec<T>(T(-1)), x));
+}
+}  // namespace
+}  // namespace fastae
+
+#include "catalog.h"
+
+namespace fastae {
+namespace {
+
+constexpr int64_t kColumnBlock = 64;  // columns whose random words are made at a time; a multiple of 4
+
+// A matrix: first element and distance of its rows.
+template <class T> struct View {
+  T* p;
+  int64_t ld;
+  FASTAE_INLINE T* at(int64_t r, int64_t c) const { return p + r * ld + c; }
+  FASTAE_INLINE explicit operator bool() const { return p != nullptr; }
+};
+
+struct Key {
+  uint64_t seed;
+  uint32_t epoch;
+};
+
+FASTAE_INLINE uint32_t rate_threshold(double rate) { return (uint32_t)(uint64_t)(rate * 4294967296.0); }
+
+// Inverted dropout; rows: ids of the batch's rows.
+template <class T> struct Dropout {
+  Key key;
+  uint32_t stream, threshold;
+  T scale;
+  double rate;
+  const int64_t* rows;
+  Dropout(Key k, int64_t s, double r, const int64_t* ids)
+      : key(k), stream((uint32_t)s), threshold(rate_threshold(r)), scale((T)(1.0 / (1.0 - r))), rate(r), rows(ids) {}
+  // factor[j] = 0 or 1/(1-rate) for columns [c, c + n), n <= kColumnBlock, c a multiple of 4
+  FASTAE_INLINE void factors(int64_t r, int64_t c, int64_t n, T* factor) const {
+    uint32_t words[kColumnBlock];
+    philox_row(key.seed, key.epoch, stream, (uint64_t)rows[r], (uint32_t)c, (int)n, words);
+    for (int64_t j = 0; j < kColumnBlock; ++j) factor[j] = words[j] >= threshold ? scale : T(0);
+  }
+};
+
+// f(vector, column, lanes) over columns [0, n) of a row
+template <class T, class F> FASTAE_INLINE void over_row(int64_t n, const F& f) {
+  constexpr int N = Vec<T>::N;
+  int64_t j = 0;
+  for (; j + N <= n; j += N) f(j, N);
+  if (j < n) f(j, (int)(n - j));
+}
+
+// z = c + b (kept if asked for); y = a(z), then dropout. c (rows, n) is a block at (row, column) of the layer's output.
+template <class T> struct DenseEpilogue {
+  View<T> c, z, y;
+  const T* b;
+  int activation;
+  T p[2];
+  const Dropout<T>* dropout;
+
+  void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
+    if (activation == 0 && !b && !dropout && !z && c.p == y.p) return;
+    visit_activation<Vec<T>, T>(activation, [&](auto formula) {
+      for (int64_t r = row; r < row + rows; ++r) {
+        const T* in = c.at(r, column);
+        T* out = y.at(r, column);
+        over_row<T>(n, [&](int64_t j, int lanes) {
+          Vec<T> v = Vec<T>::load(in + j, lanes);
+          if (b) v += Vec<T>::load(b + column + j, lanes);
+          if (z) v.store(z.at(r, column) + j, lanes);
+          formula.y(v, p).store(out + j, lanes);
+        });
+      }
+    });
+    if (dropout) apply(row, rows, column, n);
+  }
+
+  void apply(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
+    T factor[kColumnBlock];
+    for (int64_t r = row; r < row + rows; ++r)
+      for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
+        const int64_t width = smaller(kColumnBlock, n - j0);
+        dropout->factors(r, column + j0, width, factor);
+        T* out = y.at(r, column + j0);
+        over_row<T>(width, [&](int64_t j, int lanes) {
+          const Vec<T> f = Vec<T>::load(factor + j, lanes), v = Vec<T>::load(out + j, lanes);
+          select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f).store(out + j, lanes);  // 0 also where v is infinite
+        });
+      }
+  }
+};
+
+// dz = dropout'(dy) a'(saved); saved = y after dropout, or z. With an identity and no dropout nothing is left to do.
+template <class T> struct GradEpilogue {
+  View<T> dy, saved, dz;
+  int activation;
+  T p[2];
+  const Dropout<T>* dropout;
+
+  void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
+    if (activation == 0 && !dropout && dy.p == dz.p) return;
+    T factor[kColumnBlock];
+    for (int64_t j = 0; j < kColumnBlock; ++j) factor[j] = T(1);
+    // y before dropout, where the derivative is taken from y: the kept ones were scaled by 1/(1-rate)
+    const bool unscale = dropout && !activation_needs_x(activation);
+    const Vec<T> back(unscale ? (T)(1.0 - dropout->rate) : T(1));
+    visit_activation<Vec<T>, T>(activation, [&](auto formula) {
+      for (int64_t r = row; r < row + rows; ++r)
+        for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
+          const int64_t width = smaller(kColumnBlock, n - j0);
+          if (dropout) dropout->factors(r, column + j0, width, factor);
+          const T* in = dy.at(r, column + j0);
+          const T* s = saved ? saved.at(r, column + j0) : in;
+          T* out = dz.at(r, column + j0);
+          over_row<T>(width, [&](int64_t j, int lanes) {
+            Vec<T> v = Vec<T>::load(in + j, lanes);
+            if (dropout) {
+              const Vec<T> f = Vec<T>::load(factor + j, lanes);
+              v = select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f);
+            }
+            (v * formula.dy(Vec<T>::load(s + j, lanes) * back, p)).store(out + j, lanes);
+          });
+        }
+    });
+  }
+};
+
+// ---- sums over a row: 16 virtual lanes in float64, then a fixed tree ---------------------------------------------------
+
+struct Lanes {
+  double lane[16];
+  Lanes() {
+    for (int i = 0; i < 16; ++i) lane[i] = 0;
+  }
+  // adds t[i] to lane i
+  template <class T> FASTAE_INLINE void add(const T* t) {
+    for (int i = 0; i < 16; ++i) lane[i] += (double)t[i];
+  }
+  FASTAE_INLINE double sum() const {
+    double s[16];
+    for (int i = 0; i < 16; ++i) s[i] = lane[i];
+    for (int h = 8; h; h /= 2)
+      for (int i = 0; i < h; ++i) s[i] += s[i + h];
+    return s[0];
+  }
+};
+
+// sum over [0, n) of f(column, lanes) -> Vec, lanes beyond the row giving 0; f may store as it goes
+template <class T, class F> FASTAE_INLINE double row_sum(int64_t n, const F& f) {
+  constexpr int N = Vec<T>::N;
+  Lanes sum;
+  T t[16];
+  for (int64_t j0 = 0; j0 < n; j0 += 16) {
+    for (int v = 0; v < 16; v += N) {
+      const int lanes = (int)smaller(N, n - j0 - v);
+      if (lanes <= 0) {
+        Vec<T>(T(0)).store(t + v);
+        continue;
+      }
+      const Vec<T> x = f(j0 + v, lanes);
+      (lanes == N ? x : select(Mask<T>::first(lanes), x, Vec<T>(T(0)))).store(t + v);
+    }
+    sum.add(t);
+  }
+  return sum.sum();
+}
+
+template <class T> FASTAE_INLINE T row_max(const T* z, int64_t n) {
+  T m = z[0];
+  for (int64_t j = 1; j < n; ++j) m = z[j] > m || z[j] != z[j] ? z[j] : m;
+  return m;
+}
+
+// y = exp(z - max) / sum; y may be z
+template <class T> void softmax_row(const T* z, T* y, int64_t n) noexcept {
+  const Vec<T> m(row_max(z, n));
+  const double sum = row_sum<T>(n, [&](int64_t j, int lanes) {
+    const Vec<T> e = exp(Vec<T>::load(z + j, lanes) - m);
+    e.store(y + j, lanes);
+    return e;
+  });
+  const Vec<T> s((T)sum);
+  over_row<T>(n, [&](int64_t j, int lanes) { (Vec<T>::load(y + j, lanes) / s).store(y + j, lanes); });
+}
+
+// dz = y (dy - sum_j dy_j y_j); dz may be dy
+template <class T> void softmax_grad_row(const T* dy, const T* y, T* dz, int64_t n) noexcept {
+  const Vec<T> dot((T)row_sum<T>(
+      n, [&](int64_t j, int lanes) { return Vec<T>::load(dy + j, lanes) * Vec<T>::load(y + j, lanes); }));
+  over_row<T>(n, [&](int64_t j, int lanes) {
+    (Vec<T>::load(y + j, lanes) * (Vec<T>::load(dy + j, lanes) - dot)).store(dz + j, lanes);
+  });
+}
+
+}  // namespace
+}  // namespace fastae

@@ -1,0 +1,160 @@
+// Products of dense layers, without transposing anything in memory.
+//
+//   y  (m,n) = x (m,k) wT        w packed transposed; chains over k
+//   dx (m,k) = dz (m,n) w        w packed straight;   chains over n
+//   dw (n,k) = dzT x             both packed; chains over segments of 256 rows, added in order
+//
+// Every element of a result is the same chain however the work is cut, so threads and blocking change no bit.
+// `finish(row, rows, column, columns)` runs on each finished block while it is in cache.
+#pragma once
+#include "pack.h"
+#include "threads.h"
+
+namespace fastae {
+namespace {
+
+constexpr int64_t kSegment = 256;      // rows of a gradient's chain
+constexpr int64_t kDepthBlock = 768;   // chain elements per pass: a panel of them stays in L2
+constexpr int64_t kRowBlock = 192;     // rows of x per task: a block of them stays in L2
+constexpr int64_t kGroupBytes = 4 << 20;  // packed panels in use at a time
+
+// A lambda as a pool task.
+template <class F> FASTAE_INLINE void parallel(int threads, int64_t tasks, const F& f) noexcept {
+  if (threads <= 1 || tasks <= 1) {
+    for (int64_t i = 0; i < tasks; ++i) f(i);
+    return;
+  }
+  struct Call {
+    static void run(void* context, int64_t task, int) noexcept { (*static_cast<const F*>(context))(task); }
+  };
+  parallel_for(threads, tasks, &Call::run, const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// Threads worth waking for so many multiply-adds: a wake-up costs about as much as 2^17 of them.
+FASTAE_INLINE int useful_threads(int threads, double work) {
+  const double most = work / (1 << 17);
+  return most < 2 ? 1 : most < threads ? (int)most : threads;
+}
+
+template <class T> FASTAE_INLINE int64_t packed_size(int64_t columns, int64_t depth) {
+  return ceil_div(columns, Vec<T>::N) * Vec<T>::N * depth;
+}
+
+// Packs panels [first, last) of the right operand. transposed: w (columns, depth), else w (depth, columns).
+template <class T>
+void pack_panels(const T* w, int64_t ldw, int64_t columns, int64_t depth, bool transposed, int64_t first, int64_t last,
+                 int threads, T* packed) noexcept {
+  constexpr int64_t W = kPanelColumns<T>;
+  parallel(useful_threads(threads, 4.0 * (last - first) * W * depth), last - first, [&](int64_t i) {
+    const int64_t j = (first + i) * W, n = smaller(W, columns - j);
+    const int nv = panel_vectors<T>(columns, first + i);
+    if (transposed) pack_transposed(w + j * ldw, ldw, n, depth, nv, packed + i * W * depth);
+    else pack_straight(w + j, ldw, n, depth, nv, packed + i * W * depth);
+  });
+}
+
+// Chains of the panels [first, last) for rows [row, row + rows) of a.
+template <class T, class F>
+void multiply_block(const T* a, int64_t lda, const T* packed, int64_t row, int64_t rows, int64_t columns, int64_t depth,
+                    int64_t first, int64_t last, T* c, int64_t ldc, const F& finish) noexcept {
+  constexpr int64_t W = kPanelColumns<T>;
+  // equal passes over the chain
+  const int64_t passes = ceil_div(depth, kDepthBlock + kDepthBlock / 2), step = ceil_div(depth, larger(passes, 1));
+  for (int64_t p = 0; p < depth || p == 0; p += larger(step, 1)) {
+    const int64_t n = smaller(step, depth - p);
+    for (int64_t panel = first; panel < last; ++panel) {
+      const int nv = panel_vectors<T>(columns, panel);
+      const int64_t j = panel * W, width = smaller(W, columns - j);
+      const T* b = packed + (panel - first) * W * depth + p * nv * Vec<T>::N;
+      for (int64_t i = row; i < row + rows;) {
+        const TileArgs<T> t = {n, a + i * lda + p, lda, b, c + i * ldc + j, ldc, width, p ? kContinue : kSet};
+        const int taken = run_tile<T, false>(nv, row + rows - i, t);
+        if (p + n >= depth) finish(i, (int64_t)taken, j, width);
+        i += taken;
+      }
+    }
+    if (depth == 0) break;
+  }
+}
+
+// c (m,columns) = a (m,depth) * right operand. packed != null: all panels packed before; else scratch takes them in
+// groups of at most kGroupBytes (one panel at least).
+template <class T, class F>
+void multiply(const T* a, int64_t lda, const T* w, int64_t ldw, bool transposed, const T* packed, int64_t m,
+              int64_t columns, int64_t depth, T* c, int64_t ldc, int threads, T* scratch, const F& finish) noexcept {
+  constexpr int64_t W = kPanelColumns<T>;
+  threads = useful_threads(threads, (double)m * columns * depth);
+  const int64_t panels = panel_count<T>(columns);
+  const int64_t group = packed ? panels : larger(1, kGroupBytes / (int64_t)sizeof(T) / (W * larger(depth, 1)));
+  for (int64_t first = 0; first < panels; first += group) {
+    const int64_t last = smaller(panels, first + group);
+    const T* b = packed;
+    if (!packed) {
+      pack_panels(w, ldw, columns, depth, transposed, first, last, threads, scratch);
+      b = scratch;
+    }
+    const int64_t blocks = ceil_div(m, kRowBlock);
+    // few row blocks: cut the panels as well, to feed every thread
+    const int64_t cuts = threads > 1 ? smaller(last - first, ceil_div(4 * threads, larger(blocks, 1))) : 1;
+    const int64_t per = ceil_div(last - first, larger(cuts, 1));
+    const int64_t parts = ceil_div(last - first, per);
+    parallel(threads, blocks * parts, [&](int64_t task) {
+      const int64_t row = task / parts * kRowBlock, from = first + task % parts * per;
+      multiply_block(a, lda, b + (from - first) * W * depth, row, smaller(kRowBlock, m - row), columns, depth, from,
+                     smaller(last, from + per), c, ldc, finish);
+    });
+  }
+}
+
+template <class T> FASTAE_INLINE int64_t gradient_left_size(int64_t n) {
+  return ceil_div(n, kPanelRows) * (kPanelRows * kSegment + 2 * Vec<T>::N);
+}
+
+// dw (n,k) = dT x and db (n) = sum_r d for d (m,n), x (m,k); either may be null.
+// scratch: gradient_left_size(n) and packed_size(k, kSegment) elements.
+template <class T>
+void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m, int64_t n, int64_t k, T* dw, T* db,
+                     int threads, T* scratch) noexcept {
+  constexpr int64_t W = kPanelColumns<T>;
+  T* left = scratch;
+  T* right = scratch + gradient_left_size<T>(n);
+  const int64_t stride = kPanelRows * kSegment + 2 * Vec<T>::N;
+  const int64_t row_panels = ceil_div(n, kPanelRows), panels = dw ? panel_count<T>(k) : 0;
+  for (int64_t s = 0; s < m; s += kSegment) {
+    const int64_t rows = smaller(kSegment, m - s);
+    const int t = useful_threads(threads, (double)rows * n * (dw ? k : 4));
+    parallel(t, row_panels + panels, [&](int64_t task) {
+      if (task < row_panels) {
+        const int64_t j = task * kPanelRows, width = smaller(kPanelRows, n - j);
+        T sums[kPanelRows + 2 * Vec<T>::N];
+        pack_rows(d + s * ldd + j, ldd, width, rows, left + task * stride, sums);
+        if (db)
+          for (int64_t i = 0; i < width; ++i) db[j + i] = s ? db[j + i] + sums[i] : sums[i];
+      } else {
+        const int64_t panel = task - row_panels, j = panel * W;
+        pack_straight(x + s * ldx + j, ldx, smaller(W, k - j), rows, panel_vectors<T>(k, panel),
+                      right + panel * W * rows);
+      }
+    });
+    // tiles: a task is a run of row panels under one column panel
+    const int64_t run = t > 1 ? larger(1, row_panels * panels / (8 * t) / larger(panels, 1)) : larger(row_panels, 1);
+    const int64_t runs = ceil_div(row_panels, run);
+    parallel(t, panels * runs, [&](int64_t task) {
+      const int64_t panel = task / runs, j = panel * W, width = smaller(W, k - j);
+      const int nv = panel_vectors<T>(k, panel);
+      const int64_t from = task % runs * run;
+      for (int64_t q = from; q < smaller(row_panels, from + run); ++q) {
+        const int64_t end = smaller(kPanelRows, n - q * kPanelRows);
+        for (int64_t i = 0; i < end;) {
+          T* c = dw + (q * kPanelRows + i) * k + j;
+          const TileArgs<T> args = {rows,  left + q * stride + i, 1, right + panel * W * rows, c, k,
+                                    width, s ? kAddAfter : kSet};
+          i += run_tile<T, true>(nv, end - i, args);
+        }
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace fastae

@@ -1,0 +1,8 @@
+// The kernels compiled for avx2; see setup.py for the flags.
+#include "run.h"
+
+extern "C" const fastae::Kernels* fastae_kernels_avx2() {
+  static const fastae::Kernels kernels = {"avx2",         fastae::workspace_bytes, fastae::run, fastae::permutation,
+                                          fastae::all_finite, fastae::fma_rate};
+  return &kernels;
+}

@@ -1,0 +1,8 @@
+// The kernels compiled for avx512; see setup.py for the flags.
+#include "run.h"
+
+extern "C" const fastae::Kernels* fastae_kernels_avx512() {
+  static const fastae::Kernels kernels = {"avx512",         fastae::workspace_bytes, fastae::run, fastae::permutation,
+                                          fastae::all_finite, fastae::fma_rate};
+  return &kernels;
+}

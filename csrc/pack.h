@@ -1,0 +1,91 @@
+// Packing of product operands into the order in which a tile reads them.
+//
+// A panel holds kPanelColumns<T> output columns (the last one fewer, rounded up to whole vectors): panel[p][j].
+#pragma once
+#include <utility>
+
+#include "tile.h"
+
+namespace fastae {
+namespace {
+
+template <class T> constexpr int kPanelColumns = kMaxVectors * Vec<T>::N;
+
+FASTAE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTAE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTAE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T> FASTAE_INLINE int64_t panel_count(int64_t columns) { return ceil_div(columns, kPanelColumns<T>); }
+template <class T> FASTAE_INLINE int panel_vectors(int64_t columns, int64_t panel) {
+  return (int)smaller(kMaxVectors, ceil_div(columns - panel * kPanelColumns<T>, Vec<T>::N));
+}
+
+// In-register transpose of N x N: at distance s, blocks of s lanes off the diagonal change places.
+template <class T, int S, int... L>
+FASTAE_INLINE void transpose_stage(Vec<T>* r, std::integer_sequence<int, L...>) {
+  constexpr int N = Vec<T>::N;
+  typedef typename Native<T>::ints ints;
+  const ints low = {((L & S) ? L - S + N : L)...};
+  const ints high = {((L & S) ? L + N : L + S)...};
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i)
+    if ((i & S) == 0) {
+      const auto a = r[i].v, b = r[i + S].v;
+      r[i] = Vec<T>(__builtin_shuffle(a, b, low));
+      r[i + S] = Vec<T>(__builtin_shuffle(a, b, high));
+    }
+  if constexpr (S > 1) transpose_stage<T, S / 2>(r, std::integer_sequence<int, L...>());
+}
+
+// panel[p][j] = w[j, p] for `columns` rows of w (n,k): the panel of a product with w transposed.
+template <class T>
+void pack_transposed(const T* w, int64_t ldw, int64_t columns, int64_t depth, int nv, T* panel) noexcept {
+  constexpr int N = Vec<T>::N;
+  const int64_t width = (int64_t)nv * N;
+  for (int v = 0; v < nv; ++v) {
+    const int64_t rows = smaller(N, columns - v * N);
+    const T* source = w + v * N * ldw;
+    for (int64_t p = 0; p < depth; p += N) {
+      const int n = (int)smaller(N, depth - p);
+      Vec<T> r[N];
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) r[i] = i < rows ? Vec<T>::load(source + i * ldw + p, n) : Vec<T>(T(0));
+      transpose_stage<T, N / 2>(r, std::make_integer_sequence<int, N>());
+      T* out = panel + p * width + v * N;
+      if (n == N) {
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) r[i].store(out + i * width);
+      } else {
+        for (int i = 0; i < n; ++i) r[i].store(out + i * width);
+      }
+    }
+  }
+}
+
+// panel[p][j] = b[p, j]: the panel of a product with b as it lies; columns beyond the last are 0.
+template <class T>
+void pack_straight(const T* b, int64_t ldb, int64_t columns, int64_t depth, int nv, T* panel) noexcept {
+  constexpr int N = Vec<T>::N;
+  for (int64_t p = 0; p < depth; ++p)
+    for (int v = 0; v < nv; ++v) Vec<T>::load(b + p * ldb + v * N, (int)(columns - v * N)).store(panel + (p * nv + v) * N);
+}
+
+// panel[p][i] = d[p, i] for kPanelRows columns of d: the left operand of dT x; sums[i] = sum_p d[p, i] as one chain.
+// A store may reach over its row into the next: rows are written in order, and the panel has room for a vector more.
+template <class T>
+void pack_rows(const T* d, int64_t ldd, int64_t columns, int64_t depth, T* panel, T* sums) noexcept {
+  constexpr int N = Vec<T>::N, NV = (kPanelRows + N - 1) / N;
+  Vec<T> sum[NV];
+  for (int v = 0; v < NV; ++v) sum[v] = Vec<T>(T(0));
+  for (int64_t p = 0; p < depth; ++p)
+    for (int v = 0; v < NV; ++v) {
+      const int64_t left = smaller(columns, kPanelRows) - v * N;
+      const Vec<T> x = Vec<T>::load(d + p * ldd + v * N, (int)left);
+      sum[v] += x;
+      x.store(panel + p * kPanelRows + v * N);
+    }
+  for (int v = 0; v < NV; ++v) sum[v].store(sums + v * N);
+}
+
+}  // namespace
+}  // namespace fastae

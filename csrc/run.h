@@ -1,0 +1,462 @@
+// Executes a plan: as many steps as asked, one op after another, each op cut over the pool's threads; or, when the
+// steps are independent of each other, whole steps side by side, so that a block's activations stay in one core's cache.
+#pragma once
+#include <time.h>
+
+#include "random.h"
+#include "source.h"
+#include "update.h"
+
+namespace fastae {
+namespace {
+
+FASTAE_INLINE double clock_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+FASTAE_INLINE int64_t on_line(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Bytes that one executor needs beside the arena: packed panels or gradient operands, and sums of blocks.
+template <class T> struct Workspace {
+  int64_t packing = 0, sums = 0;
+
+  explicit Workspace(const PlanRecord& plan) {
+    const auto columns = [&](int64_t b) { return plan.buffers[b].columns; };
+    const auto rows = [&](int64_t b) { return plan.buffers[b].rows < 0 ? plan.batch : plan.buffers[b].rows; };
+    const auto group = [](int64_t n, int64_t depth) {
+      const int64_t panel = kPanelColumns<T> * larger(depth, 1);
+      const int64_t panels = smaller(panel_count<T>(n), larger(1, kGroupBytes / (int64_t)sizeof(T) / panel));
+      return panels * panel;
+    };
+    sums = plan.batch;
+    for (int64_t i = 0; i < plan.n_ops; ++i) {
+      const OpRecord& r = plan.ops[i];
+      if (r.kind == op::dense) {
+        const int64_t w = r.slot[at_dense::s_w];
+        packing = larger(packing, group(rows(w), columns(w)));
+      } else if (r.kind == op::dense_grad) {
+        const int64_t n = columns(r.slot[at_dense_grad::s_dz]), k = columns(r.slot[at_dense_grad::s_x]);
+        packing = larger(packing, group(k, n));
+        packing = larger(packing, gradient_left_size<T>(n) + packed_size<T>(k, kSegment));
+      } else if (r.kind == op::weight_penalty || r.kind == op::clip_gradient) {
+        sums = larger(sums, ceil_div(rows(r.slot[0]) * columns(r.slot[0]), kFlatBlock));
+      }
+    }
+  }
+  int64_t bytes() const { return on_line(packing * (int64_t)sizeof(T)) + on_line(sums * 8); }
+};
+
+template <class T> struct Executor {
+  const PlanRecord& plan;
+  const JobRecord& job;
+  int threads;
+  char* arena;  // for buffers that are not prepared once
+  T* packing;
+  double* sums;
+  int64_t step = 0, start = 0, m = 0;
+  // a gathered buffer that is read where it lies
+  int64_t alias = -1;
+  View<T> alias_view = {nullptr, 0};
+
+  Executor(const PlanRecord& p, const JobRecord& j, int n_threads, char* own_arena, char* work)
+      : plan(p), job(j), threads(n_threads), arena(own_arena) {
+    const Workspace<T> size(p);
+    packing = (T*)work;
+    sums = (double*)(work + on_line(size.packing * (int64_t)sizeof(T)));
+  }
+
+  int64_t width(int64_t b) const { return plan.buffers[b].columns; }
+
+  template <class U> View<U> view(int64_t b) const {
+    if (b < 0) return {nullptr, 0};
+    if (b == alias) return {(U*)alias_view.p, alias_view.ld};
+    const BufferRecord& r = plan.buffers[b];
+    if (r.space >= space::external) {
+      const int64_t ld = job.strides[r.space] ? job.strides[r.space] : r.columns;
+      return {(U*)job.spaces[r.space] + (r.rows < 0 ? start * ld : 0), ld};
+    }
+    char* base = r.space == space::arena && !r.prepared ? arena : (char*)job.spaces[r.space];
+    return {(U*)(base + r.offset), r.columns};
+  }
+  View<T> real(int64_t b) const { return view<T>(b); }
+  const int64_t* ids(int64_t b) const { return view<int64_t>(b).p; }
+
+  // f(first, count) over blocks of the batch's rows; cost: elements' worth of work a row
+  template <class F> void over_rows(double cost, const F& f) const {
+    const int t = useful_threads(threads, (double)m * cost);
+    const int64_t run = t > 1 ? larger(1, ceil_div(m, 4 * t)) : larger(m, 1);
+    parallel(t, ceil_div(m, run), [&](int64_t i) { f(i * run, smaller(run, m - i * run)); });
+  }
+
+  void gather(const OpRecord& o) {
+    namespace at = at_gather;
+    const SourceRecord& s = job.sources[o.i[at::i_source]];
+    const int64_t b = o.slot[at::s_x];
+    if (o.slot[at::s_rows] >= 0) {
+      int64_t* id = view<int64_t>(o.slot[at::s_rows]).p;
+      for (int64_t r = 0; r < m; ++r) id[r] = job.order ? job.order[start + r] : start + r;
+    }
+    if (o.slot[at::s_weight] >= 0) {
+      T* weight = real(o.slot[at::s_weight]).p;
+      for (int64_t r = 0; r < m; ++r)
+        weight[r] = s.weight ? (T)s.weight[job.order ? job.order[start + r] : start + r] : T(1);
+    }
+    if (!job.order && !s.indptr && s.dtype == (sizeof(T) == 8 ? source_dtype::f64 : source_dtype::f32) &&
+        plan.buffers[b].space == space::arena) {
+      alias = b;
+      alias_view = {(T*)s.data + start * s.row_stride, s.row_stride};
+      return;
+    }
+    const View<T> x = real(b);
+    over_rows((double)s.columns * 2, [&](int64_t first, int64_t n) {
+      for (int64_t r = first; r < first + n; ++r) {
+        if (job.order && r + 1 < first + n && !s.indptr)  // rows lie far apart
+          __builtin_prefetch((const char*)s.data + job.order[start + r + 1] * s.row_stride * 4);
+        read_row(s, job.order ? job.order[start + r] : start + r, x.at(r, 0));
+      }
+    });
+  }
+
+  void noise(const OpRecord& o, const double* f) {
+    namespace at = at_noise;
+    const Noise<T> noise = {(int)o.i[at::i_kind], {job.seed, job.epoch}, (uint32_t)o.i[at::i_stream],
+                            f[at::f_amount],      (T)f[at::f_low],       (T)f[at::f_high],
+                            ids(o.slot[at::s_rows]), m};
+    const View<T> in = real(o.slot[at::s_x]), y = real(o.slot[at::s_y]);
+    const View<const T> x = {in.p, in.ld};
+    over_rows((double)width(o.slot[at::s_x]) * 16, [&](int64_t first, int64_t n) {
+      for (int64_t r = first; r < first + n; ++r) noise(x, y, r, width(o.slot[at::s_x]));
+    });
+  }
+
+  void dropout(const OpRecord& o, const double* f) {
+    namespace at = at_dropout;
+    const View<T> x = real(o.slot[at::s_x]), y = real(o.slot[at::s_y]);
+    const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+    const DenseEpilogue<T> finish = {x, {nullptr, 0}, y, nullptr, 0, {0, 0}, &drop};
+    over_rows((double)width(o.slot[at::s_x]) * 8,
+              [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_x])); });
+  }
+
+  void pack(const OpRecord& o) {
+    namespace at = at_pack;
+    const View<T> w = real(o.slot[at::s_w]);
+    const BufferRecord& r = plan.buffers[o.slot[at::s_w]];
+    pack_panels(w.p, w.ld, r.rows, r.columns, true, 0, panel_count<T>(r.rows), threads, real(o.slot[at::s_packed]).p);
+  }
+
+  void dense(const OpRecord& o, const double* f) {
+    namespace at = at_dense;
+    const View<T> x = real(o.slot[at::s_x]), w = real(o.slot[at::s_w]), y = real(o.slot[at::s_y]);
+    const int64_t n = plan.buffers[o.slot[at::s_w]].rows, k = width(o.slot[at::s_w]);
+    const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+    const DenseEpilogue<T> finish = {y,
+                                     real(o.slot[at::s_z]),
+                                     y,
+                                     real(o.slot[at::s_b]).p,
+                                     (int)o.i[at::i_activation],
+                                     {(T)f[at::f_p0], (T)f[at::f_p1]},
+                                     f[at::f_rate] > 0 ? &drop : nullptr};
+    multiply(x.p, x.ld, w.p, w.ld, true, (const T*)real(o.slot[at::s_packed]).p, m, n, k, y.p, y.ld, threads, packing,
+             finish);
+  }
+
+  void activation(const OpRecord& o, const double* f) {
+    namespace at = at_activation;
+    const DenseEpilogue<T> finish = {real(o.slot[at::s_x]),      {nullptr, 0}, real(o.slot[at::s_y]), nullptr,
+                                     (int)o.i[at::i_activation], {(T)f[at::f_p0], (T)f[at::f_p1]}, nullptr};
+    over_rows((double)width(o.slot[at::s_x]) * 8,
+              [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_x])); });
+  }
+
+  void activation_grad(const OpRecord& o, const double* f) {
+    namespace at = at_activation_grad;
+    const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+    const GradEpilogue<T> finish = {real(o.slot[at::s_dy]),
+                                    real(o.slot[at::s_saved]),
+                                    real(o.slot[at::s_dz]),
+                                    (int)o.i[at::i_activation],
+                                    {(T)f[at::f_p0], (T)f[at::f_p1]},
+                                    f[at::f_rate] > 0 ? &drop : nullptr};
+    over_rows((double)width(o.slot[at::s_dy]) * 8,
+              [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_dy])); });
+  }
+
+  void softmax(const OpRecord& o) {
+    namespace at = at_softmax;
+    const View<T> z = real(o.slot[at::s_z]), y = real(o.slot[at::s_y]);
+    over_rows((double)width(o.slot[at::s_z]) * 16, [&](int64_t first, int64_t n) {
+      for (int64_t r = first; r < first + n; ++r) softmax_row(z.at(r, 0), y.at(r, 0), width(o.slot[at::s_z]));
+    });
+  }
+
+  void softmax_grad(const OpRecord& o) {
+    namespace at = at_softmax_grad;
+    const View<T> dy = real(o.slot[at::s_dy]), y = real(o.slot[at::s_y]), dz = real(o.slot[at::s_dz]);
+    over_rows((double)width(o.slot[at::s_dy]) * 4, [&](int64_t first, int64_t n) {
+      for (int64_t r = first; r < first + n; ++r)
+        softmax_grad_row(dy.at(r, 0), y.at(r, 0), dz.at(r, 0), width(o.slot[at::s_dy]));
+    });
+  }
+
+  void add_value(int64_t column, double value) const {
+    if (column >= 0) job.values[step * plan.n_values + column] += value;
+  }
+
+  void loss(const OpRecord& o, const double* f) {
+    namespace at = at_loss;
+    const View<T> y = real(o.slot[at::s_y]), t = real(o.slot[at::s_target]), dy = real(o.slot[at::s_dy]);
+    const T* weight = real(o.slot[at::s_weight]).p;
+    const View<double> out = view<double>(o.slot[at::s_row_value]);
+    const LossRow<T> row = {(int)o.i[at::i_loss], {(T)f[at::f_p0], (T)f[at::f_p1]}, f[at::f_scale]};
+    const int64_t n = width(o.slot[at::s_y]);
+    double* value = out ? out.p : sums;
+    const int64_t ld = out ? out.ld : 1;
+    over_rows((double)n * 16, [&](int64_t first, int64_t count) {
+      for (int64_t r = first; r < first + count; ++r) {
+        const double w = weight ? (double)weight[r] : 1.0;
+        value[r * ld] = row(y.at(r, 0), t.at(r, 0), dy ? dy.at(r, 0) : nullptr, (T)(w * f[at::f_scale] / (double)m), n);
+      }
+    });
+    if (o.i[at::i_value] < 0) return;
+    for (int64_t r = 0; r < m; ++r) sums[r] = weight ? value[r * ld] * (double)weight[r] : value[r * ld];
+    add_value(o.i[at::i_value], sum_in_order(sums, m) / (double)m);
+  }
+
+  void dense_grad(const OpRecord& o, const double* f) {
+    namespace at = at_dense_grad;
+    const View<T> dz = real(o.slot[at::s_dz]), x = real(o.slot[at::s_x]), dx = real(o.slot[at::s_dx]);
+    const int64_t n = width(o.slot[at::s_dz]), k = width(o.slot[at::s_x]);
+    T* dw = real(o.slot[at::s_dw]).p;
+    T* db = real(o.slot[at::s_db]).p;
+    if (dw || db) weight_gradient(dz.p, dz.ld, x.p, x.ld, m, n, k, dw, db, threads, packing);
+    if (!dx) return;
+    const View<T> w = real(o.slot[at::s_w]);
+    const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+    const GradEpilogue<T> finish = {dx,
+                                    real(o.slot[at::s_saved]),
+                                    dx,
+                                    (int)o.i[at::i_activation],
+                                    {(T)f[at::f_p0], (T)f[at::f_p1]},
+                                    f[at::f_rate] > 0 ? &drop : nullptr};
+    multiply(dz.p, dz.ld, w.p, w.ld, false, (const T*)nullptr, m, k, n, dx.p, dx.ld, threads, packing, finish);
+  }
+
+  void activity(const OpRecord& o, const double* f) {
+    namespace at = at_activity;
+    const View<T> h = real(o.slot[at::s_h]), dh = real(o.slot[at::s_dh]);
+    const View<double> out = view<double>(o.slot[at::s_row_value]);
+    double* value = out ? out.p : sums;
+    const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
+    const int64_t n = width(o.slot[at::s_h]);
+    over_rows((double)n * 8, [&](int64_t first, int64_t count) {
+      for (int64_t r = first; r < first + count; ++r)
+        value[r] = activity_row((int)o.i[at::i_penalty], p, h.at(r, 0), dh.at(r, 0), (T)(1.0 / (double)m), n);
+    });
+    if (o.i[at::i_value] >= 0) add_value(o.i[at::i_value], sum_in_order(value, m) / (double)m);
+  }
+
+  void kl_sparsity(const OpRecord& o, const double* f) {
+    namespace at = at_kl_sparsity;
+    const View<T> h = real(o.slot[at::s_h]), dh = real(o.slot[at::s_dh]);
+    double* mean = view<double>(o.slot[at::s_mean]).p;
+    const int64_t n = width(o.slot[at::s_h]);
+    const int t = useful_threads(threads, (double)m * n * 8);
+    parallel(t, ceil_div(n, kColumnBlock), [&](int64_t block) {
+      const int64_t c = block * kColumnBlock, count = smaller(kColumnBlock, n - c);
+      column_means(View<const T>{h.p, h.ld}, m, c, count, mean + c);
+      for (int64_t j = c; j < c + count; ++j) {
+        double slope;
+        kl_bernoulli(f[at::f_rho], mean[j], &slope);
+        const T g = (T)(f[at::f_weight] * slope / (double)m);
+        for (int64_t r = 0; r < m; ++r) *dh.at(r, j) += g;
+      }
+    });
+    double value = 0, slope;
+    for (int64_t j = 0; j < n; ++j) value += kl_bernoulli(f[at::f_rho], mean[j], &slope);
+    add_value(o.i[at::i_value], f[at::f_weight] * value);
+  }
+
+  int64_t count(int64_t b) const { return plan.buffers[b].rows * plan.buffers[b].columns; }
+
+  void apply_update(const OpRecord& o, const double* f) {
+    namespace at = at_update;
+    const double* scalars = job.scalars + step * plan.n_scalars + o.i[at::i_scalar];
+    T c[8], p[kMaxFloats];
+    for (int i = 0; i < 8; ++i) c[i] = o.i[at::i_scalar] + i < plan.n_scalars ? (T)scalars[i] : T(0);
+    for (int i = 0; i < kMaxFloats; ++i) p[i] = (T)f[i];
+    T* const state[3] = {real(o.slot[at::s_s0]).p, real(o.slot[at::s_s1]).p, real(o.slot[at::s_s2]).p};
+    update((int)o.i[at::i_rule], real(o.slot[at::s_w]).p, (const T*)real(o.slot[at::s_g]).p, state,
+           count(o.slot[at::s_w]), c, p, threads);
+  }
+
+  void apply_project(const OpRecord& o, const double* f) {
+    namespace at = at_project;
+    const BufferRecord& r = plan.buffers[o.slot[at::s_w]];
+    const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
+    const bool prox = o.i[at::i_kind] == project_kind::prox;
+    const T size = prox ? (T)job.scalars[step * plan.n_scalars + o.i[at::i_scalar]] : T(0);
+    project((int)o.i[at::i_kind], (int)o.i[at::i_penalty], real(o.slot[at::s_w]).p, r.rows, r.columns, p, size, threads);
+  }
+
+  void run_op(int64_t index) {
+    const OpRecord& o = plan.ops[index];
+    const double* f = plan.floats + index * kMaxFloats;
+    const T p[2] = {(T)f[0], (T)f[1]};
+    switch (o.kind) {
+      case op::gather: gather(o); break;
+      case op::noise: noise(o, f); break;
+      case op::dropout: dropout(o, f); break;
+      case op::pack: pack(o); break;
+      case op::dense: dense(o, f); break;
+      case op::activation: activation(o, f); break;
+      case op::activation_grad: activation_grad(o, f); break;
+      case op::softmax: softmax(o); break;
+      case op::softmax_grad: softmax_grad(o); break;
+      case op::loss: loss(o, f); break;
+      case op::dense_grad: dense_grad(o, f); break;
+      case op::activity: activity(o, f); break;
+      case op::kl_sparsity: kl_sparsity(o, f); break;
+      case op::weight_penalty:
+        add_value(o.i[at_weight_penalty::i_value],
+                  weight_penalty((int)o.i[at_weight_penalty::i_penalty], p, (const T*)real(o.slot[0]).p,
+                                 real(o.slot[1]).p, count(o.slot[0]), sums, threads));
+        break;
+      case op::clip_gradient:
+        clip_gradient((int)o.i[at_clip_gradient::i_mode], real(o.slot[0]).p, count(o.slot[0]), f[0], sums, threads);
+        break;
+      case op::update: apply_update(o, f); break;
+      case op::project: apply_project(o, f); break;
+      default: break;
+    }
+  }
+
+  void run_phases(int64_t phases) {
+    for (int64_t i = 0; i < plan.n_ops; ++i)
+      if (plan.ops[i].phase & phases & job.phases) run_op(i);
+  }
+
+  void begin(int64_t i) {
+    step = i;
+    start = (job.first_batch + i) * plan.batch;
+    m = smaller(plan.batch, job.n_rows - start);
+    alias = -1;
+  }
+
+  bool values_finite() const {
+    for (int64_t v = 0; v < plan.n_values; ++v) {
+      const double x = job.values[step * plan.n_values + v];
+      if (x - x != 0) return false;
+    }
+    return true;
+  }
+};
+
+template <class T> int64_t run_in_order(const PlanRecord& plan, const JobRecord& job) noexcept {
+  Executor<T> e(plan, job, job.threads, (char*)job.spaces[space::arena], (char*)job.workspace);
+  for (int64_t i = 0; i < job.n_steps * plan.n_values; ++i) job.values[i] = 0;
+  e.begin(0);
+  e.run_phases(phase::prepare);
+  double last = clock_seconds();
+  for (int64_t i = 0; i < job.n_steps; ++i) {
+    e.begin(i);
+    e.run_phases(phase::gradient);
+    if (!e.values_finite()) return i;
+    e.run_phases(~(int64_t)(phase::prepare | phase::gradient));
+    if (!job.poll) continue;
+    const double now = clock_seconds();
+    if (now - last < 0.004) continue;
+    last = now;
+    if (!job.poll(job.poll_context, i + 1)) return i + 1;
+  }
+  return job.n_steps;
+}
+
+// Independent steps: one thread takes a whole step, with an arena and packing space of its own.
+template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRecord& job, int threads) noexcept {
+  const int64_t arena = on_line(plan.arena_bytes), each = arena + Workspace<T>(plan).bytes();
+  char* work = (char*)job.workspace;
+  Executor<T> first(plan, job, job.threads, work, work + arena);
+  first.begin(0);
+  first.run_phases(phase::prepare);
+  struct Call {
+    const PlanRecord& plan;
+    const JobRecord& job;
+    char* work;
+    int64_t arena, each;
+    bool alone;
+    int64_t done, stop;
+    double last;
+    static void run(void* context, int64_t i, int thread) noexcept {
+      Call& c = *(Call*)context;
+      if (__atomic_load_n(&c.stop, __ATOMIC_RELAXED)) return;
+      char* own = c.work + thread * c.each;
+      Executor<T> e(c.plan, c.job, c.alone ? c.job.threads : 1, own, own + c.arena);
+      e.begin(i);
+      e.run_phases(~(int64_t)phase::prepare);
+      __atomic_add_fetch(&c.done, 1, __ATOMIC_RELAXED);
+      if (thread != 0 || !c.job.poll) return;  // thread 0 is the caller's
+      const double now = clock_seconds();
+      if (now - c.last < 0.004) return;
+      c.last = now;
+      if (!c.job.poll(c.job.poll_context, __atomic_load_n(&c.done, __ATOMIC_RELAXED)))
+        __atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
+    }
+  };
+  Call call = {plan, job, work, arena, each, threads == 1, 0, 0, clock_seconds()};
+  if (threads == 1)
+    for (int64_t i = 0; i < job.n_steps; ++i) Call::run(&call, i, 0);
+  else parallel_for(threads, job.n_steps, &Call::run, &call);
+  return call.done;
+}
+
+FASTAE_INLINE bool side_by_side(const PlanRecord& plan) { return plan.row_local && plan.n_values == 0; }
+
+template <class T> int64_t bytes_of(const PlanRecord& plan, int threads) noexcept {
+  const int64_t own = Workspace<T>(plan).bytes();
+  return side_by_side(plan) ? (on_line(plan.arena_bytes) + own) * threads : own;
+}
+
+int64_t workspace_bytes(const PlanRecord& plan, int threads) noexcept {
+  return plan.is_double ? bytes_of<double>(plan, threads) : bytes_of<float>(plan, threads);
+}
+
+template <class T> int64_t run_typed(const PlanRecord& plan, const JobRecord& job) noexcept {
+  if (!side_by_side(plan)) return run_in_order<T>(plan, job);
+  return run_side_by_side<T>(plan, job, (int)smaller(job.threads, job.n_steps));
+}
+
+int64_t run(const PlanRecord& plan, const JobRecord& job) noexcept {
+  return plan.is_double ? run_typed<double>(plan, job) : run_typed<float>(plan, job);
+}
+
+// Rate of independent fused multiply-adds from registers: the ceiling that products are held against.
+template <class T> double fma_rate_of(double seconds) noexcept {
+  constexpr int A = 12, kLoops = 20000;
+  Vec<T> acc[A];
+  for (int i = 0; i < A; ++i) acc[i] = Vec<T>((T)i);
+  Vec<T> a((T)0.999), b((T)0.001);
+  __asm__ volatile("" : "+m"(a), "+m"(b));
+  double best = 0;
+  const double end = clock_seconds() + seconds;
+  do {
+    const double t = clock_seconds();
+    for (int loop = 0; loop < kLoops; ++loop) {
+#pragma GCC unroll 16
+      for (int i = 0; i < A; ++i) acc[i] = fma(acc[i], a, b);
+    }
+    const double rate = 2.0 * A * Vec<T>::N * kLoops / (clock_seconds() - t);
+    best = rate > best ? rate : best;
+  } while (clock_seconds() < end);
+  for (int i = 0; i < A; ++i) __asm__ volatile("" : : "m"(acc[i]));
+  return best;
+}
+
+double fma_rate(bool is_double, double seconds) noexcept {
+  return is_double ? fma_rate_of<double>(seconds) : fma_rate_of<float>(seconds);
+}
+
+}  // namespace
+}  // namespace fastae

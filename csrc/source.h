@@ -1,0 +1,98 @@
+// Reading rows of any stored type, dense or CSR.
+#pragma once
+#include "gemm.h"
+#include "kernels.h"
+
+namespace fastae {
+namespace {
+
+// f(typed null pointer) for a source's element type
+template <class F> FASTAE_INLINE void visit_dtype(int64_t dtype, const F& f) {
+  switch (dtype) {
+    case source_dtype::f32: f((const float*)nullptr); break;
+    case source_dtype::f64: f((const double*)nullptr); break;
+    case source_dtype::f16: f((const Half*)nullptr); break;
+    case source_dtype::bf16: f((const BFloat16*)nullptr); break;
+    case source_dtype::u8: f((const uint8_t*)nullptr); break;
+    case source_dtype::i8: f((const int8_t*)nullptr); break;
+    case source_dtype::u16: f((const uint16_t*)nullptr); break;
+    case source_dtype::i16: f((const int16_t*)nullptr); break;
+    case source_dtype::u32: f((const uint32_t*)nullptr); break;
+    case source_dtype::i32: f((const int32_t*)nullptr); break;
+    case source_dtype::u64: f((const uint64_t*)nullptr); break;
+    case source_dtype::i64: f((const int64_t*)nullptr); break;
+    default: break;
+  }
+}
+
+FASTAE_INLINE int64_t index_at(const void* p, bool wide, int64_t i) {
+  return wide ? ((const int64_t*)p)[i] : ((const int32_t*)p)[i];
+}
+
+template <class T> void read_row(const SourceRecord& s, int64_t row, T* out) noexcept {
+  visit_dtype(s.dtype, [&](auto* type) {
+    typedef typename std::remove_const<typename std::remove_pointer<decltype(type)>::type>::type S;
+    const S* data = (const S*)s.data;
+    if (!s.indptr) {
+      data += row * s.row_stride;
+      if constexpr (std::is_same<S, T>::value) __builtin_memcpy(out, data, (size_t)s.columns * sizeof(T));
+      else
+        for (int64_t j = 0; j < s.columns; ++j) out[j] = convert<T>(data[j]);
+      return;
+    }
+    for (int64_t j = 0; j < s.columns; ++j) out[j] = T(0);
+    const int64_t end = index_at(s.indptr, s.indptr64, row + 1);
+    for (int64_t q = index_at(s.indptr, s.indptr64, row); q < end; ++q)
+      out[index_at(s.indices, s.indices64, q)] += convert<T>(data[q]);  // duplicates add up
+  });
+}
+
+// Whether every element is finite: x - x is 0 for finite x, NaN otherwise.
+template <class S> bool rows_finite(const S* p, int64_t rows, int64_t columns, int64_t stride, int threads) noexcept {
+  if (stride == columns) {  // one long row
+    columns *= rows;
+    rows = 1;
+  }
+  constexpr int64_t kBlock = 1 << 15;
+  const int64_t blocks = ceil_div(columns, kBlock);
+  int bad = 0;
+  parallel(useful_threads(threads, (double)rows * columns), rows * blocks, [&](int64_t task) {
+    const int64_t first = task % blocks * kBlock, n = smaller(kBlock, columns - first);
+    const S* q = p + task / blocks * stride + first;
+    if constexpr (std::is_same<S, float>::value || std::is_same<S, double>::value) {
+      typedef Vec<S> V;
+      V sum[4] = {V(S(0)), V(S(0)), V(S(0)), V(S(0))};
+      int64_t j = 0;
+      for (; j + 4 * V::N <= n; j += 4 * V::N)
+        for (int v = 0; v < 4; ++v) {
+          const V x = V::load(q + j + v * V::N);
+          sum[v] += x - x;
+        }
+      for (; j < n; j += V::N) {
+        const V x = V::load(q + j, (int)smaller(V::N, n - j));
+        sum[0] += x - x;
+      }
+      const V s = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      if (any(s != V(S(0)))) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+    } else {
+      int found = 0;
+      constexpr uint16_t exponent = std::is_same<S, Half>::value ? 0x7c00 : 0x7f80;
+      for (int64_t j = 0; j < n; ++j) found |= (q[j].bits & exponent) == exponent;
+      if (found) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+    }
+  });
+  return !bad;
+}
+
+bool all_finite(const void* data, int64_t dtype, int64_t rows, int64_t columns, int64_t stride, int threads) noexcept {
+  switch (dtype) {
+    case source_dtype::f32: return rows_finite((const float*)data, rows, columns, stride, threads);
+    case source_dtype::f64: return rows_finite((const double*)data, rows, columns, stride, threads);
+    case source_dtype::f16: return rows_finite((const Half*)data, rows, columns, stride, threads);
+    case source_dtype::bf16: return rows_finite((const BFloat16*)data, rows, columns, stride, threads);
+    default: return true;
+  }
+}
+
+}  // namespace
+}  // namespace fastae

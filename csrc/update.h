@@ -1,0 +1,133 @@
+// Work on the flat parameter buffer: update rules, weight penalties, clipping, projections.
+//
+// Elementwise passes are cut into blocks of kFlatBlock elements; sums are made per block (16 virtual lanes) and the
+// blocks' sums added in order.
+#pragma once
+#include "gemm.h"
+#include "losses.h"
+
+namespace fastae {
+namespace {
+
+constexpr int64_t kFlatBlock = 4096;
+
+// f(first, count) over blocks of [0, n)
+template <class F> FASTAE_INLINE void over_flat(int threads, int64_t n, const F& f) {
+  const int t = n >= 16 * kFlatBlock ? threads : 1;
+  const int64_t blocks = ceil_div(n, kFlatBlock), run = t > 1 ? 8 : larger(blocks, 1);
+  parallel(t, ceil_div(blocks, run), [&](int64_t task) {
+    for (int64_t b = task * run; b < smaller(blocks, (task + 1) * run); ++b)
+      f(b * kFlatBlock, smaller(kFlatBlock, n - b * kFlatBlock));
+  });
+}
+
+// sum over [0, n) of f(index, lanes) -> Vec; partial: one double per block
+template <class T, class F>
+FASTAE_INLINE double flat_sum(int threads, int64_t n, double* partial, const F& f) {
+  over_flat(threads, n, [&](int64_t first, int64_t count) {
+    partial[first / kFlatBlock] = row_sum<T>(count, [&](int64_t j, int lanes) { return f(first + j, lanes); });
+  });
+  double sum = 0;
+  for (int64_t b = 0; b < ceil_div(n, kFlatBlock); ++b) sum += partial[b];
+  return sum;
+}
+
+// w, s in place from g: the whole rule in one pass. c: the step's constants.
+template <class T>
+void update(int rule, T* w, const T* g, T* const* state, int64_t n, const T* c, const T* p, int threads) noexcept {
+  visit_update<Vec<T>, T>(rule, [&](auto formula) {
+    constexpr int S = decltype(formula)::n_states;
+    over_flat(threads, n, [&](int64_t first, int64_t count) {
+      over_row<T>(count, [&](int64_t j, int lanes) {
+        const int64_t i = first + j;
+        Vec<T> x = Vec<T>::load(w + i, lanes), s[S + 1];
+        for (int q = 0; q < S; ++q) s[q] = Vec<T>::load(state[q] + i, lanes);
+        formula.apply(x, Vec<T>::load(g + i, lanes), s, c, p);
+        x.store(w + i, lanes);
+        for (int q = 0; q < S; ++q) s[q].store(state[q] + i, lanes);
+      });
+    });
+  });
+}
+
+template <class T>
+double weight_penalty(int penalty, const T* p, const T* w, T* dw, int64_t n, double* partial, int threads) noexcept {
+  double value = 0;
+  visit_penalty<Vec<T>, T>(penalty, [&](auto formula) {
+    value = flat_sum<T>(threads, n, partial, [&](int64_t i, int lanes) {
+      const Vec<T> x = Vec<T>::load(w + i, lanes);
+      (Vec<T>::load(dw + i, lanes) + formula.smooth(x, p)).store(dw + i, lanes);
+      return formula.value(x, p);
+    });
+  });
+  return value;
+}
+
+template <class T> void clip_gradient(int mode, T* g, int64_t n, double limit, double* partial, int threads) noexcept {
+  if (mode == clip_mode::value) {
+    const Vec<T> most((T)limit), least((T)-limit);
+    over_flat(threads, n, [&](int64_t first, int64_t count) {
+      over_row<T>(count, [&](int64_t j, int lanes) {
+        max(min(Vec<T>::load(g + first + j, lanes), most), least).store(g + first + j, lanes);
+      });
+    });
+    return;
+  }
+  double square = 0;  // float64 throughout: the square of a large float32 gradient must not overflow
+  over_flat(threads, n, [&](int64_t first, int64_t count) {
+    Lanes sum;
+    double t[16];
+    for (int64_t j0 = 0; j0 < count; j0 += 16) {
+      for (int i = 0; i < 16; ++i) {
+        const double x = j0 + i < count ? (double)g[first + j0 + i] : 0.0;
+        t[i] = x * x;
+      }
+      sum.add(t);
+    }
+    partial[first / kFlatBlock] = sum.sum();
+  });
+  for (int64_t b = 0; b < ceil_div(n, kFlatBlock); ++b) square += partial[b];
+  const double norm = __builtin_sqrt(square);
+  if (!(norm > limit)) return;
+  const Vec<T> scale((T)(limit / norm));
+  over_flat(threads, n, [&](int64_t first, int64_t count) {
+    over_row<T>(count, [&](int64_t j, int lanes) {
+      (Vec<T>::load(g + first + j, lanes) * scale).store(g + first + j, lanes);
+    });
+  });
+}
+
+template <class T>
+void project(int kind, int penalty, T* w, int64_t rows, int64_t columns, const T* p, T step, int threads) noexcept {
+  const int64_t n = rows * columns;
+  const auto each = [&](auto f) {
+    over_flat(threads, n, [&](int64_t first, int64_t count) {
+      over_row<T>(count, [&](int64_t j, int lanes) {
+        f(Vec<T>::load(w + first + j, lanes)).store(w + first + j, lanes);
+      });
+    });
+  };
+  if (kind == project_kind::prox) {
+    visit_penalty<Vec<T>, T>(penalty,
+                             [&](auto formula) { each([&](Vec<T> x) { return formula.prox(x, Vec<T>(step), p); }); });
+  } else if (kind == project_kind::range) {
+    each([&](Vec<T> x) { return min(max(x, Vec<T>(p[0])), Vec<T>(p[1])); });
+  } else if (kind == project_kind::non_negative) {
+    each([&](Vec<T> x) { return max(x, Vec<T>(T(0))); });
+  } else {
+    parallel(useful_threads(threads, (double)n * 4), rows, [&](int64_t r) {
+      T* row = w + r * columns;
+      const double square = row_sum<T>(columns, [&](int64_t j, int lanes) {
+        const Vec<T> x = Vec<T>::load(row + j, lanes);
+        return x * x;
+      });
+      const double norm = __builtin_sqrt(square);
+      if (!(norm > (double)p[0])) return;
+      const Vec<T> scale((T)((double)p[0] / norm));
+      over_row<T>(columns, [&](int64_t j, int lanes) { (Vec<T>::load(row + j, lanes) * scale).store(row + j, lanes); });
+    });
+  }
+}
+
+}  // namespace
+}  // namespace fastae

@@ -1,0 +1,115 @@
+"""The compiled backend: hands plans to ``fastae._core``, which runs whole epochs with the GIL released."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from ... import _core
+from ...plan.plan import Job, Plan, Source
+
+# fastae's codes of stored element types; bfloat16 is ml_dtypes', known by name
+_DTYPE_CODES = {
+    "float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "bool": 4, "int8": 5, "uint16": 6,
+    "int16": 7, "uint32": 8, "int32": 9, "uint64": 10, "int64": 11,
+}  # fmt: skip
+
+
+def instruction_sets() -> list[str]:
+    """Instruction sets of this build that the machine has, best last."""
+    return _core.instruction_sets()
+
+
+def _chosen_isa() -> str:
+    """``FASTAE_ISA``, else the best set present."""
+    present = instruction_sets()
+    if not present:
+        raise ImportError("fastae._core was built without kernels for this machine; rebuild with a C++17 compiler")
+    wanted = os.environ.get("FASTAE_ISA", "")
+    if wanted and wanted not in present:
+        raise ValueError(
+            f"FASTAE_ISA={wanted!r} is not available; this build and machine have {', '.join(present)}; "
+            "unset FASTAE_ISA to choose automatically"
+        )
+    return wanted or present[-1]
+
+
+class NativeBackend:
+    """Runs plans on the kernels of one instruction set.
+
+    isa : name of an instruction set, or None for ``FASTAE_ISA``, else the best one present.
+    """
+
+    name = "native"
+
+    def __init__(self, isa: str | None = None):
+        self.isa = _chosen_isa() if isa is None else isa
+        if self.isa not in instruction_sets():
+            raise ValueError(
+                f"instruction set {isa!r} is not available; this build and machine have {', '.join(instruction_sets())}"
+            )
+
+    def __repr__(self) -> str:
+        return f"NativeBackend(isa={self.isa!r})"
+
+    def compile(self, plan: Plan) -> _core.Plan:
+        """The plan's records in the form that ``run`` takes."""
+        buffers, ops, floats = plan.encode()
+        return _core.Plan(
+            self.isa,
+            plan.dtype == np.float64,
+            plan.batch,
+            buffers,
+            ops,
+            floats,
+            list(plan.sizes),
+            plan.n_values,
+            plan.n_scalars,
+            plan.row_local,
+        )
+
+    def run(self, handle: _core.Plan, job: Job) -> int:
+        """Runs the job's steps; returns how many finished (fewer when a step's values were not finite)."""
+        return handle.run(
+            job.spaces,
+            [_source_tuple(source) for source in job.sources],
+            job.n_rows,
+            job.order,
+            job.first_batch,
+            job.n_steps,
+            job.phases,
+            job.scalars,
+            job.values,
+            job.seed,
+            job.epoch,
+            job.n_threads,
+            job.progress,
+        )
+
+    def permutation(self, seed: int, epoch: int, n: int) -> np.ndarray:
+        """Order of n rows in an epoch, int64; a function of (seed, epoch)."""
+        return _core.permutation(self.isa, seed, epoch, n)
+
+    def all_finite(self, array: np.ndarray, n_threads: int = 1) -> bool:
+        """Whether a 2-D array with contiguous rows has neither NaN nor infinity."""
+        code = _DTYPE_CODES.get(array.dtype.name)
+        if code is None:
+            return bool(np.isfinite(array).all())
+        return _core.all_finite(self.isa, array, code, n_threads)
+
+    def peak_gflops(self, dtype: str = "float32", seconds: float = 0.2) -> float:
+        """Measured ceiling of fused multiply-adds from registers on one thread, in GFLOP/s."""
+        return _core.fma_rate(self.isa, np.dtype(dtype) == np.float64, seconds) / 1e9
+
+
+def _source_tuple(source: Source) -> tuple:
+    data = source.data
+    try:
+        code = _DTYPE_CODES[data.dtype.name]
+    except KeyError:
+        known = ", ".join(_DTYPE_CODES)
+        raise TypeError(f"source has dtype {data.dtype}; convert it to one of {known}") from None
+    if source.indptr is None:
+        return data, code, data.shape[1], None, None, source.weight
+    return data, code, source.columns, source.indptr, source.indices, source.weight

@@ -1,0 +1,281 @@
+"""A plan: op records over named buffers, and how they are laid out in memory.
+
+Pure data. A backend reads it, binds it to memory (`Memory`) and runs it; see `fastae.backends`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import schema
+from .schema import ARENA, BATCH_ROWS, EXTERNAL, FLOAT64, GRAD, INT64, REAL, STATE, THETA
+
+ALIGNMENT = 64  # bytes; every buffer starts on a cache line
+_SPACE_NAMES = {ARENA: "arena", THETA: "theta", GRAD: "grad", STATE: "state"}
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A named array of ``rows`` × ``columns`` at ``offset`` bytes into a space.
+
+    ``rows`` is `BATCH_ROWS` for one row per batch row. Rows are contiguous.
+    """
+
+    name: str
+    space: int
+    offset: int
+    rows: int
+    columns: int
+    dtype: int = REAL
+
+    def shape(self, batch: int) -> tuple[int, int]:
+        return (batch if self.rows == BATCH_ROWS else self.rows), self.columns
+
+
+@dataclass(frozen=True)
+class Op:
+    """One record: a kind of `schema.OP_KINDS` with its buffers (names), integers, floats and phase."""
+
+    kind: str
+    phase: int
+    slots: dict[str, str]
+    ints: dict[str, int] = field(default_factory=dict)
+    floats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a backend needs to run a network for any number of steps."""
+
+    dtype: np.dtype
+    batch: int
+    buffers: tuple[Buffer, ...]
+    ops: tuple[Op, ...]
+    sizes: tuple[int, ...]  # bytes of arena, theta, grad, state
+    n_values: int = 0  # numbers reported per step
+    n_scalars: int = 0  # numbers given per step
+    n_external: int = 0  # caller's arrays beyond the four spaces
+    title: str = "plan"
+
+    @property
+    def index(self) -> dict[str, int]:
+        """Buffer name → position."""
+        return {buffer.name: i for i, buffer in enumerate(self.buffers)}
+
+    @property
+    def row_local(self) -> bool:
+        """Whether every op leaves the rows of a batch independent and no parameter changes."""
+        return all(
+            schema.KIND[op.kind].row_local and not {"dw", "db"} & op.slots.keys() and op.ints.get("value", -1) < 0
+            for op in self.ops
+            if op.phase != schema.PREPARE
+        )
+
+    def encode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Buffers (nb, 5) int64: space, offset, rows, columns, dtype; ops (no, 2 + slots + ints) int64; floats."""
+        index = self.index
+        buffers = np.array(
+            [(b.space, b.offset, b.rows, b.columns, b.dtype) for b in self.buffers], dtype=np.int64
+        ).reshape(-1, 5)
+        width = 2 + schema.MAX_SLOTS + schema.MAX_INTS
+        integers = np.full((len(self.ops), width), -1, dtype=np.int64)
+        floats = np.zeros((len(self.ops), schema.MAX_FLOATS))
+        for row, op in enumerate(self.ops):
+            kind = schema.KIND[op.kind]
+            integers[row, :2] = schema.KIND_INDEX[op.kind], op.phase
+            for i, slot in enumerate(kind.slots):
+                name = op.slots.get(slot)
+                integers[row, 2 + i] = -1 if name is None else index[name]
+            for i, attribute in enumerate(kind.ints):
+                integers[row, 2 + schema.MAX_SLOTS + i] = op.ints.get(attribute, 0)
+            for i, attribute in enumerate(kind.floats):
+                floats[row, i] = op.floats.get(attribute, 0.0)
+        return buffers, integers, floats
+
+    def allocate(self, *, arena: bool = True) -> list[np.ndarray]:
+        """The four spaces as zeroed, cache-line-aligned byte arrays."""
+        return [aligned_bytes(size if arena or i else 0) for i, size in enumerate(self.sizes)]
+
+    def view(self, spaces: list[np.ndarray], name: str, batch: int | None = None) -> np.ndarray:
+        """A buffer as a NumPy array over its space."""
+        buffer = self.buffers[self.index[name]]
+        rows, columns = buffer.shape(self.batch if batch is None else batch)
+        dtype = self.buffer_dtype(buffer)
+        raw = spaces[buffer.space].reshape(-1).view(np.uint8)
+        end = buffer.offset + rows * columns * dtype.itemsize
+        return raw[buffer.offset : end].view(dtype).reshape(rows, columns)
+
+    def buffer_dtype(self, buffer: Buffer) -> np.dtype:
+        return {REAL: self.dtype, FLOAT64: np.dtype(np.float64), INT64: np.dtype(np.int64)}[buffer.dtype]
+
+    def flops(self, op: Op) -> int:
+        """Floating-point operations of the products in an op at a full batch."""
+        shapes = {slot: self.buffers[self.index[name]].shape(self.batch) for slot, name in op.slots.items() if name}
+        if op.kind not in ("dense", "dense_grad"):
+            return 0
+        n, k = shapes["w"]
+        products = 1 if op.kind == "dense" else ("dx" in shapes) + ("dw" in shapes)
+        return 2 * self.batch * n * k * products
+
+    def __repr__(self) -> str:
+        from .listing import listing
+
+        return listing(self)
+
+
+def aligned_bytes(size: int) -> np.ndarray:
+    """Zeroed uint8 array that starts on a cache line."""
+    raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that `gather` reads: dense (N, p) of any real dtype with contiguous columns, or CSR.
+
+    ``weight`` (N,) float64 goes with source 0 only.
+    """
+
+    data: np.ndarray
+    indptr: np.ndarray | None = None
+    indices: np.ndarray | None = None
+    columns: int = 0
+    weight: np.ndarray | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.indptr) - 1 if self.indptr is not None else len(self.data)
+
+
+@dataclass
+class Job:
+    """One call of a backend: which steps of a plan to run over which memory.
+
+    Step ``i`` takes the rows ``order[start : start + plan.batch]``, ``start = (first_batch + i) * plan.batch``, the last
+    batch being ragged. ``values`` (n_steps, n_values) float64 is written. A step whose values are not finite ends the
+    run before its update phase.
+    """
+
+    spaces: list[np.ndarray]  # arena, theta, grad, state as bytes, then the external arrays
+    sources: tuple[Source, ...] = ()
+    n_rows: int = 0
+    order: np.ndarray | None = None  # int64; None: rows in sequence
+    first_batch: int = 0
+    n_steps: int = 1
+    phases: int = schema.PREPARE | schema.GRADIENT | schema.UPDATE
+    scalars: np.ndarray | None = None  # (n_steps, n_scalars) float64
+    values: np.ndarray | None = None
+    seed: int = 0
+    epoch: int = 0
+    n_threads: int = 1
+    progress: object = None  # called with the number of finished steps every few milliseconds; may raise
+
+
+class PlanBuilder:
+    """Collects buffers and ops; lays the arena out by liveness at `build`."""
+
+    def __init__(self, dtype, batch: int, title: str = "plan"):
+        self.dtype = np.dtype(dtype)
+        self.batch = batch
+        self.title = title
+        self.n_values = self.n_scalars = self.n_external = 0
+        self._buffers: dict[str, Buffer] = {}
+        self._ops: list[Op] = []
+        self._sizes = [0, 0, 0, 0]
+        self._streams = 0
+
+    def buffer(self, name: str, rows: int, columns: int, space: int = ARENA, dtype: int = REAL) -> str:
+        """Declares a buffer; outside the arena and the external arrays it is placed at once, in order."""
+        if name in self._buffers:
+            raise ValueError(f"buffer {name!r} is declared twice")
+        offset = 0
+        if space in (THETA, GRAD, STATE):
+            offset = self._sizes[space]
+            self._sizes[space] = offset + self._bytes(rows, columns, dtype)
+        self._buffers[name] = Buffer(name, space, offset, rows, columns, dtype)
+        return name
+
+    def external(self, name: str, rows: int, columns: int, dtype: int = REAL) -> str:
+        self.n_external += 1
+        return self.buffer(name, rows, columns, EXTERNAL + self.n_external - 1, dtype)
+
+    def stream(self) -> int:
+        """A Philox stream of its own."""
+        self._streams += 1
+        return self._streams - 1
+
+    def value(self) -> int:
+        self.n_values += 1
+        return self.n_values - 1
+
+    def scalars(self, n: int) -> int:
+        self.n_scalars += n
+        return self.n_scalars - n
+
+    def op(self, kind: str, phase: int = schema.GRADIENT, **attributes) -> None:
+        """Adds a record; attributes are sorted into slots, ints and floats by the schema."""
+        spec = schema.KIND[kind]
+        unknown = set(attributes) - {*spec.slots, *spec.ints, *spec.floats}
+        if unknown:
+            raise ValueError(f"op {kind!r} takes no {sorted(unknown)}")
+        slots = {name: attributes[name] for name in spec.slots if attributes.get(name) is not None}
+        missing = set(slots.values()) - set(self._buffers)
+        if missing:
+            raise ValueError(f"op {kind!r} names undeclared buffers {sorted(missing)}")
+        ints = {name: int(attributes[name]) for name in spec.ints if name in attributes}
+        floats = {name: float(attributes[name]) for name in spec.floats if name in attributes}
+        self._ops.append(Op(kind, phase, slots, ints, floats))
+
+    def _bytes(self, rows: int, columns: int, dtype: int) -> int:
+        item = self.dtype.itemsize if dtype == REAL else 8
+        rows = self.batch if rows == BATCH_ROWS else rows
+        return -(-rows * columns * item // ALIGNMENT) * ALIGNMENT
+
+    def _place(self) -> int:
+        """Offsets of the arena's buffers: first fit over lifetimes, longest-lived and largest first."""
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for i, op in enumerate(self._ops):
+            for name in op.slots.values():
+                if self._buffers[name].space == ARENA:
+                    first.setdefault(name, i)
+                    last[name] = i
+        for op in self._ops:  # what is prepared once lives for ever
+            if op.phase == schema.PREPARE:
+                for name in op.slots.values():
+                    if name in first:
+                        first[name], last[name] = 0, len(self._ops)
+        size = {name: self._bytes(b.rows, b.columns, b.dtype) for name, b in self._buffers.items() if name in first}
+        placed: list[tuple[int, int, str]] = []
+        for name in sorted(first, key=lambda n: (-size[n], first[n], n)):
+            busy = sorted((o, o + s) for o, s, other in placed
+                          if first[other] <= last[name] and first[name] <= last[other])  # fmt: skip
+            offset = 0
+            for low, high in busy:
+                if offset + size[name] <= low:
+                    break
+                offset = max(offset, high)
+            placed.append((offset, size[name], name))
+            old = self._buffers[name]
+            self._buffers[name] = Buffer(name, ARENA, offset, old.rows, old.columns, old.dtype)
+        return max((offset + s for offset, s, _ in placed), default=0)
+
+    def build(self) -> Plan:
+        self._sizes[ARENA] = self._place()
+        return Plan(
+            self.dtype,
+            self.batch,
+            tuple(self._buffers.values()),
+            tuple(self._ops),
+            tuple(self._sizes),
+            self.n_values,
+            self.n_scalars,
+            self.n_external,
+            self.title,
+        )
+
+
+__all__ = ["INT64", "Buffer", "Job", "Op", "Plan", "PlanBuilder", "Source", "aligned_bytes"]

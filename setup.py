@@ -1,0 +1,211 @@
+"""Builds ``fastae._core``: one static library per instruction set, linked into one extension.
+
+Environment: ``CC``, ``CXX``, ``CXXFLAGS`` as usual; ``FASTAE_SANITIZE=address`` or ``thread`` for a sanitised build.
+
+An instruction set that does not compile is left out. Without a working compiler the package is installed all the
+same and runs on Numba. ``fastae/_build.json`` records what was built, and why something was not.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+SOURCES = Path("csrc")
+HEADERS = sorted(str(path) for path in SOURCES.glob("*.h"))
+FAILURES = (Exception, SystemExit)  # compilers fail as CompileError, LibError, OSError, and distutils may exit
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+X86 = {"baseline": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+ARM = {"neon": []}
+
+SANITIZE = os.environ.get("FASTAE_SANITIZE", "")
+SANITIZERS = {
+    "": ["-g0"],
+    "address": [
+        "-O1",
+        "-g",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize=vptr",  # needs run-time type information, which the kernels do without
+        "-fno-sanitize-recover=undefined",
+    ],
+    "thread": ["-O1", "-g", "-fsanitize=thread"],
+}
+if SANITIZE not in SANITIZERS:
+    sys.exit(f"FASTAE_SANITIZE={SANITIZE!r} must be 'address' or 'thread'; unset it for an ordinary build")
+
+USER_FLAGS = shlex.split(os.environ.get("CXXFLAGS", ""))
+COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-Wno-psabi"]
+# NaN, infinities and -0 must come out right, so no -ffast-math; a product and a sum are fused only where fma is written.
+KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti"]
+MODULE_FLAGS = ["-O2"]
+FINAL_FLAGS = SANITIZERS[SANITIZE] + USER_FLAGS
+LINK_FLAGS = [flag for flag in SANITIZERS[SANITIZE] if flag.startswith("-fsanitize")]
+if not SANITIZE and sys.platform.startswith("linux"):
+    LINK_FLAGS.append("-s")
+
+
+def instruction_sets():
+    """Sets that this platform can have and whose stub is in csrc: {name: flags}."""
+    machine = sysconfig.get_platform().rpartition("-")[2].lower()
+    known = X86 if machine in ("x86_64", "amd64") else ARM if machine in ("arm64", "aarch64") else {"baseline": []}
+    return {isa: flags for isa, flags in known.items() if (SOURCES / f"isa_{isa}.cpp").exists()}
+
+
+def library(isa, flags):
+    source = str(SOURCES / f"isa_{isa}.cpp")
+    return (
+        f"fastae_{isa}",
+        {
+            "sources": [source],
+            "cflags": [*COMMON_FLAGS, *KERNEL_FLAGS, *flags, *FINAL_FLAGS],
+            "obj_deps": {"": HEADERS},
+        },
+    )
+
+
+def fingerprint(compiler, flags):
+    """Digest of compiler, flags and every source: unlike a time stamp, it cannot be fooled by an old build folder."""
+    command = getattr(compiler, "compiler_so_cxx", None) or compiler.compiler_so
+    digest = hashlib.sha256(repr((command, flags, sys.version)).encode())
+    try:
+        digest.update(subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout)
+    except OSError:
+        pass  # the compilation itself will say so
+    for path in sorted(SOURCES.glob("*.[ch]*")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def shout(*lines):
+    """Print a message that stands out in a build log."""
+    print("=" * 100, *lines, "=" * 100, sep="\n", file=sys.stderr, flush=True)
+
+
+class BuildPackage(build_py):
+    """Starts from an empty build folder, so that no module or extension of an earlier build is shipped."""
+
+    def run(self):
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "fastae"), ignore_errors=True)
+        super().run()
+
+
+class BuildLibraries(build_clib):
+    """Builds the instruction sets side by side and keeps those that succeed."""
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.built = []
+        self.failed = {}
+
+    def build_libraries(self, libraries):
+        with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+            attempts = {name: pool.submit(self.build_one, name, info) for name, info in libraries}
+        for name, attempt in attempts.items():
+            isa = name.removeprefix("fastae_")
+            try:
+                attempt.result()
+                self.built.append(isa)
+            except FAILURES as error:
+                self.failed[isa] = f"{type(error).__name__}: {error}"
+                shout(f"fastae: the {isa} kernels could not be built and are left out: {error}")
+                if SANITIZE:
+                    raise
+
+    def build_one(self, name, info):
+        source, flags = info["sources"], info["cflags"]
+        archive = Path(self.compiler.library_filename(name, output_dir=self.build_clib))
+        stamp = archive.with_suffix(".stamp")
+        wanted = fingerprint(self.compiler, flags)
+        if archive.exists() and stamp.exists() and stamp.read_text() == wanted:
+            return
+        stamp.unlink(missing_ok=True)
+        archive.unlink(missing_ok=True)
+        objects = self.compiler.compile(source, output_dir=self.build_temp, extra_postargs=flags)
+        self.compiler.create_static_lib(objects, name, output_dir=self.build_clib)
+        stamp.write_text(wanted)
+
+    def get_library_names(self):
+        return [f"fastae_{isa}" for isa in self.built]
+
+
+class BuildModule(build_ext):
+    """Links the libraries that exist, tells the module which, and records the outcome."""
+
+    def run(self):
+        self.run_command("build_clib")
+        libraries = self.get_finalized_command("build_clib")
+        self.report = {"instruction_sets": libraries.built, "failed": dict(libraries.failed), "error": None}
+        super().run()
+        self.write_report()
+
+    def build_extension(self, ext):
+        libraries = self.get_finalized_command("build_clib")
+        target = Path(self.get_ext_fullpath(ext.name))
+        try:
+            if not libraries.built:
+                reasons = "; ".join(dict.fromkeys(libraries.failed.values())) or "csrc has no kernels for this platform"
+                raise RuntimeError(f"no instruction set could be built ({reasons})")
+            ext.define_macros = [(f"FASTAE_HAVE_{isa.upper()}", "1") for isa in libraries.built]
+            stamp = Path(self.build_temp, "_core.stamp")
+            wanted = fingerprint(self.compiler, [ext.define_macros, ext.extra_compile_args, ext.extra_link_args])
+            self.force = not (stamp.exists() and stamp.read_text() == wanted)
+            if self.force:
+                stamp.unlink(missing_ok=True)
+            super().build_extension(ext)
+            stamp.write_text(wanted)
+        except FAILURES as error:
+            target.unlink(missing_ok=True)
+            self.report["error"] = f"{type(error).__name__}: {error}"
+            shout(
+                f"fastae: the native extension could not be built: {error}",
+                "fastae is installed without it and will run on the slower Numba backend.",
+                "Install a C++17 compiler (Debian: apt install g++, conda: gxx) and install fastae again.",
+            )
+            if SANITIZE:
+                raise
+
+    def copy_extensions_to_source(self):
+        # An extension of an earlier build must not outlive a build that failed.
+        for old in Path("fastae").glob("_core.*.so"):
+            if old.name == Path(self.get_ext_filename("fastae._core")).name:
+                old.unlink()
+        super().copy_extensions_to_source()
+
+    def write_report(self):
+        folder = Path("fastae") if self.inplace else Path(self.build_lib, "fastae")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "_build.json").write_text(json.dumps(self.report, indent=1) + "\n")
+
+
+setup(
+    libraries=[library(isa, flags) for isa, flags in instruction_sets().items()],
+    ext_modules=[
+        Extension(
+            "fastae._core",
+            sources=[str(SOURCES / name) for name in ("bindings.cpp", "threads.cpp", "cpu.cpp")],
+            depends=HEADERS,
+            include_dirs=[str(SOURCES), pybind11.get_include()],
+            extra_compile_args=[*COMMON_FLAGS, *MODULE_FLAGS, *FINAL_FLAGS],
+            extra_link_args=LINK_FLAGS,
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_py": BuildPackage, "build_clib": BuildLibraries, "build_ext": BuildModule},
+)
