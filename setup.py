@@ -24,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 SOURCES = Path("csrc")
+INCLUDES = [str(SOURCES), pybind11.get_include()]
 HEADERS = sorted(str(path) for path in SOURCES.glob("*.h"))
 FAILURES = (Exception, SystemExit)  # compilers fail as CompileError, LibError, OSError, and distutils may exit
 
@@ -50,10 +51,11 @@ if SANITIZE not in SANITIZERS:
 
 USER_FLAGS = shlex.split(os.environ.get("CXXFLAGS", ""))
 COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-Wno-psabi"]
-# NaN, infinities and -0 must come out right, so no -ffast-math; a product and a sum are fused only where fma is written.
+# No -ffast-math: NaN, infinities and -0 must come out right, and products are fused only where fma is written.
 KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti"]
-MODULE_FLAGS = ["-O2"]
 FINAL_FLAGS = SANITIZERS[SANITIZE] + USER_FLAGS
+MODULE_SOURCES = [str(SOURCES / name) for name in ("bindings.cpp", "threads.cpp", "cpu.cpp")]
+MODULE_FLAGS = [*COMMON_FLAGS, "-O2", *FINAL_FLAGS]
 LINK_FLAGS = [flag for flag in SANITIZERS[SANITIZE] if flag.startswith("-fsanitize")]
 if not SANITIZE and sys.platform.startswith("linux"):
     LINK_FLAGS.append("-s")
@@ -76,6 +78,11 @@ def library(isa, flags):
             "obj_deps": {"": HEADERS},
         },
     )
+
+
+def macros(isas):
+    """What bindings.cpp has to know: the kernel tables it can refer to."""
+    return [(f"FASTAE_HAVE_{isa.upper()}", "1") for isa in isas]
 
 
 def fingerprint(compiler, flags):
@@ -106,16 +113,21 @@ class BuildPackage(build_py):
 
 
 class BuildLibraries(build_clib):
-    """Builds the instruction sets side by side and keeps those that succeed."""
+    """Builds the instruction sets side by side and keeps those that succeed.
+
+    The module's own sources are compiled beside them, in the hope that all sets succeed.
+    """
 
     def initialize_options(self):
         super().initialize_options()
         self.built = []
         self.failed = {}
+        self.module_objects = []
 
     def build_libraries(self, libraries):
         with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
-            attempts = {name: pool.submit(self.build_one, name, info) for name, info in libraries}
+            attempts = {name: pool.submit(self.build_one, name, info) for name, info in reversed(libraries)}
+            module = pool.submit(self.compile_module, [name.removeprefix("fastae_") for name, _ in libraries])
         for name, attempt in attempts.items():
             isa = name.removeprefix("fastae_")
             try:
@@ -126,6 +138,9 @@ class BuildLibraries(build_clib):
                 shout(f"fastae: the {isa} kernels could not be built and are left out: {error}")
                 if SANITIZE:
                     raise
+        self.built.reverse()
+        if not self.failed and module.exception() is None:
+            self.module_objects = module.result()
 
     def build_one(self, name, info):
         source, flags = info["sources"], info["cflags"]
@@ -139,6 +154,23 @@ class BuildLibraries(build_clib):
         objects = self.compiler.compile(source, output_dir=self.build_temp, extra_postargs=flags)
         self.compiler.create_static_lib(objects, name, output_dir=self.build_clib)
         stamp.write_text(wanted)
+
+    def compile_module(self, isas):
+        objects = self.compiler.object_filenames(MODULE_SOURCES, output_dir=self.build_temp)
+        stamp = Path(self.build_temp, "module.stamp")
+        wanted = fingerprint(self.compiler, [isas, MODULE_FLAGS, INCLUDES])
+        if stamp.exists() and stamp.read_text() == wanted and all(map(os.path.exists, objects)):
+            return objects
+        stamp.unlink(missing_ok=True)
+        objects = self.compiler.compile(
+            MODULE_SOURCES,
+            output_dir=self.build_temp,
+            macros=macros(isas),
+            include_dirs=[*INCLUDES, sysconfig.get_path("include"), sysconfig.get_path("platinclude")],
+            extra_postargs=MODULE_FLAGS,
+        )
+        stamp.write_text(wanted)
+        return objects
 
     def get_library_names(self):
         return [f"fastae_{isa}" for isa in self.built]
@@ -161,9 +193,11 @@ class BuildModule(build_ext):
             if not libraries.built:
                 reasons = "; ".join(dict.fromkeys(libraries.failed.values())) or "csrc has no kernels for this platform"
                 raise RuntimeError(f"no instruction set could be built ({reasons})")
-            ext.define_macros = [(f"FASTAE_HAVE_{isa.upper()}", "1") for isa in libraries.built]
+            ext.define_macros = macros(libraries.built)
             stamp = Path(self.build_temp, "_core.stamp")
-            wanted = fingerprint(self.compiler, [ext.define_macros, ext.extra_compile_args, ext.extra_link_args])
+            wanted = fingerprint(self.compiler, [libraries.built, MODULE_FLAGS, LINK_FLAGS, INCLUDES])
+            if libraries.module_objects:
+                ext.sources, ext.extra_objects = [], libraries.module_objects
             self.force = not (stamp.exists() and stamp.read_text() == wanted)
             if self.force:
                 stamp.unlink(missing_ok=True)
@@ -198,10 +232,10 @@ setup(
     ext_modules=[
         Extension(
             "fastae._core",
-            sources=[str(SOURCES / name) for name in ("bindings.cpp", "threads.cpp", "cpu.cpp")],
+            sources=MODULE_SOURCES,
             depends=HEADERS,
-            include_dirs=[str(SOURCES), pybind11.get_include()],
-            extra_compile_args=[*COMMON_FLAGS, *MODULE_FLAGS, *FINAL_FLAGS],
+            include_dirs=INCLUDES,
+            extra_compile_args=MODULE_FLAGS,
             extra_link_args=LINK_FLAGS,
             language="c++",
             optional=True,

@@ -48,7 +48,19 @@ template <class T> struct Dropout {
   FASTAE_INLINE void factors(int64_t r, int64_t c, int64_t n, T* factor) const {
     uint32_t words[kColumnBlock];
     philox_row(key.seed, key.epoch, stream, (uint64_t)rows[r], (uint32_t)c, (int)n, words);
-    for (int64_t j = 0; j < kColumnBlock; ++j) factor[j] = words[j] >= threshold ? scale : T(0);
+    // bits of scale where the word is not below the threshold; written with masks, as compilers make branches of ?:
+    typedef typename Native<float>::uints Words;
+    int32_t keep[kColumnBlock];
+    for (int j = 0; j < kColumnBlock; j += Vec<float>::N) {
+      Words w;
+      memcpy(&w, words + j, sizeof w);
+      const auto kept = w >= threshold;
+      memcpy(keep + j, &kept, sizeof kept);
+    }
+    typename Lane<T>::I bits, out[kColumnBlock];
+    memcpy(&bits, &scale, sizeof bits);
+    for (int j = 0; j < kColumnBlock; ++j) out[j] = (typename Lane<T>::I)keep[j] & bits;
+    memcpy(factor, out, sizeof out);
   }
 };
 
@@ -110,7 +122,9 @@ template <class T> struct GradEpilogue {
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
     if (activation == 0 && !dropout && dy.p == dz.p) return;
     T factor[kColumnBlock];
-    for (int64_t j = 0; j < kColumnBlock; ++j) factor[j] = T(1);
+    for (int64_t j = 0; j < kColumnBlock; ++j) factor[j] = dropout ? dropout->scale : T(1);
+    // a dropped unit has y = 0: where a'(0) = 0 the derivative is the mask
+    const bool masked = dropout && !activation_grad_masks(activation);
     // y before dropout, where the derivative is taken from y: the kept ones were scaled by 1/(1-rate)
     const bool unscale = dropout && !activation_needs_x(activation);
     const Vec<T> back(unscale ? (T)(1.0 - dropout->rate) : T(1));
@@ -118,16 +132,14 @@ template <class T> struct GradEpilogue {
       for (int64_t r = row; r < row + rows; ++r)
         for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
           const int64_t width = smaller(kColumnBlock, n - j0);
-          if (dropout) dropout->factors(r, column + j0, width, factor);
+          if (masked) dropout->factors(r, column + j0, width, factor);
           const T* in = dy.at(r, column + j0);
           const T* s = saved ? saved.at(r, column + j0) : in;
           T* out = dz.at(r, column + j0);
           over_row<T>(width, [&](int64_t j, int lanes) {
             Vec<T> v = Vec<T>::load(in + j, lanes);
-            if (dropout) {
-              const Vec<T> f = Vec<T>::load(factor + j, lanes);
-              v = select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f);
-            }
+            const Vec<T> f = Vec<T>::load(factor + j, lanes);
+            v = masked ? select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f) : v * f;
             (v * formula.dy(Vec<T>::load(s + j, lanes) * back, p)).store(out + j, lanes);
           });
         }

@@ -16,7 +16,8 @@ namespace {
 constexpr int64_t kSegment = 256;      // rows of a gradient's chain
 constexpr int64_t kDepthBlock = 768;   // chain elements per pass: a panel of them stays in L2
 constexpr int64_t kRowBlock = 192;     // rows of x per task: a block of them stays in L2
-constexpr int64_t kGroupBytes = 4 << 20;  // packed panels in use at a time
+// Packed panels in use at a time: in L2 while the rows of x fit beside them, else few passes over x matter more.
+constexpr int64_t kGroupBytes = 4 << 20, kSmallGroupBytes = 1 << 19;
 
 // A lambda as a pool task.
 template <class F> FASTAE_INLINE void parallel(int threads, int64_t tasks, const F& f) noexcept {
@@ -85,7 +86,8 @@ void multiply(const T* a, int64_t lda, const T* w, int64_t ldw, bool transposed,
   constexpr int64_t W = kPanelColumns<T>;
   threads = useful_threads(threads, (double)m * columns * depth);
   const int64_t panels = panel_count<T>(columns);
-  const int64_t group = packed ? panels : larger(1, kGroupBytes / (int64_t)sizeof(T) / (W * larger(depth, 1)));
+  const int64_t bytes = m <= 2 * kRowBlock ? kSmallGroupBytes : kGroupBytes;
+  const int64_t group = packed ? panels : larger(1, bytes / (int64_t)sizeof(T) / (W * larger(depth, 1)));
   for (int64_t first = 0; first < panels; first += group) {
     const int64_t last = smaller(panels, first + group);
     const T* b = packed;

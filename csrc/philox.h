@@ -25,7 +25,7 @@ FASTAE_INLINE void philox_block(uint32_t c[4], uint32_t key0, uint32_t key1) {
   }
 }
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__SSE2__)
 // One counter per 64-bit lane; only the low 32 bits of a lane count, what gathers above them is never read.
 #if defined(__AVX512F__)
 typedef __m512i philox_lanes;
@@ -48,7 +48,7 @@ FASTAE_INLINE void philox_store(uint32_t* out, philox_lanes c0, philox_lanes c1,
   _mm512_storeu_si512(out, _mm512_permutex2var_epi64(a, _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), b));
   _mm512_storeu_si512(out + 16, _mm512_permutex2var_epi64(a, _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4), b));
 }
-#else
+#elif defined(__AVX2__)
 typedef __m256i philox_lanes;
 constexpr int philox_blocks = 4;
 FASTAE_INLINE philox_lanes philox_all(uint32_t x) { return _mm256_set1_epi64x((int64_t)x); }
@@ -67,6 +67,22 @@ FASTAE_INLINE void philox_store(uint32_t* out, philox_lanes c0, philox_lanes c1,
   _mm256_storeu_si256((__m256i*)out, _mm256_permute2x128_si256(even, odd, 0x20));
   _mm256_storeu_si256((__m256i*)(out + 8), _mm256_permute2x128_si256(even, odd, 0x31));
 }
+#else
+typedef __m128i philox_lanes;
+constexpr int philox_blocks = 2;
+FASTAE_INLINE philox_lanes philox_all(uint32_t x) { return _mm_set1_epi64x((int64_t)x); }
+FASTAE_INLINE philox_lanes philox_first(uint32_t x) { return _mm_set_epi64x((int64_t)x + 1, (int64_t)x); }
+FASTAE_INLINE philox_lanes philox_mul(philox_lanes a, philox_lanes b) { return _mm_mul_epu32(a, b); }
+FASTAE_INLINE philox_lanes philox_high(philox_lanes a) { return _mm_srli_epi64(a, 32); }
+FASTAE_INLINE philox_lanes philox_xor(philox_lanes a, philox_lanes b, philox_lanes c) {
+  return _mm_xor_si128(_mm_xor_si128(a, b), c);
+}
+FASTAE_INLINE void philox_store(uint32_t* out, philox_lanes c0, philox_lanes c1, philox_lanes c2, philox_lanes c3) {
+  const __m128i first = _mm_unpacklo_epi64(_mm_unpacklo_epi32(c0, c1), _mm_unpacklo_epi32(c2, c3));
+  const __m128i second = _mm_unpacklo_epi64(_mm_unpackhi_epi32(c0, c1), _mm_unpackhi_epi32(c2, c3));
+  _mm_storeu_si128((__m128i*)out, first);
+  _mm_storeu_si128((__m128i*)(out + 4), second);
+}
 #endif
 #endif
 
@@ -78,7 +94,7 @@ FASTAE_INLINE void philox_row(uint64_t seed, uint32_t epoch, uint32_t stream, ui
   const uint32_t row0 = (uint32_t)row, row1 = (uint32_t)(row >> 32);
   const uint32_t first = column0 / 4 | stream << 24;
   const int n_blocks = (n_columns + 3) / 4;
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__SSE2__)
   const philox_lanes m0 = philox_all(philox_m0), m1 = philox_all(philox_m1);
   for (int block = 0; block < n_blocks; block += philox_blocks) {
     philox_lanes c0 = philox_first(first + (uint32_t)block), c1 = philox_all(row0), c2 = philox_all(row1);

@@ -47,8 +47,7 @@ void relax() {
 }
 
 // Polls until done() or the deadline; the clock is read once in 16 polls.
-template <class Done>
-bool spin_until(Clock::time_point deadline, Done done) {
+template <class Done> bool spin_until(Clock::time_point deadline, Done done) {
   for (;;) {
     for (int i = 0; i < 16; ++i) {
       if (done()) return true;

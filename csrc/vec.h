@@ -272,7 +272,8 @@ template <class T> struct Vec {
   friend FASTAE_INLINE Vec sqrt(Vec a) { return Vec(root(a.v)); }
   friend FASTAE_INLINE Vec max(Vec a, Vec b) { return Vec(nmax(a.v, b.v)); }
   friend FASTAE_INLINE Vec min(Vec a, Vec b) { return Vec(nmin(a.v, b.v)); }
-  // NaN stays NaN in these two.
+  // NaN stays NaN in these three.
+  friend FASTAE_INLINE Vec at_most(Vec a, Vec high) { return Vec(lower(high.v, a.v)); }
   friend FASTAE_INLINE Vec at_least(Vec a, Vec low) { return Vec(upper(low.v, a.v)); }
   friend FASTAE_INLINE Vec clamp(Vec a, Vec low, Vec high) { return Vec(lower(high.v, upper(low.v, a.v))); }
   friend FASTAE_INLINE Vec round_nearest(Vec a) { return Vec(round_even(a.v)); }  // SSE2: |a| < 2^22, 2^51; -0 lost
@@ -286,27 +287,6 @@ template <class T> struct Vec {
   friend FASTAE_INLINE IntVec<T> to_int(Vec a) { return IntVec<T>(__builtin_convertvector(a.v, ints)); }  // truncated
   static FASTAE_INLINE IntVec<T> sign_bit() { return IntVec<T>((typename Lane<T>::U)1 << (8 * sizeof(T) - 1)); }
 };
-
-// ---- float <-> double: one float register is two double registers ---------------------------------------------------
-typedef float half_of_vfloat __attribute__((vector_size(FASTAE_VBYTES / 2)));
-FASTAE_INLINE Vec<double> widen_low(Vec<float> a) {
-  half_of_vfloat h;
-  memcpy(&h, &a.v, sizeof h);
-  return Vec<double>(__builtin_convertvector(h, vdouble));
-}
-FASTAE_INLINE Vec<double> widen_high(Vec<float> a) {
-  half_of_vfloat h;
-  memcpy(&h, (const char*)&a.v + sizeof h, sizeof h);
-  return Vec<double>(__builtin_convertvector(h, vdouble));
-}
-FASTAE_INLINE Vec<float> narrow(Vec<double> low, Vec<double> high) {
-  const half_of_vfloat a = __builtin_convertvector(low.v, half_of_vfloat);
-  const half_of_vfloat b = __builtin_convertvector(high.v, half_of_vfloat);
-  Vec<float> r;
-  memcpy(&r.v, &a, sizeof a);
-  memcpy((char*)&r.v + sizeof a, &b, sizeof b);
-  return r;
-}
 
 }  // namespace
 }  // namespace fastae

@@ -19,14 +19,14 @@ template <class T, class... C> FASTAE_INLINE Vec<T> horner(Vec<T> x, double c0, 
 template <class T> struct Format;
 template <> struct Format<float> {
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float exp_low = -104.5f, exp_high = 89.f, expm1_low = -18.f, inf = __builtin_inff();
+  static constexpr float exp_low = -104.5f, exp_high = 89.f, expm1_low = -18.f, sigmoid_one = 20.f, inf = __builtin_inff();
   static constexpr float tiny = 0x1p-24f, normal = 0x1p-126f, two_mantissa = 0x1p23f, denormal_scale = 0x1p25f;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.1219444005469057e-4f;  // k * ln2_high is exact
   static constexpr int32_t sqrt_half = 0x3f3504f3;
 };
 template <> struct Format<double> {
   static constexpr int mantissa = 52, bias = 1023;
-  static constexpr double exp_low = -746., exp_high = 709.9, expm1_low = -38., inf = __builtin_inf();
+  static constexpr double exp_low = -746., exp_high = 709.9, expm1_low = -38., sigmoid_one = 40., inf = __builtin_inf();
   static constexpr double tiny = 0x1p-53, normal = 0x1p-1022, two_mantissa = 0x1p52, denormal_scale = 0x1p54;
   static constexpr double ln2_high = 0x1.62e42fefa2p-1, ln2_low = 7.371002565167799e-13;
   static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcd;
@@ -64,41 +64,41 @@ template <class T> FASTAE_INLINE Vec<T> scale(Vec<T> p, Vec<T> shifted) {
   return p * as_float((half + bias) << m) * as_float((rest + bias) << m);
 #endif
 }
-template <class T> FASTAE_INLINE Vec<T> exp_clamped(Vec<T> x) {
+template <class T> FASTAE_INLINE Vec<T> exp(Vec<T> x) {
   Vec<T> e;
-  const Vec<T> shifted = exp_reduce<sizeof(T) == 4>(x, Vec<T>(-0.0), e);
+  const Vec<T> shifted =
+      exp_reduce<sizeof(T) == 4>(clamp(x, Format<T>::exp_low, Format<T>::exp_high), Vec<T>(-0.0), e);
   return scale(e + 1, shifted);
 }
 
-template <class T> FASTAE_INLINE Vec<T> exp(Vec<T> x) {
-  return exp_clamped(clamp(x, Format<T>::exp_low, Format<T>::exp_high));
-}
-
 // exp(x) - 1 = 2 (h e + (h - 1/2)) with h = 2^(k-1), which is finite where the result is.
-template <class T> FASTAE_INLINE Vec<T> expm1_clamped(Vec<T> x) {
-  Vec<T> e;
-  const Vec<T> shifted = exp_reduce<sizeof(T) == 4>(x, Vec<T>(-0.0), e);
-  const Vec<T> h = as_float((bits(shifted) + (Format<T>::bias - 1)) << Format<T>::mantissa);
-  const Vec<T> half = fma(h, e, h - 0.5);
-  return half + half;
-}
-
 template <class T> FASTAE_INLINE Vec<T> expm1(Vec<T> x) {
-  const Vec<T> y = expm1_clamped(clamp(x, Format<T>::expm1_low, Format<T>::exp_high));
-  return select(fabs(x) < Format<T>::tiny, x, y);  // keeps -0 and denormals
+  typedef Format<T> F;
+  Vec<T> e;
+  const Vec<T> shifted = exp_reduce<sizeof(T) == 4>(clamp(x, F::expm1_low, F::exp_high), Vec<T>(-0.0), e);
+  const Vec<T> h = as_float((bits(shifted) + (F::bias - 1)) << F::mantissa);
+  const Vec<T> half = fma(h, e, h - 0.5);
+  return select(fabs(x) < F::tiny, x, half + half);  // keeps -0 and denormals
 }
 
-// 1 / (1 + exp(-x)): with t = exp(-|x|) it is 1 / (1 + t) or t / (1 + t), so nothing overflows and the tail is exact.
+// 1 / (1 + exp(-x)) = c / (c + s + s e) with exp(-x) = (1 + e) s / c, s / c = 2^k. The factor c = 2^-(mantissa + 1)
+// keeps the divisor finite where the result is denormal; its larger part is added last, so little is rounded away.
 template <class T> FASTAE_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> t = exp_clamped(at_least(-fabs(x), Format<T>::exp_low));
-  return select(x < 0, t, Vec<T>(1)) / (t + 1);
+  typedef Format<T> F;
+  constexpr T c = F::tiny;
+  Vec<T> e;
+  const Vec<T> shifted = exp_reduce<sizeof(T) == 4>(clamp(-x, -F::sigmoid_one, -F::exp_low), Vec<T>(-0.0), e);
+  const Vec<T> s = as_float((bits(shifted) + (F::bias - F::mantissa - 1)) << F::mantissa);
+  return Vec<T>(1) / (fma(s, e, at_most(s, c)) + at_least(s, c)) * c;
 }
 
-// With t = exp(-2|x|) - 1, |tanh x| = -t / (t + 2).
+// exp(-2|x|) = s (1 + e): |tanh x| = (1 - s - s e) / (1 + s + s e)
 template <class T> FASTAE_INLINE Vec<T> tanh(Vec<T> x) {
-  const Vec<T> a = fabs(x);
-  const Vec<T> t = expm1_clamped(at_least(a * -2, Format<T>::expm1_low));
-  return copysign(t / (t + 2), x);
+  typedef Format<T> F;
+  Vec<T> e;
+  const Vec<T> shifted = exp_reduce<sizeof(T) == 4>(at_least(fabs(x) * -2, F::expm1_low), Vec<T>(-0.0), e);
+  const Vec<T> s = as_float((bits(shifted) + F::bias) << F::mantissa);
+  return copysign(fma(s, e, s - 1) / fma(s, e, s + 1), x);
 }
 
 // ---- logarithms: x = 2^k (1 + f), sqrt(1/2) <= 1 + f < sqrt(2) ------------------------------------------------------
@@ -153,8 +153,9 @@ template <class T> FASTAE_INLINE Vec<T> log1p(Vec<T> x) {
   const Vec<T> u = x + 1, t = u - 1, d = (x - t) + (Vec<T>(1) - (u - t));
   Vec<T> k;
   const Vec<T> m = split(u, k);
-  const IntVec<T> power = bits(m) - bits(u) + ((typename Lane<T>::I)F::bias << F::mantissa);  // 2^-k
-  const Vec<T> f = fma(d, as_float(power), m - 1);
+  // 2^(1-k), because 2^-k would have no exponent left for the largest x
+  const IntVec<T> power = bits(m) - bits(u) + ((typename Lane<T>::I)(F::bias + 1) << F::mantissa);
+  const Vec<T> f = fma(d, as_float(power) * 0.5, m - 1);
   const Vec<T> y = select(x == 0, x, log_sum(k, f));
   return log_edges(x, (T)-1, y);
 }

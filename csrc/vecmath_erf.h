@@ -1,27 +1,25 @@
 // erf and erfc on registers of float or double, without branches. Included by vecmath.h.
 //
-//   |x| < 1     erf(x)  = x + x ((2 / sqrt(pi) - 1) + z P(z)),  z = x^2
-//   a = |x|     erfc(a) = exp(-a^2) Q(t) / (a + K),  t = (a - K) / (a + K)   (Shepherd & Laframboise 1981)
+//   |x| < 1     erf(x)  = x + x p(z),  z = x^2
+//   a >= 1      erfc(a) = exp(-a^2) g(t) / (a + K),  t = (a - K) / (a + K)   (Shepherd & Laframboise 1981)
 //
-// Floats are computed in double registers with shorter polynomials: the rounding to float is then the only error.
+// Floats are computed in double registers with shorter polynomials: the rounding to float is the only error that counts.
 #pragma once
 #include "vecmath.h"
 
 namespace fastae {
 namespace {
 
-FASTAE_INLINE Vec<double> erf_near_zero(Vec<double> x, bool quick) {
-  const Vec<double> z = x * x;
-  const Vec<double> p =
-      quick ? horner(z, 0.1283791670955126, -0.3761263067426759, 0.11283629135008691, -0.026855445390024272,
+// p = erf(x) / x - 1 for |x| <= 1, z = x^2
+FASTAE_INLINE Vec<double> erf_ratio(Vec<double> z, bool quick) {
+  return quick ? horner(z, 0.1283791670955126, -0.3761263067426759, 0.11283629135008691, -0.026855445390024272,
                      0.005191204909096069, -0.0008034157448740189, 7.929865503619678e-05)
             : horner(z, 0.1283791670955126, -0.37612638903183615, 0.11283791670947002, -0.026866170643485763,
                      0.005223977608808349, -0.0008548326045381345, 0.00012055296754431085, -1.4924768818745254e-05,
                      1.6447782554927302e-06, -1.6210997241777088e-07, 1.373010660272814e-08, -7.813312949316536e-10);
-  return fma(x, p, x);
 }
 
-// erfc(a) for 0 <= a < 10.1 to 28 bits; below that the result is no float any more.
+// erfc(a) for 0 <= a < 10.1 to 28 bits, K = 3; beyond, floats have no such small numbers.
 FASTAE_INLINE Vec<double> erfc_positive_quick(Vec<double> a) {
   a = clamp(a, 0, 10.1);
   const Vec<double> t = (a - 3) / (a + 3);
@@ -35,17 +33,17 @@ FASTAE_INLINE Vec<double> erfc_positive_quick(Vec<double> a) {
   return fma(g, e, g) * h * ((Vec<double>(1) - t) * (1.0 / 6));
 }
 
-// erfc(a) for a >= 1/2. a^2 = high + low: the square of a's upper half is exact, the rest goes into the exponential.
+// erfc(a) for a >= 1, K = 2. a^2 = high + low: the square of a's upper half is exact, the rest goes into the exponential.
 FASTAE_INLINE Vec<double> erfc_positive(Vec<double> a) {
-  a = clamp(a, 0.498, 28);
-  const Vec<double> w = Vec<double>(1) / (a + 4), t = (a - 4) * w;
-  const Vec<double> q = horner(t, 1.095995661000491, -0.976548729080882, 0.7732087022652362, -0.5408538313132353,
-                               0.3308515878780741, -0.17401093723993796, 0.07638151490772846, -0.026370053340076523,
-                               0.006112055676396198, -0.0002809588696386134, -0.0004550528429641499,
-                               0.0001768128519842648, -3.63440848336051e-06, -1.8861038398994882e-05,
-                               4.692071711948599e-06, 1.4245929174747132e-06, -8.416247943639667e-07,
-                               -7.612577798767462e-08, 1.1869722284308149e-07, 1.3259755590321322e-09,
-                               -1.1869336244784443e-08);
+  a = clamp(a, 0.998, 28);
+  const Vec<double> w = Vec<double>(1) / (a + 2), t = (a - 2) * w;
+  const Vec<double> q = horner(t, 1.021582705242023, -0.6871606844138108, 0.279472092556051, -0.0364422315068105,
+                               -0.021510661889116302, 0.006479185062151446, 0.0030906120495322984,
+                               -0.0008372958581570534, -0.0006630735796299837, 3.436774441077418e-05,
+                               0.0001444776007174588, 3.417917873371142e-05, -2.1804372187241072e-05,
+                               -1.6157277179307343e-05, -4.7657592274772376e-07, 2.755741548205471e-06,
+                               1.2643613004619787e-06, 3.4427607389510977e-06, -4.681561668527157e-06,
+                               1.7662331509003896e-06, -1.9794492858169317e-07);
   const Vec<double> upper_half = as_float(bits(a) & ~(((int64_t)1 << 27) - 1));
   const Vec<double> low = (upper_half - a) * (upper_half + a);
   Vec<double> e;
@@ -56,7 +54,7 @@ FASTAE_INLINE Vec<double> erfc_positive(Vec<double> a) {
 
 FASTAE_INLINE Vec<double> erf_quick(Vec<double> x) {
   const Vec<double> a = fabs(x), far = copysign(Vec<double>(1) - erfc_positive_quick(a), x);
-  return select(a < 1, erf_near_zero(x, true), far);
+  return select(a < 1, fma(x, erf_ratio(x * x, true), x), far);
 }
 
 FASTAE_INLINE Vec<double> erfc_quick(Vec<double> x) {
@@ -66,12 +64,13 @@ FASTAE_INLINE Vec<double> erfc_quick(Vec<double> x) {
 
 FASTAE_INLINE Vec<double> erf(Vec<double> x) {
   const Vec<double> a = fabs(x), far = copysign(Vec<double>(1) - erfc_positive(a), x);
-  return select(a < 1, erf_near_zero(x, false), far);
+  return select(a < 1, fma(x, erf_ratio(x * x, false), x), far);
 }
 
 FASTAE_INLINE Vec<double> erfc(Vec<double> x) {
   const Vec<double> a = fabs(x), y = erfc_positive(a);
-  return select(a < 0.5, Vec<double>(1) - erf_near_zero(x, false), select(x < 0, Vec<double>(2) - y, y));
+  const Vec<double> near = fma(-x, erf_ratio(x * x, false), Vec<double>(1) - x);  // 1 - x is exact for x >= 1/2
+  return select(a < 1, near, select(x < 0, Vec<double>(2) - y, y));
 }
 
 FASTAE_INLINE Vec<float> erf(Vec<float> x) { return narrow(erf_quick(widen_low(x)), erf_quick(widen_high(x))); }

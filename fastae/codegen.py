@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import sys
 from pathlib import Path
 
@@ -157,8 +158,18 @@ def catalog_header() -> str:
     # the executor needs to know what the derivative is taken from without instantiating anything
     needs = " || ".join(f"id == {i}" for i, row in enumerate(catalog.ACTIVATIONS) if row.needs == "x")
     out.append(f"FASTAE_INLINE bool activation_needs_x(int id) {{ return {needs}; }}\n")
+    masks = [row.name for row in catalog.ACTIVATIONS if row.needs == "y" and not row.parameters and _at_zero(row.dy) == 0]
+    same = " || ".join(f"id == {catalog.INDEX['activation'][name]}" for name in masks)
+    out.append(f"// derivative from y that is 0 at y = 0: {', '.join(masks)}\n")
+    out.append(f"FASTAE_INLINE bool activation_grad_masks(int id) {{ return {same}; }}\n")
     out.append("\n}  // namespace\n}  // namespace fastae\n")
     return "".join(out)
+
+
+def _at_zero(text: str) -> float:
+    """A formula of one variable ``y`` at 0."""
+    functions = {"select": lambda c, a, b: a if c else b, "max": max, "min": min, "expm1": math.expm1, "exp": math.exp}
+    return eval(compile(ast.parse(text, mode="eval"), "formula", "eval"), {"__builtins__": {}, "y": 0.0, **functions})
 
 
 def schema_header() -> str:

@@ -40,8 +40,7 @@ void count(void* context, int64_t task, int thread) noexcept {
   if (thread < 0 || thread >= int(c.busy.size())) fail("thread", thread, c.n_threads - 1);
   if (c.busy[size_t(thread)].exchange(1)) fail("tasks at once under one thread index", 2, 1);
   ++c.runs[size_t(task)];
-  for (volatile long i = 0; i < c.work; i = i + 1) {
-  }
+  for (volatile long i = 0; i < c.work; i = i + 1) {}
   c.busy[size_t(thread)].store(0);
 }
 
@@ -131,8 +130,7 @@ void fork_after_threads() {
 
 void highest_thread(void* context, int64_t, int thread) noexcept {
   auto& highest = *static_cast<std::atomic<int>*>(context);
-  for (int seen = highest.load(); thread > seen && !highest.compare_exchange_weak(seen, thread);) {
-  }
+  for (int seen = highest.load(); thread > seen && !highest.compare_exchange_weak(seen, thread);) {}
   usleep(100);
 }
 

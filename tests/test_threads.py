@@ -59,10 +59,14 @@ def sanitised_driver(tmp_path_factory):
     return build_driver(tmp_path_factory.mktemp("pool_tsan"), "-O1", "-g", "-fsanitize=thread")
 
 
+# The tool cannot follow a child that starts threads after a fork, and needs address space and time of its own.
+UNDER_TSAN = [name for name in CHECKS if name not in ("fork_after_threads", "threads_refused", "idle_workers_sleep")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("check", [name for name in CHECKS if name not in ("threads_refused", "idle_workers_sleep")])
+@pytest.mark.parametrize("check", UNDER_TSAN)
 def test_pool_under_thread_sanitizer(sanitised_driver, check):
-    run_driver(sanitised_driver, check, TSAN_OPTIONS="exitcode=66 die_after_fork=0")
+    run_driver(sanitised_driver, check, TSAN_OPTIONS="exitcode=66")
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ def test_nested_openmp_list(clean_environment):
     "n_jobs, error", [(0, ValueError), (True, TypeError), (2.0, TypeError), ("2", TypeError), (float("nan"), TypeError)]
 )
 def test_bad_n_jobs(n_jobs, error):
-    with pytest.raises(error, match="n_jobs=.*"):
+    with pytest.raises(error, match="n_jobs="):
         threads.resolve_threads(n_jobs)
 
 

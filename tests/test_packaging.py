@@ -1,0 +1,123 @@
+"""What is shipped: cheap imports, fresh generated files, kernels that cannot leak into each other, one version."""
+
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# A sanitizer preloaded into this process must not reach the compiler.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
+def run_python(*arguments, **variables):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("statement", ["import fastae", "import fastae.threads", "import fastae; dir(fastae)"])
+def test_import_is_lean(statement):
+    code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    loaded = {name.partition(".")[0] for name in json.loads(run_python("-c", code))}
+    heavy = {"sklearn", "numba", "scipy", "cupy", "joblib", "pandas", "matplotlib", "torch", "tqdm"}
+    assert not loaded & heavy
+
+
+def test_import_time():
+    # Beyond numpy's own import; the best of five, so that a busy machine does not decide.
+    code = "import time, numpy; start = time.perf_counter(); import fastae; print(time.perf_counter() - start)"
+    assert min(float(run_python("-c", code)) for _ in range(5)) < 0.020
+
+
+def test_generated_files_are_fresh():
+    run_python("-m", "fastae.codegen", "--check")
+
+
+def test_one_version():
+    import fastae
+
+    assert fastae.__version__ == PROJECT["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## {re.escape(PROJECT['version'])}\b", changelog, re.MULTILINE), "CHANGELOG.md lacks it"
+    try:
+        installed = importlib.metadata.version("fastae")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("fastae is imported from the source tree, not installed: nothing to compare with")
+    assert installed == PROJECT["version"]
+
+
+def test_typed():
+    assert (ROOT / "fastae" / "py.typed").exists()
+    assert (ROOT / "fastae" / "_core.pyi").exists()
+
+
+def test_extension_exports_only_its_entry_points():
+    spec = importlib.util.find_spec("fastae._core")
+    nm = shutil.which("nm")
+    if spec is None or nm is None:
+        pytest.skip("needs the native extension and nm")
+    listing = subprocess.run([nm, "-D", "--defined-only", spec.origin], capture_output=True, text=True, check=True)
+    names = {line.split()[-1] for line in listing.stdout.splitlines()}
+    ours = {name for name in names if "fastae" in name}
+    assert ours == {"fastae_get_num_threads", "fastae_set_num_threads"}
+    assert "PyInit__core" in names
+
+
+@functools.cache
+def build_script():
+    """The definitions of setup.py, without running a build."""
+    source = (ROOT / "setup.py").read_text().partition("\nsetup(\n")[0]
+    previous = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        names = {}
+        exec(compile(source, "setup.py", "exec"), names)
+    finally:
+        os.chdir(previous)
+    return names
+
+
+def instruction_sets():
+    return sorted(path.stem.removeprefix("isa_") for path in (ROOT / "csrc").glob("isa_*.cpp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_kernels_have_internal_linkage_only(isa, tmp_path):
+    """A weak symbol compiled for AVX-512 may be the linker's choice for all, and crash an older processor."""
+    pytest.importorskip("pybind11")
+    pytest.importorskip("setuptools")
+    compiler, nm = shutil.which(os.environ.get("CXX", "g++")), shutil.which("nm")
+    if compiler is None or nm is None:
+        pytest.skip("needs a C++ compiler (g++, or the one that CXX names) and nm")
+    script = build_script()
+    if isa not in script["instruction_sets"]():
+        pytest.skip(f"{isa} is not built on this platform")
+    name, info = script["library"](isa, script["instruction_sets"]()[isa])
+    assert name == f"fastae_{isa}"
+    target = tmp_path / "isa.o"
+    subprocess.run(
+        [compiler, "-c", *info["sources"], *info["cflags"], "-o", target], cwd=ROOT, env=ENVIRONMENT, check=True
+    )
+    listing = subprocess.run([nm, "--defined-only", "-g", target], capture_output=True, text=True, check=True).stdout
+    symbols = {fields[-1]: fields[-2] for fields in map(str.split, listing.splitlines())}
+    assert symbols == {f"fastae_kernels_{isa}": "T"}
