@@ -33,7 +33,7 @@ bench:
 define sanitised_copy
 	rm -rf build-$(1)/src build-$(1)/report.*
 	mkdir -p build-$(1)/src
-	git ls-files -z -co --exclude-standard | xargs -0 tar -c --ignore-failed-read | tar -x -C build-$(1)/src
+	git ls-files -z -co --exclude-standard | tar -c --null -T - --ignore-failed-read | tar -x -C build-$(1)/src
 	test -x build-$(1)/venv/bin/python || $(SYSTEM_PYTHON) -m venv build-$(1)/venv
 	FASTAE_SANITIZE=$(2) build-$(1)/venv/bin/pip install -q -e 'build-$(1)/src[test]'
 endef

@@ -34,9 +34,7 @@ FASTAE_INLINE philox_lanes philox_all(uint32_t x) { return _mm512_set1_epi64((in
 FASTAE_INLINE philox_lanes philox_first(uint32_t x) {
   return _mm512_add_epi64(philox_all(x), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
 }
-FASTAE_INLINE philox_lanes philox_mul(philox_lanes a, philox_lanes b) {
-  return _mm512_maskz_mul_epu32(0xff, a, b);
-}
+FASTAE_INLINE philox_lanes philox_mul(philox_lanes a, philox_lanes b) { return _mm512_maskz_mul_epu32(0xff, a, b); }
 FASTAE_INLINE philox_lanes philox_high(philox_lanes a) { return _mm512_maskz_srli_epi64(0xff, a, 32); }
 FASTAE_INLINE philox_lanes philox_xor(philox_lanes a, philox_lanes b, philox_lanes c) {
   return _mm512_ternarylogic_epi64(a, b, c, 0x96);

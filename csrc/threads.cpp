@@ -12,6 +12,7 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <atomic>
@@ -46,7 +47,8 @@ void relax() {
 #endif
 }
 
-// Polls until done() or the deadline; the clock is read once in 16 polls.
+// Polls until done() or the deadline. Between rounds of 16 polls the core is offered to others: where
+// cores are scarce, the thread that this one waits for may need it.
 template <class Done> bool spin_until(Clock::time_point deadline, Done done) {
   for (;;) {
     for (int i = 0; i < 16; ++i) {
@@ -54,6 +56,7 @@ template <class Done> bool spin_until(Clock::time_point deadline, Done done) {
       relax();
     }
     if (Clock::now() >= deadline) return done();
+    sched_yield();
   }
 }
 

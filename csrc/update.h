@@ -38,13 +38,19 @@ void update(int rule, T* w, const T* g, T* const* state, int64_t n, const T* c, 
   visit_update<Vec<T>, T>(rule, [&](auto formula) {
     constexpr int S = decltype(formula)::n_states;
     over_flat(threads, n, [&](int64_t first, int64_t count) {
+      // copies that no store can touch, so that constants stay in registers
+      T step[8], parameter[8], *at[S + 1];
+      for (int q = 0; q < 8; ++q) step[q] = c[q];
+      for (int q = 0; q < kMaxFloats; ++q) parameter[q] = p[q];
+      for (int q = 0; q < S; ++q) at[q] = state[q] + first;
+      T* const x = w + first;
+      const T* const gradient = g + first;
       over_row<T>(count, [&](int64_t j, int lanes) {
-        const int64_t i = first + j;
-        Vec<T> x = Vec<T>::load(w + i, lanes), s[S + 1];
-        for (int q = 0; q < S; ++q) s[q] = Vec<T>::load(state[q] + i, lanes);
-        formula.apply(x, Vec<T>::load(g + i, lanes), s, c, p);
-        x.store(w + i, lanes);
-        for (int q = 0; q < S; ++q) s[q].store(state[q] + i, lanes);
+        Vec<T> v = Vec<T>::load(x + j, lanes), s[S + 1];
+        for (int q = 0; q < S; ++q) s[q] = Vec<T>::load(at[q] + j, lanes);
+        formula.apply(v, Vec<T>::load(gradient + j, lanes), s, step, parameter);
+        v.store(x + j, lanes);
+        for (int q = 0; q < S; ++q) s[q].store(at[q] + j, lanes);
       });
     });
   });

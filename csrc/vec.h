@@ -50,15 +50,19 @@ typedef Native<float>::type vfloat;
 typedef Native<double>::type vdouble;
 template <class S> using if_arithmetic = typename std::enable_if<std::is_arithmetic<S>::value, int>::type;
 
-// ---- what differs between instruction sets ---------------------------------------------------------------------------
+// ---- what differs between instruction sets --------------------------------------------------------------------------
 // With a NaN in either argument nmax and nmin give NaN, upper and lower give b (what the x86 instruction does).
 enum { LT, LE, EQ, NE };
 
 #if defined(__AVX512F__)
 constexpr int compare_code[4] = {_CMP_LT_OQ, _CMP_LE_OQ, _CMP_EQ_OQ, _CMP_NEQ_UQ};
 template <class T> struct MaskNative;
-template <> struct MaskNative<float> { typedef __mmask16 type; };
-template <> struct MaskNative<double> { typedef __mmask8 type; };
+template <> struct MaskNative<float> {
+  typedef __mmask16 type;
+};
+template <> struct MaskNative<double> {
+  typedef __mmask8 type;
+};
 template <int OP> FASTAE_INLINE __mmask16 compare(vfloat a, vfloat b) {
   return _mm512_cmp_ps_mask(a, b, compare_code[OP]);
 }
@@ -90,7 +94,9 @@ FASTAE_INLINE vdouble nmax(vdouble a, vdouble b) { return _mm512_mask_max_pd(a, 
 FASTAE_INLINE vfloat nmin(vfloat a, vfloat b) { return _mm512_mask_min_ps(a, compare<EQ>(a, a), a, b); }
 FASTAE_INLINE vdouble nmin(vdouble a, vdouble b) { return _mm512_mask_min_pd(a, compare<EQ>(a, a), a, b); }
 #else
-template <class T> struct MaskNative { typedef typename Native<T>::ints type; };
+template <class T> struct MaskNative {
+  typedef typename Native<T>::ints type;
+};
 typedef MaskNative<float>::type mfloat;
 typedef MaskNative<double>::type mdouble;
 template <int OP, class V> FASTAE_INLINE auto compare(V a, V b) {
@@ -217,10 +223,10 @@ template <class T> struct IntVec {
   friend FASTAE_INLINE IntVec operator^(IntVec a, IntVec b) { return IntVec(a.v ^ b.v); }
   friend FASTAE_INLINE IntVec operator~(IntVec a) { return IntVec(~a.v); }
   friend FASTAE_INLINE IntVec operator<<(IntVec a, int n) { return IntVec((native)((uints)a.v << n)); }
-  friend FASTAE_INLINE IntVec operator>>(IntVec a, int n) { return IntVec(a.v >> n); }  // arithmetic
+  friend FASTAE_INLINE IntVec operator>>(IntVec a, int n) { return IntVec(a.v >> n); }                    // arithmetic
   friend FASTAE_INLINE IntVec shift_right(IntVec a, int n) { return IntVec((native)((uints)a.v >> n)); }  // logical
-  friend FASTAE_INLINE Vec<T> as_float(IntVec a) { return Vec<T>((typename Native<T>::type)a.v); }  // same bits
-  friend FASTAE_INLINE Vec<T> to_float(IntVec a) {                                                  // same value
+  friend FASTAE_INLINE Vec<T> as_float(IntVec a) { return Vec<T>((typename Native<T>::type)a.v); }        // same bits
+  friend FASTAE_INLINE Vec<T> to_float(IntVec a) {                                                        // same value
     return Vec<T>(__builtin_convertvector(a.v, typename Native<T>::type));
   }
 };

@@ -1,0 +1,54 @@
+"""fastae: fast, exact, reproducible autoencoders on compiled kernels.
+
+Public names are loaded when first used: ``import fastae`` itself costs little more than numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# where each public name lives
+_HOMES = {
+    "models.autoencoder": ("Autoencoder",),
+    "io.model_file": ("load",),
+    "config": ("show_config",),
+    "training": ("EpochInfo",),
+    "exceptions": ("ModelFileError", "NonFiniteLossError"),
+    "spec.options": (
+        "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU", "SELU", "Exponential", "Softplus", "GELU",
+        "GELUTanh", "SiLU", "HardSigmoid", "Softmax",
+        "SquaredError", "BinaryCrossEntropy", "Huber", "Absolute", "Poisson", "Multinomial", "CategoricalCrossEntropy",
+        "L1", "L2", "ElasticNet", "KLSparsity", "Activity", "ActivityL1",
+        "MaxNorm", "WeightRange", "NonNegative",
+        "MaskingNoise", "GaussianNoise", "SaltAndPepperNoise", "SwapNoise",
+        "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam", "AMSGrad", "AdamW", "Lion",
+    ),
+    "schedules": (
+        "ConstantRate", "StepDecay", "ExponentialDecay", "Cosine", "LinearWarmup", "OneCycle", "ReduceOnPlateau",
+    ),
+    "initializers": (
+        "Constant", "Zeros", "Ones", "Uniform", "Normal", "TruncatedNormal", "XavierUniform", "XavierNormal",
+        "HeUniform", "HeNormal", "LeCunUniform", "LeCunNormal", "Orthogonal", "PCAInit",
+    ),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = ("ops",)
+
+__all__ = ["__version__", "ops", *_HOME_OF]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -202,6 +202,20 @@ class PlanBuilder:
         self.n_external += 1
         return self.buffer(name, rows, columns, EXTERNAL + self.n_external - 1, dtype)
 
+    def columns(self, name: str) -> int:
+        return self._buffers[name].columns
+
+    def flat(self, states: tuple[str, ...]) -> None:
+        """Declares ``theta`` and ``grad``, all parameters so far as one row, and a ``state_*`` like it per state."""
+        size = self._sizes[THETA]
+        if size != self._sizes[GRAD]:
+            raise ValueError(f"gradients take {self._sizes[GRAD]} bytes, parameters {size}; declare them alike")
+        n = size // self.dtype.itemsize
+        for name, space in (("theta", THETA), ("grad", GRAD)):
+            self._buffers[name] = Buffer(name, space, 0, 1, n)
+        for name in states:
+            self.buffer(f"state_{name}", 1, n, STATE)
+
     def stream(self) -> int:
         """A Philox stream of its own."""
         self._streams += 1
@@ -215,7 +229,7 @@ class PlanBuilder:
         self.n_scalars += n
         return self.n_scalars - n
 
-    def op(self, kind: str, phase: int = schema.GRADIENT, **attributes) -> None:
+    def op(self, kind: str, phase: int = schema.GRADIENT, /, **attributes: object) -> None:
         """Adds a record; attributes are sorted into slots, ints and floats by the schema."""
         spec = schema.KIND[kind]
         unknown = set(attributes) - {*spec.slots, *spec.ints, *spec.floats}

@@ -1,0 +1,67 @@
+"""Runs a plan's records one after another over NumPy views: the executor of the Python backends."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from ..plan import schema
+from ..plan.plan import Buffer, Job, Op, Plan
+
+
+class Step:
+    """What an op sees of the step that runs: its rows, keys, scalars and the values it adds to."""
+
+    def __init__(self, plan: Plan, job: Job):
+        self.plan, self.job = plan, job
+        self.index = plan.index
+        self.number = self.start = self.m = 0
+
+    def begin(self, number: int) -> None:
+        self.number = number
+        self.start = (self.job.first_batch + number) * self.plan.batch
+        self.m = min(self.plan.batch, self.job.n_rows - self.start)
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        stop = self.start + self.m
+        return np.arange(self.start, stop) if self.job.order is None else self.job.order[self.start : stop]
+
+    def view(self, name: str) -> np.ndarray:
+        buffer: Buffer = self.plan.buffers[self.index[name]]
+        space = self.job.spaces[buffer.space]
+        if buffer.space >= schema.EXTERNAL:
+            return space[self.start : self.start + self.m] if buffer.rows == schema.BATCH_ROWS else space
+        return self.plan.view(self.job.spaces, name, self.m)
+
+    def add_value(self, op: Op, value: float) -> None:
+        if op.ints["value"] >= 0:
+            self.job.values[self.number, op.ints["value"]] += value
+
+
+def run(plan: Plan, job: Job, kernels: dict) -> int:
+    """Runs ``job.n_steps`` steps with ``kernels[kind](step, op, views)``; returns how many finished."""
+    step = Step(plan, job)
+    if job.values is not None:
+        job.values[: job.n_steps] = 0.0
+
+    def execute(phases: int) -> None:
+        for op in plan.ops:
+            if op.phase & phases & job.phases:
+                kernels[op.kind](step, op, {slot: step.view(name) for slot, name in op.slots.items()})
+
+    if job.n_steps:
+        step.begin(0)
+        execute(schema.PREPARE)
+    last = time.perf_counter()
+    for number in range(job.n_steps):
+        step.begin(number)
+        execute(schema.GRADIENT)
+        if job.values is not None and not np.isfinite(job.values[number]).all():
+            return number
+        execute(~(schema.PREPARE | schema.GRADIENT))
+        if job.progress is not None and time.perf_counter() - last > 0.004:
+            last = time.perf_counter()
+            job.progress(number + 1)
+    return job.n_steps

@@ -1,0 +1,262 @@
+"""Initial weights. W is (n_out, n_in); biases start at 0.
+
+Sources: Glorot & Bengio (2010), He et al. (2015), LeCun et al. (1998), Saxe et al. (2014) for orthogonal weights.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .spec.network import Network
+from .spec.options import Option, choose
+
+
+class Initializer(Option):
+    """Gives the weights of one layer."""
+
+    def weights(self, rng: np.random.Generator, n_out: int, n_in: int) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} does not work layer by layer")  # pragma: no cover
+
+
+@dataclass(frozen=True)
+class Constant(Initializer):
+    """Every weight is ``value``: all units of a layer stay equal for ever."""
+
+    value: float = 0.0
+
+    def weights(self, rng, n_out, n_in):
+        return np.full((n_out, n_in), float(self.value))
+
+
+@dataclass(frozen=True)
+class Zeros(Initializer):
+    """Every weight is 0: all units of a layer stay equal for ever."""
+
+    def weights(self, rng, n_out, n_in):
+        return np.zeros((n_out, n_in))
+
+
+@dataclass(frozen=True)
+class Ones(Initializer):
+    """Every weight is 1: all units of a layer stay equal for ever."""
+
+    def weights(self, rng, n_out, n_in):
+        return np.ones((n_out, n_in))
+
+
+@dataclass(frozen=True)
+class Uniform(Initializer):
+    """Uniform on (−limit, limit)."""
+
+    limit: float = 0.05
+    _intervals = {"limit": (0.0, math.inf, "neither")}
+
+    def weights(self, rng, n_out, n_in):
+        return rng.uniform(-self.limit, self.limit, (n_out, n_in))
+
+
+@dataclass(frozen=True)
+class Normal(Initializer):
+    """N(0, std²)."""
+
+    std: float = 0.05
+    _intervals = {"std": (0.0, math.inf, "neither")}
+
+    def weights(self, rng, n_out, n_in):
+        return rng.normal(0.0, self.std, (n_out, n_in))
+
+
+@dataclass(frozen=True)
+class TruncatedNormal(Initializer):
+    """N(0, std²) cut at ±2 std: values outside are drawn again."""
+
+    std: float = 0.05
+    _intervals = {"std": (0.0, math.inf, "neither")}
+
+    def weights(self, rng, n_out, n_in):
+        w = rng.normal(0.0, 1.0, (n_out, n_in))
+        while (outside := np.abs(w) > 2).any():
+            w[outside] = rng.normal(0.0, 1.0, int(outside.sum()))
+        return w * self.std
+
+
+@dataclass(frozen=True)
+class _Scaled(Initializer):
+    """Zero mean, variance given by the layer's widths."""
+
+    def variance(self, n_out: int, n_in: int) -> float:
+        raise NotImplementedError
+
+    def weights(self, rng, n_out, n_in):
+        std = math.sqrt(self.variance(n_out, n_in))
+        if type(self).__name__.endswith("Uniform"):
+            return rng.uniform(-math.sqrt(3) * std, math.sqrt(3) * std, (n_out, n_in))
+        return rng.normal(0.0, std, (n_out, n_in))
+
+
+class _Xavier(_Scaled):
+    def variance(self, n_out, n_in):
+        return 2.0 / (n_in + n_out)
+
+
+class _He(_Scaled):
+    def variance(self, n_out, n_in):
+        return 2.0 / n_in
+
+
+class _LeCun(_Scaled):
+    def variance(self, n_out, n_in):
+        return 1.0 / n_in
+
+
+@dataclass(frozen=True)
+class XavierUniform(_Xavier):
+    """Uniform with variance 2 / (n_in + n_out)."""
+
+
+@dataclass(frozen=True)
+class XavierNormal(_Xavier):
+    """Normal with variance 2 / (n_in + n_out)."""
+
+
+@dataclass(frozen=True)
+class HeUniform(_He):
+    """Uniform with variance 2 / n_in."""
+
+
+@dataclass(frozen=True)
+class HeNormal(_He):
+    """Normal with variance 2 / n_in."""
+
+
+@dataclass(frozen=True)
+class LeCunUniform(_LeCun):
+    """Uniform with variance 1 / n_in."""
+
+
+@dataclass(frozen=True)
+class LeCunNormal(_LeCun):
+    """Normal with variance 1 / n_in."""
+
+
+@dataclass(frozen=True)
+class Orthogonal(Initializer):
+    """Rows (or columns, whichever are fewer) are orthonormal, times ``gain``."""
+
+    gain: float = 1.0
+    _intervals = {"gain": (0.0, math.inf, "neither")}
+
+    def weights(self, rng, n_out, n_in):
+        a = rng.normal(size=(max(n_out, n_in), min(n_out, n_in)))
+        q, r = np.linalg.qr(a)
+        q = q * np.where(np.diag(r) < 0, -1.0, 1.0)  # makes the distribution uniform
+        return self.gain * (q if n_out >= n_in else q.T)
+
+
+@dataclass(frozen=True)
+class PCAInit(Initializer):
+    """First encoder and last decoder layer from the leading principal components; the others by Xavier.
+
+    With one layer each way and identity activations training starts at the PCA solution.
+    """
+
+
+INITIALIZERS = {
+    "zeros": Zeros,
+    "ones": Ones,
+    "constant": Constant,
+    "uniform": Uniform,
+    "normal": Normal,
+    "truncated_normal": TruncatedNormal,
+    "xavier_uniform": XavierUniform,
+    "xavier_normal": XavierNormal,
+    "glorot_uniform": XavierUniform,
+    "glorot_normal": XavierNormal,
+    "he_uniform": HeUniform,
+    "he_normal": HeNormal,
+    "kaiming_uniform": HeUniform,
+    "kaiming_normal": HeNormal,
+    "lecun_uniform": LeCunUniform,
+    "lecun_normal": LeCunNormal,
+    "orthogonal": Orthogonal,
+    "pca": PCAInit,
+}
+_BY_GAIN = {"xavier": XavierUniform(), "he": HeUniform(), "lecun": LeCunUniform()}
+
+
+def from_arrays(arrays: Any, network: Network) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Checked copies of the caller's (W, b) pairs, one per layer."""
+    layers = network.layers
+    arrays = list(arrays)
+    if len(arrays) != len(layers):
+        raise ValueError(f"got {len(arrays)} pairs (W, b), the network has {len(layers)} layers; give one pair each")
+    pairs = []
+    for i, (pair, layer) in enumerate(zip(arrays, layers, strict=True)):
+        try:
+            w, b = pair
+        except (TypeError, ValueError):
+            raise ValueError(f"layer {i}: got {type(pair).__name__}, wanted a pair (W, b)") from None
+        w = np.array(w, dtype=np.float64)
+        b = np.zeros(layer.n_out) if b is None else np.array(b, dtype=np.float64).reshape(-1)
+        if w.shape != (layer.n_out, layer.n_in) or b.shape != (layer.n_out,):
+            raise ValueError(
+                f"layer {i}: W has shape {w.shape}, b {b.shape}; wanted {(layer.n_out, layer.n_in)} and "
+                f"{(layer.n_out,)}: W is (out, in)"
+            )
+        if not (np.isfinite(w).all() and np.isfinite(b).all()):
+            raise ValueError(f"layer {i}: weights contain NaN or infinity; give finite ones")
+        pairs.append((w, b))
+    return pairs
+
+
+def initial_weights(initializer: Any, network: Network, seed: int, sample: np.ndarray | None = None) -> list:
+    """(W, b) of every layer in float64: a function of (initializer, network, seed, sample)."""
+    if isinstance(initializer, (list, tuple)):
+        return from_arrays(initializer, network)
+    layers = network.layers
+    chosen: list[Initializer]
+    if isinstance(initializer, str) and initializer == "auto":
+        chosen = [
+            _BY_GAIN["xavier" if layer.activation.name == "softmax" else layer.activation._row.init_gain]
+            for layer in layers
+        ]
+    else:
+        option = choose("initializer", initializer, INITIALIZERS)
+        if isinstance(option, (Zeros, Ones, Constant)):
+            warnings.warn(
+                f"{type(option).__name__} weights keep all units of a layer equal for ever; "
+                "use initializer='auto' to train",
+                UserWarning,
+                stacklevel=4,
+            )
+        chosen = [XavierUniform() if isinstance(option, PCAInit) else option for _ in layers]
+        if isinstance(option, PCAInit):
+            return _pca(network, chosen, seed, sample)
+    return _layered(chosen, layers, seed)
+
+
+def _layered(chosen, layers, seed: int) -> list:
+    pairs = []
+    for i, (option, layer) in enumerate(zip(chosen, layers, strict=True)):
+        rng = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), i]))
+        pairs.append((option.weights(rng, layer.n_out, layer.n_in), np.zeros(layer.n_out)))
+    return pairs
+
+
+def _pca(network: Network, chosen, seed: int, sample: np.ndarray | None) -> list:
+    if sample is None:
+        raise ValueError("initializer='pca' needs data; call fit, or give the weights as arrays")
+    pairs = _layered(chosen, network.layers, seed)
+    mean = sample.mean(axis=0)
+    _, _, v = np.linalg.svd(sample - mean, full_matrices=False)
+    first, last = pairs[0][0], pairs[-1][0]
+    k = min(len(v), first.shape[0], last.shape[1])
+    first[:k], last[:, :k] = v[:k], v[:k].T
+    pairs[0][1][:k] = -v[:k] @ mean
+    pairs[-1][1][:] = mean
+    return pairs

@@ -1,0 +1,201 @@
+"""What all estimators share: parameters in one flat buffer, compiled plans, encoding, saving."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from .. import threads
+from ..backends import get_backend
+from ..plan import schema
+from ..plan.build import evaluation_plan, inference_plan
+from ..plan.plan import Job, Plan, Source
+from ..spec import options
+from ..spec.network import Network
+from ..validation import check_rows
+
+
+def seed_of(random_state: Any) -> int:
+    """A 64-bit seed from an int, None, RandomState or Generator."""
+    if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool):
+        if not 0 <= random_state < 2**64:
+            raise ValueError(f"random_state={random_state} must be in 0..2^64-1")
+        return int(random_state)
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**63))
+    from sklearn.utils import check_random_state
+
+    low, high = check_random_state(random_state).randint(0, 2**31 - 1, size=2, dtype=np.int64)
+    return int(low) << 31 | int(high)
+
+
+class _Compiled:
+    """A plan on a backend with its memory: parameters cast to the plan's dtype, weights packed at the first run."""
+
+    def __init__(self, backend: Any, plan: Plan, weights: list[tuple[np.ndarray, np.ndarray]]):
+        self.plan, self.backend = plan, backend
+        self.handle = backend.compile(plan)
+        self.spaces = plan.allocate()
+        for i, (w, b) in enumerate(weights):
+            plan.view(self.spaces, f"w{i}")[...] = w
+            plan.view(self.spaces, f"b{i}")[...] = b
+        # the packed weights live in the arena; Python backends use the rest of it too, so they take turns
+        self.lock = threading.Lock()
+        self.packed = False
+
+    def run(self, source: Source, external: np.ndarray, n_threads: int, rows: np.ndarray | None = None) -> None:
+        """Writes the plan's external array for all rows of the source, or for those in ``rows``."""
+        n_rows = source.n_rows if rows is None else len(rows)
+        job = Job([*self.spaces, external], (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
+                  phases=schema.GRADIENT, n_threads=n_threads)  # fmt: skip
+        if self.packed and self.backend.name == "native":
+            self.backend.run(self.handle, job)
+            return
+        with self.lock:
+            if not self.packed:
+                job.phases |= schema.PREPARE
+            self.backend.run(self.handle, job)
+            self.packed = True
+
+
+class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Base of estimators over a dense `Network`: everything after fitting."""
+
+    # set by subclasses' fit: network_ (Network), weights_ (list of (W, b)), n_features_in_, backend_, device_
+    _compiled: dict
+
+    # ---- backend and memory ---------------------------------------------------------------------------------------
+
+    def _backend(self) -> Any:
+        """The backend that the parameters ask for; the fitted one's name is in ``backend_``."""
+        if self.device not in ("auto", "cpu"):
+            if str(self.device).startswith("cuda"):
+                raise ImportError(
+                    f"device={self.device!r} is not available: this version of fastae has no CUDA backend; "
+                    "use device='cpu' or 'auto'"
+                )
+            raise options.unknown("device", self.device, ("auto", "cpu"))
+        if self.precision not in ("auto", "float32", "float64"):
+            raise options.unknown("precision", self.precision, ("auto", "float32", "float64"))
+        return get_backend(self.backend)
+
+    def _forget_compiled(self) -> None:
+        self._compiled = {}
+
+    def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
+        """The inference or evaluation plan for a dtype, made once per set of weights and backend."""
+        backend = self._backend()
+        key = (what, dtype, backend.name, getattr(backend, "isa", ""))
+        cache = self.__dict__.setdefault("_compiled", {})
+        if key not in cache:
+            network: Network = self.network_
+            if what == "loss":
+                plan = evaluation_plan(network, dtype)
+            elif what == "error":
+                plan = evaluation_plan(network, dtype, loss=options.LOSSES["squared_error"]())
+            else:
+                plan = inference_plan(network, dtype, part=what)
+            cache[key] = _Compiled(backend, plan, self.weights_)
+        return cache[key]
+
+    def __getstate__(self) -> dict:
+        state = super().__getstate__().copy()
+        state.pop("_compiled", None)  # handles and packed weights are made anew
+        return state
+
+    def _threads(self) -> int:
+        threads.register_threadpoolctl()
+        return threads.resolve_threads(self.n_jobs)
+
+    def _encode(self, what: str, X: Any, width: int, out: np.ndarray | None = None) -> np.ndarray:
+        check_is_fitted(self, "weights_")
+        source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision)
+        return self._run(what, source, dtype, width, out)
+
+    def _run(self, what: str, source: Source, dtype: np.dtype, width: int, out: np.ndarray | None = None) -> np.ndarray:
+        shape = (source.n_rows, width)
+        if out is None:
+            out = np.empty(shape, dtype)
+        elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(
+                f"out has shape {out.shape} and dtype {out.dtype}; wanted a writeable C-contiguous array of shape "
+                f"{shape} and dtype {dtype}"
+            )
+        elif np.shares_memory(out, source.data):
+            raise ValueError("out shares memory with X; give an array of its own")
+        self._compile(what, dtype).run(source, out, self._threads())
+        return out
+
+    # ---- scikit-learn's face --------------------------------------------------------------------------------------
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.network_.n_components
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def transform(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:
+        """Code of each row.
+
+        X : array, sparse matrix or frame (N, p)
+        out : array (N, n_components) to write to, or None
+        returns : array (N, n_components), float64 for float64 input, else float32
+        """
+        return self._encode("encode", X, self._fitted_network().n_components, out)
+
+    def reconstruct(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:
+        """Reconstruction of each row, (N, p): through encoder, decoder and the output activation."""
+        return self._encode("reconstruct", X, self._fitted_network().n_features, out)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Decoded rows (N, p) of codes X (N, n_components)."""
+        network = self._fitted_network()
+        shim = _CodeShim(network.n_components)
+        source, dtype = check_rows(shim, X, reset=False, backend=self._backend(), precision=self.precision)
+        return self._run("decode", source, dtype, network.n_features)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """−(mean squared reconstruction error) of each row, (N,), float64; higher is better."""
+        return -self._row_values("error", X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean of `score_samples`."""
+        return float(self.score_samples(X).mean())
+
+    def _row_values(self, what: str, X: Any) -> np.ndarray:
+        check_is_fitted(self, "weights_")
+        source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision)
+        values = np.empty((source.n_rows, 1))
+        self._compile(what, dtype).run(source, values, self._threads())
+        return values[:, 0]
+
+    def _fitted_network(self) -> Network:
+        check_is_fitted(self, "weights_")
+        return self.network_
+
+    # ---- files ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: Any) -> None:
+        """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it."""
+        from ..io.model_file import save_estimator
+
+        check_is_fitted(self, "weights_")
+        save_estimator(self, path)
+
+
+class _CodeShim:
+    """Stands for the estimator where the checked array is a code, not a row of data."""
+
+    def __init__(self, width: int):
+        self.n_features_in_ = width
+
+    def __repr__(self) -> str:
+        return "inverse_transform"

@@ -1,0 +1,213 @@
+"""The epoch loop that all estimators share.
+
+One call of the backend per epoch. The order of the rows is a function of (seed, epoch), so training depends neither
+on the number of threads nor on how often it was interrupted between epochs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .exceptions import NonFiniteLossError
+from .plan import schema
+from .plan.plan import Job, Plan, Source
+from .schedules import ReduceOnPlateau, Schedule
+
+SPLIT_EPOCH = 2**32 - 1  # the permutation that chooses the held-out rows
+
+
+@dataclass
+class State:
+    """What training carries from call to call: memory, steps and epochs done."""
+
+    spaces: list[np.ndarray]
+    steps: int = 0
+    epochs: int = 0
+    learning_rate: float | None = None  # of a schedule that watches the loss
+
+
+@dataclass(frozen=True)
+class EpochInfo:
+    """What a callback is told after each epoch."""
+
+    epoch: int
+    loss: float
+    validation_loss: float | None
+    learning_rate: float
+    seconds: float
+    model: Any
+
+
+@dataclass
+class History:
+    """Losses per epoch, and how training ended."""
+
+    losses: list[float] = field(default_factory=list)
+    validation_losses: list[float] = field(default_factory=list)
+    best_validation: float = np.inf
+    stopped_by: str = "max_iter"
+
+
+@dataclass
+class Settings:
+    """How long and how: the part of an estimator's parameters that the loop needs."""
+
+    schedule: Schedule
+    rule: Any
+    max_iter: int
+    seed: int
+    n_threads: int
+    tol: float = 0.0
+    n_iter_no_change: int = 10
+    shuffle: bool = True
+    callbacks: tuple[Callable[[EpochInfo], object], ...] = ()
+    verbose: int = 0
+
+
+def step_scalars(settings: Settings, state: State, n_steps: int) -> np.ndarray:
+    """(n_steps, 1 + constants): the learning rate and the rule's constants of each step of the next epoch, float64."""
+    t = np.arange(state.steps + 1, state.steps + n_steps + 1, dtype=np.float64)
+    epochs = state.epochs + np.arange(n_steps) / n_steps
+    rates = settings.schedule.rates(epochs, settings.max_iter)
+    if isinstance(settings.schedule, ReduceOnPlateau) and state.learning_rate is not None:
+        rates = np.full(n_steps, state.learning_rate)
+    row = settings.rule._row
+    names = {parameter.name: getattr(settings.rule, parameter.name) for parameter in row.parameters}
+    columns = [rates]
+    for _, text in row.step:
+        value = eval(text, {"__builtins__": {}}, {"lr": rates, "t": t, **names})
+        columns.append(np.broadcast_to(value, t.shape))
+    return np.ascontiguousarray(np.stack(columns, axis=1))
+
+
+def run_epoch(
+    backend: Any, plan: Plan, handle: Any, state: State, sources: tuple[Source, ...], rows: np.ndarray | None,
+    n_rows: int, settings: Settings, progress: Callable[[int], object] | None = None,
+) -> float:  # fmt: skip
+    """One pass over the rows; returns the mean objective (loss and penalties). Raises `NonFiniteLossError`."""
+    n_steps = -(-n_rows // plan.batch)
+    values = np.zeros((n_steps, plan.n_values))
+    backup = state.spaces[schema.THETA].copy()
+    job = Job(
+        spaces=state.spaces, sources=sources, n_rows=n_rows, order=rows, n_steps=n_steps,
+        scalars=step_scalars(settings, state, n_steps), values=values, seed=settings.seed, epoch=state.epochs,
+        n_threads=settings.n_threads, progress=progress,
+    )  # fmt: skip
+    # The run ends before the update of a step whose loss is not finite, but weights may have gone wrong before.
+    done = backend.run(handle, job)
+    theta = state.spaces[schema.THETA].view(plan.dtype).reshape(1, -1)
+    if done < n_steps or not backend.all_finite(theta):
+        state.spaces[schema.THETA][:] = backup
+        where = f"batch {done + 1} of {n_steps}" if done < n_steps else "its last update"
+        raise NonFiniteLossError(
+            f"loss became NaN or infinite in epoch {state.epochs + 1}, {where}; the weights of the epoch's start were "
+            "kept; lower learning_rate, scale X, or set the solver's clip_norm"
+        )
+    state.steps += n_steps
+    state.epochs += 1
+    sizes = np.full(n_steps, plan.batch, dtype=np.float64)
+    sizes[-1] = n_rows - (n_steps - 1) * plan.batch
+    return float((values.sum(axis=1) * sizes).sum() / n_rows)
+
+
+def epoch_order(backend: Any, settings: Settings, epoch: int, rows: np.ndarray | None, n_rows: int):
+    """Rows of an epoch in training order: ``rows`` (None: all) shuffled by (seed, epoch)."""
+    if not settings.shuffle:
+        return rows
+    order = backend.permutation(settings.seed, epoch, n_rows)
+    return order if rows is None else np.ascontiguousarray(rows[order])
+
+
+def fit(
+    backend: Any, plan: Plan, state: State, sources: tuple[Source, ...], settings: Settings, *,
+    rows: np.ndarray | None = None, validate: Callable[[], float] | None = None, model: Any = None,
+    history: History | None = None, handle: Any = None,
+) -> History:  # fmt: skip
+    """Trains until ``max_iter`` epochs are done or nothing improves any more; fills and returns ``history``.
+
+    With ``validate`` (mean loss of the held-out rows) the best weights are put back at the end.
+    """
+    history = History() if history is None else history
+    handle = backend.compile(plan) if handle is None else handle
+    n_rows = sources[0].n_rows if rows is None else len(rows)
+    bar = _Bar(settings, n_rows, plan.batch)
+    best_weights: np.ndarray | None = None
+    best, stale = np.inf, 0
+    try:
+        for _ in range(settings.max_iter):
+            begin = time.perf_counter()
+            order = epoch_order(backend, settings, state.epochs, rows, n_rows)
+            loss = run_epoch(backend, plan, handle, state, sources, order, n_rows, settings, bar.progress)
+            history.losses.append(loss)
+            validation = None
+            watched = loss
+            if validate is not None:
+                watched = validation = validate()
+                history.validation_losses.append(validation)
+                if validation < history.best_validation or best_weights is None:
+                    history.best_validation = validation
+                    best_weights = state.spaces[schema.THETA].copy()
+            rate = _next_rate(settings, state, history)
+            info = EpochInfo(state.epochs, loss, validation, rate, time.perf_counter() - begin, model)
+            bar.epoch(info)
+            # an improvement must be relative to what there is to improve
+            stale = 0 if watched < best - settings.tol * abs(best) or not np.isfinite(best) else stale + 1
+            best = min(best, watched)
+            if any([callback(info) for callback in settings.callbacks]):
+                history.stopped_by = "callback"
+                break
+            if stale >= settings.n_iter_no_change:
+                history.stopped_by = "tol"
+                break
+    finally:
+        bar.close()
+        if best_weights is not None:
+            state.spaces[schema.THETA][:] = best_weights
+    return history
+
+
+def _next_rate(settings: Settings, state: State, history: History) -> float:
+    """The rate of the epoch just done; a schedule that watches the loss decides the next one here."""
+    if not isinstance(settings.schedule, ReduceOnPlateau):
+        return float(settings.schedule.rates(np.array([float(state.epochs - 1)]), settings.max_iter)[0])
+    rate = settings.schedule.learning_rate if state.learning_rate is None else state.learning_rate
+    state.learning_rate = settings.schedule.reduced(history.validation_losses or history.losses, rate)
+    return rate
+
+
+class _Bar:
+    """tqdm's bar over rows when ``verbose``, else nothing; Ctrl-C is looked at either way."""
+
+    def __init__(self, settings: Settings, n_rows: int, batch: int):
+        self.bar = None
+        self.batch, self.n_rows, self.seen = batch, n_rows, 0
+        self.progress: Callable[[int], object] | None = None
+        if settings.verbose:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=settings.max_iter * n_rows, unit="row", unit_scale=True, desc="epoch 1")
+            self.progress = self._advance
+
+    def _advance(self, steps: int) -> None:
+        rows = min(steps * self.batch, self.n_rows)
+        self.bar.update(rows - self.seen)  # type: ignore[union-attr]
+        self.seen = rows
+
+    def epoch(self, info: EpochInfo) -> None:
+        if self.bar is not None:
+            self.bar.update(self.n_rows - self.seen)
+            self.seen = 0
+            shown = {"loss": f"{info.loss:.5g}"}
+            if info.validation_loss is not None:
+                shown["validation"] = f"{info.validation_loss:.5g}"
+            self.bar.set_description(f"epoch {info.epoch + 1}", refresh=False)
+            self.bar.set_postfix(shown)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
