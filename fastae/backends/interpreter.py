@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from ..plan import schema
-from ..plan.plan import Buffer, Job, Op, Plan
+from ..plan.plan import Buffer, Job, Op, Plan, Source
 
 
 class Step:
@@ -27,6 +27,16 @@ class Step:
     def row_ids(self) -> np.ndarray:
         stop = self.start + self.m
         return np.arange(self.start, stop) if self.job.order is None else self.job.order[self.start : stop]
+
+    def read(self, source: Source, rows: np.ndarray) -> np.ndarray:
+        """Rows of a source as a dense array; duplicates in a CSR row add up."""
+        if source.indptr is None:
+            return source.data[rows]
+        x = np.zeros((len(rows), source.columns), dtype=np.float64)
+        for i, row in enumerate(rows):
+            span = slice(source.indptr[row], source.indptr[row + 1])
+            np.add.at(x[i], source.indices[span], source.data[span])
+        return x
 
     def view(self, name: str) -> np.ndarray:
         buffer: Buffer = self.plan.buffers[self.index[name]]
@@ -65,3 +75,23 @@ def run(plan: Plan, job: Job, kernels: dict) -> int:
             last = time.perf_counter()
             job.progress(number + 1)
     return job.n_steps
+
+
+class Interpreter:
+    """Base of the backends that run plans in Python; ``kernels``: op kind → function(step, op, views)."""
+
+    name: str
+    kernels: dict
+
+    def compile(self, plan: Plan) -> Plan:
+        """A plan needs no preparation here."""
+        return plan
+
+    def run(self, handle: Plan, job: Job) -> int:
+        """Runs the job's steps; returns how many finished (fewer when a step's values were not finite)."""
+        with np.errstate(all="ignore"):  # what is not finite is found in the step's values
+            return run(handle, job, self.kernels)
+
+    def all_finite(self, array: np.ndarray, n_threads: int = 1) -> bool:
+        """Whether an array has neither NaN nor infinity."""
+        return bool(np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array).all())

@@ -89,9 +89,9 @@ class Plan:
                 name = op.slots.get(slot)
                 integers[row, 2 + i] = -1 if name is None else index[name]
             for i, attribute in enumerate(kind.ints):
-                integers[row, 2 + schema.MAX_SLOTS + i] = op.ints.get(attribute, 0)
+                integers[row, 2 + schema.MAX_SLOTS + i] = op.ints[attribute]
             for i, attribute in enumerate(kind.floats):
-                floats[row, i] = op.floats.get(attribute, 0.0)
+                floats[row, i] = op.floats[attribute]
         return buffers, integers, floats
 
     def allocate(self, *, arena: bool = True) -> list[np.ndarray]:
@@ -239,8 +239,8 @@ class PlanBuilder:
         missing = set(slots.values()) - set(self._buffers)
         if missing:
             raise ValueError(f"op {kind!r} names undeclared buffers {sorted(missing)}")
-        ints = {name: int(attributes[name]) for name in spec.ints if name in attributes}
-        floats = {name: float(attributes[name]) for name in spec.floats if name in attributes}
+        ints = {name: int(attributes.get(name, -1 if name == "value" else 0)) for name in spec.ints}
+        floats = {name: float(attributes.get(name, 0.0)) for name in spec.floats}
         self._ops.append(Op(kind, phase, slots, ints, floats))
 
     def _bytes(self, rows: int, columns: int, dtype: int) -> int:

@@ -1,0 +1,56 @@
+"""scikit-learn's own checks of an estimator, whole, and those it leaves to the caller."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks as checks
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import fastae
+
+
+@parametrize_with_checks([fastae.Autoencoder(2, max_iter=3, random_state=0)])
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+BY_HAND = [
+    "check_set_output_transform",
+    "check_set_output_transform_pandas",
+    "check_set_output_transform_polars",
+    "check_global_output_transform_pandas",
+    "check_global_set_output_transform_polars",
+    "check_transformer_get_feature_names_out",
+    "check_transformer_get_feature_names_out_pandas",
+    "check_dataframe_column_names_consistency",
+]
+
+
+# the checks fit on a frame and transform an array on purpose
+@pytest.mark.filterwarnings("ignore:X (does not have valid|has) feature names")
+@pytest.mark.parametrize("name", BY_HAND)
+def test_checks_called_by_hand(name):
+    check = getattr(checks, name)
+    if "polars" in name:
+        pytest.importorskip("polars")
+    if "pandas" in name or "dataframe" in name:
+        pytest.importorskip("pandas")
+    check("Autoencoder", fastae.Autoencoder(2, max_iter=2, random_state=0))
+
+
+def test_pipeline_and_grid_search():
+    from sklearn.model_selection import GridSearchCV
+
+    X = np.random.default_rng(0).normal(size=(60, 6))
+    pipeline = make_pipeline(StandardScaler(), fastae.Autoencoder(2, max_iter=3, random_state=0))
+    assert pipeline.fit_transform(X).shape == (60, 2)
+    search = GridSearchCV(fastae.Autoencoder(2, max_iter=2, random_state=0), {"n_components": [1, 3]}, cv=2).fit(X)
+    assert search.best_params_["n_components"] in (1, 3)
+
+
+def test_clone_keeps_options():
+    model = fastae.Autoencoder(2, solver=fastae.Adam(beta1=0.8), penalties=(fastae.L1(1e-3),))
+    copy = clone(model)
+    assert copy.get_params() == model.get_params()
