@@ -1,0 +1,137 @@
+"""Rows in, dense layers and their gradients, activations. Products are NumPy's BLAS."""
+
+import numpy as np
+from numba import njit
+
+from ...catalog import ACTIVATIONS
+from . import formulas
+from .random import mask
+
+_jit = njit(cache=True, nogil=True, error_model="numpy")
+
+
+def parameters(op, dtype, n=4):
+    """The formula's parameters as an array of the plan's dtype."""
+    return np.array([op.floats.get(f"p{i}", 0.0) for i in range(n)], dtype=dtype)
+
+
+def flat(array):
+    return array.reshape(-1)
+
+
+def gather(step, op, v):
+    source = step.job.sources[op.ints["source"]]
+    rows = step.row_ids
+    if source.indptr is not None:
+        scatter(source.data, source.indptr, source.indices, rows, v["x"])
+    elif source.data.dtype.name in ("float32", "float64") and source.data.dtype == v["x"].dtype:
+        np.take(source.data, rows, axis=0, out=v["x"], mode="clip")
+    else:
+        v["x"][...] = source.data[rows]
+    if "weight" in v:
+        v["weight"][:, 0] = 1.0 if source.weight is None else source.weight[rows]
+    if "rows" in v:
+        v["rows"][:, 0] = rows
+
+
+@_jit
+def scatter(data, indptr, indices, rows, x):
+    """x ← rows of a CSR matrix; duplicates add up."""
+    x[:] = 0
+    for r in range(len(rows)):
+        for q in range(indptr[rows[r]], indptr[rows[r] + 1]):
+            x[r, indices[q]] += data[q]
+
+
+def pack(step, op, v):
+    """Nothing to do: products take weights as they lie."""
+
+
+def dense(step, op, v):
+    y, z = v["y"], v.get("z")
+    np.matmul(v["x"], v["w"].T, out=y)
+    if "b" in v:
+        y += v["b"]
+    if z is not None:
+        z[...] = y
+    if op.ints["activation"]:
+        formulas.ACTIVATION[op.ints["activation"]][0](flat(y), parameters(op, y.dtype), flat(y))
+    if op.floats["rate"]:
+        mask(step, op, y, v["rows"], y)
+
+
+def activation(step, op, v):
+    x, y = np.ascontiguousarray(v["x"]), v["y"]
+    formulas.ACTIVATION[op.ints["activation"]][0](flat(x), parameters(op, y.dtype), flat(y))
+
+
+def _chain(step, op, v, dy, dz):
+    """dz ← dropout'(dy) a'(saved); saved = y after dropout, or z, as the catalogue says. dz may be dy."""
+    rate, index = op.floats["rate"], op.ints["activation"]
+    if "saved" not in v:
+        if dz is not dy:
+            dz[...] = dy
+        return
+    saved = v["saved"]
+    if rate:
+        mask(step, op, dy, v["rows"], dz)
+        dy = dz
+        if ACTIVATIONS[index].needs == "y":
+            saved = saved * saved.dtype.type(1.0 - rate)
+    formulas.ACTIVATION[index][1](flat(saved), parameters(op, dz.dtype), flat(dy), flat(dz))
+
+
+def activation_grad(step, op, v):
+    _chain(step, op, v, v["dy"], v["dz"])
+
+
+def dense_grad(step, op, v):
+    dz = v["dz"]
+    if "dw" in v:
+        np.matmul(dz.T, v["x"], out=v["dw"])
+    if "db" in v:
+        column_sums(dz, v["db"][0])
+    if "dx" in v:
+        np.matmul(dz, v["w"], out=v["dx"])
+        _chain(step, op, v, v["dx"], v["dx"])
+
+
+@_jit
+def column_sums(dz, out):
+    out[:] = 0
+    for r in range(dz.shape[0]):
+        for j in range(dz.shape[1]):
+            out[j] += dz[r, j]
+
+
+@_jit
+def softmax_rows(z, y):
+    for r in range(z.shape[0]):
+        top = z[r, 0]
+        for j in range(z.shape[1]):
+            if z[r, j] > top or z[r, j] != z[r, j]:
+                top = z[r, j]
+        total = 0.0
+        for j in range(z.shape[1]):
+            y[r, j] = np.exp(z[r, j] - top)
+            total += y[r, j]
+        for j in range(z.shape[1]):
+            y[r, j] /= total
+
+
+def softmax(step, op, v):
+    softmax_rows(v["z"], v["y"])
+
+
+@_jit
+def softmax_grad_rows(dy, y, dz):
+    for r in range(y.shape[0]):
+        dot = 0.0
+        for j in range(y.shape[1]):
+            dot += dy[r, j] * y[r, j]
+        for j in range(y.shape[1]):
+            dz[r, j] = y[r, j] * (dy[r, j] - dot)
+
+
+def softmax_grad(step, op, v):
+    softmax_grad_rows(v["dy"], v["y"], v["dz"])
