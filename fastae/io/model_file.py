@@ -1,0 +1,188 @@
+"""fastae's own model file: one .safetensors file, tensors plus a JSON description in its metadata.
+
+Written to a temporary name in the same folder, synced, renamed, and the folder synced: whatever happens, the path
+holds either the old file or the new one. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..exceptions import ModelFileError
+
+FORMAT_VERSION = 1
+_PREFIX = ".fastae-"
+_SUFFIX = ".partial"
+# estimator classes that files may name, and where they live
+ESTIMATORS = {"Autoencoder": "models.autoencoder"}
+# modules whose option classes may stand in a file's parameters
+_OPTION_MODULES = ("spec.options", "schedules", "initializers")
+
+
+def write_atomically(path: Any, write: Any) -> None:
+    """Calls ``write(file)`` on a temporary file, then puts it in the place of ``path``; OSError leaves the old one."""
+    path = Path(path)
+    folder = path.parent if str(path.parent) else Path(".")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot save to {str(path)!r}: there is no folder {str(folder)!r}; make it first")
+    _sweep(folder, path.name)
+    handle, name = tempfile.mkstemp(prefix=f"{_PREFIX}{path.name}-", suffix=_SUFFIX, dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sweep(folder: Path, name: str) -> None:
+    """Removes what a killed writer of the same file left behind an hour ago or more."""
+    import time
+
+    for leftover in folder.glob(f"{_PREFIX}{name}-*{_SUFFIX}"):
+        try:
+            if time.time() - leftover.stat().st_mtime > 3600:
+                leftover.unlink()
+        except OSError:
+            continue  # another process was quicker
+
+
+def save(path: Any, tensors: dict[str, np.ndarray], description: dict) -> None:
+    """Writes tensors and a JSON-able description."""
+    from safetensors.numpy import save as serialise
+
+    metadata = {"fastae": json.dumps({"format_version": FORMAT_VERSION, "library": __version__, **description})}
+    data = serialise({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata)
+    write_atomically(path, lambda file: file.write(data))
+
+
+def read(path: Any) -> tuple[dict[str, np.ndarray], dict]:
+    """Tensors and description of a file; every bad file raises `ModelFileError`."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {str(path)!r}")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
+        raise ModelFileError(f"{str(path)!r} is not a readable model file ({error}); save the model again") from error
+    if "fastae" not in metadata:
+        raise ModelFileError(f"{str(path)!r} is a safetensors file but not fastae's; it has no 'fastae' description")
+    try:
+        description = json.loads(metadata["fastae"])
+        version = description["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{str(path)!r} has a damaged description ({error}); save the model again") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{str(path)!r} has format version {version!r}; this fastae {__version__} reads up to {FORMAT_VERSION}; "
+            "upgrade fastae"
+        )
+    return tensors, description
+
+
+# ---- parameters as JSON -----------------------------------------------------------------------------------------------
+
+
+def _option_class(name: str) -> type:
+    for module in _OPTION_MODULES:
+        found = vars(importlib.import_module(f"..{module}", __package__)).get(name)
+        if dataclasses.is_dataclass(found) and isinstance(found, type):
+            return found
+    raise ModelFileError(f"the file names an option {name!r} that this fastae does not have; upgrade fastae")
+
+
+def encode(value: Any) -> Any:
+    """An estimator's parameter as JSON: options as {"option": class, fields}, arrays as lists."""
+    if isinstance(value, (type(None), bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple):
+        return {"tuple": [encode(item) for item in value]}
+    if isinstance(value, list):
+        return [encode(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"option": type(value).__name__, "fields": fields}
+    raise TypeError(f"{value!r} cannot be stored in a model file")
+
+
+def decode(value: Any) -> Any:
+    """The inverse of `encode`."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if isinstance(value, dict):
+        if set(value) == {"tuple"}:
+            return tuple(decode(item) for item in value["tuple"])
+        if set(value) == {"option", "fields"}:
+            return _option_class(value["option"])(**{k: decode(v) for k, v in value["fields"].items()})
+        raise ModelFileError(f"the file has a parameter of unknown form with keys {sorted(value)}")
+    return value
+
+
+# what belongs to a process, not to a model
+_LEFT_OUT = {"callbacks": (), "random_state": None, "initializer": "auto", "backend": "auto", "n_jobs": None}
+
+
+def save_estimator(estimator: Any, path: Any) -> None:
+    """Writes a fitted estimator."""
+    tensors, state = estimator._get_model_state()
+    parameters = {
+        name: encode(value) for name, value in estimator.get_params(deep=False).items() if name not in _LEFT_OUT
+    }
+    save(path, tensors, {"class": type(estimator).__name__, "parameters": parameters, "state": state})
+
+
+def load(path: Any) -> Any:
+    """The fitted estimator in a file that ``save`` wrote.
+
+    Raises ModelFileError for a file that is damaged, of another kind, or of a newer format; FileNotFoundError when
+    there is none. ``callbacks``, ``random_state``, ``initializer``, ``backend`` and ``n_jobs`` are not stored.
+    """
+    tensors, description = read(path)
+    name = description.get("class")
+    if name not in ESTIMATORS:
+        known = ", ".join(ESTIMATORS)
+        raise ModelFileError(f"{str(path)!r} holds a {name!r}; this fastae reads {known}; upgrade fastae")
+    cls = getattr(importlib.import_module(f"..{ESTIMATORS[name]}", __package__), name)
+    try:
+        estimator = cls(**{key: decode(value) for key, value in description["parameters"].items()})
+        estimator._set_model_state(tensors, description["state"])
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ArithmeticError) as error:
+        raise ModelFileError(
+            f"{str(path)!r} does not fit together ({type(error).__name__}: {error}); save the model again"
+        ) from error
+    return estimator
