@@ -158,7 +158,9 @@ def catalog_header() -> str:
     # the executor needs to know what the derivative is taken from without instantiating anything
     needs = " || ".join(f"id == {i}" for i, row in enumerate(catalog.ACTIVATIONS) if row.needs == "x")
     out.append(f"FASTAE_INLINE bool activation_needs_x(int id) {{ return {needs}; }}\n")
-    masks = [row.name for row in catalog.ACTIVATIONS if row.needs == "y" and not row.parameters and _at_zero(row.dy) == 0]
+    masks = [
+        row.name for row in catalog.ACTIVATIONS if row.needs == "y" and not row.parameters and _at_zero(row.dy) == 0
+    ]
     same = " || ".join(f"id == {catalog.INDEX['activation'][name]}" for name in masks)
     out.append(f"// derivative from y that is 0 at y = 0: {', '.join(masks)}\n")
     out.append(f"FASTAE_INLINE bool activation_grad_masks(int id) {{ return {same}; }}\n")

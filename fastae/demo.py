@@ -54,7 +54,9 @@ def run_demo(*, check: bool = False, picture: str | None = "fastae-demo.png", ou
     order = backend.permutation(0, 0, len(X))
     train, test = X[order[300:]], X[order[:300]]
     widths = "-".join(map(str, (64, *HIDDEN, CODE, *HIDDEN[::-1], 64)))
-    say(f"digits: {len(train)} images to train on, {len(test)} held out; {widths}, squared error, Adam, {EPOCHS} epochs")
+    say(
+        f"digits: {len(train)} images to train on, {len(test)} held out; {widths}, squared error, Adam, {EPOCHS} epochs"
+    )
 
     model = Autoencoder(
         CODE, hidden_layer_sizes=HIDDEN, learning_rate=2e-3, batch_size=128, max_iter=EPOCHS, tol=0.0, random_state=0

@@ -13,9 +13,7 @@ import numpy as np
 from .plan.plan import Source
 
 # stored types that every backend reads directly; ml_dtypes' bfloat16 is known by its name
-READABLE = frozenset(
-    "float16 bfloat16 float32 float64 uint8 int8 uint16 int16 uint32 int32 uint64 int64 bool".split()
-)
+READABLE = frozenset("float16 bfloat16 float32 float64 uint8 int8 uint16 int16 uint32 int32 uint64 int64 bool".split())
 FLOATS = frozenset(("float16", "bfloat16", "float32", "float64"))
 
 
@@ -124,7 +122,9 @@ def check_target(source: Source, low: float, high: float, loss: str, sums_to_one
             sums = data.sum(axis=1, dtype=np.float64)
         worst = float(np.abs(sums - 1).max())
         if worst > 1e-3:
-            raise ValueError(f"rows of X must sum to 1 for loss={loss!r}, one is {worst:g} away; use loss='multinomial'")
+            raise ValueError(
+                f"rows of X must sum to 1 for loss={loss!r}, one is {worst:g} away; use loss='multinomial'"
+            )
 
 
 def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:

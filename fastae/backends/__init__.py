@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from ..spec.options import unknown
@@ -27,10 +27,12 @@ def available() -> dict[str, str | None]:
     return reasons
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(name: str) -> Any:
     module = importlib.import_module(f".{name}", __name__)
-    return getattr(module, {"native": "NativeBackend", "numba": "NumbaBackend", "reference": "ReferenceBackend"}[name])()
+    return getattr(
+        module, {"native": "NativeBackend", "numba": "NumbaBackend", "reference": "ReferenceBackend"}[name]
+    )()
 
 
 @lru_cache(maxsize=1)

@@ -91,7 +91,7 @@ def read(path: Any) -> tuple[dict[str, np.ndarray], dict]:
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
         raise ModelFileError(f"{str(path)!r} is not a readable model file ({error}); save the model again") from error
     if "fastae" not in metadata:

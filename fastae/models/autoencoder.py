@@ -368,7 +368,9 @@ class Autoencoder(DenseModel):
         network = model._network(pairs[0][0].shape[1])
         weights = from_arrays(pairs, network)
         double = all(w.dtype == np.float64 for w, _ in pairs)
-        model._restore(network, [(w, b) if double else (w.astype(np.float32), b.astype(np.float32)) for w, b in weights])
+        model._restore(
+            network, [(w, b) if double else (w.astype(np.float32), b.astype(np.float32)) for w, b in weights]
+        )
         return model
 
     def _restore(self, network: Network, weights: list) -> None:

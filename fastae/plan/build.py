@@ -138,7 +138,9 @@ def _backward(builder, network: Network, forward: _Forward, delta: str, softmax_
         builder.op("softmax_grad", dy=delta, y=softmax_output, dz=delta)
     elif not _identity(final):
         builder.op("activation_grad", dy=delta, saved=forward.saved[-1], dz=delta, **_formula(final))
-    activities = [p for p in network.penalties if isinstance(p, (options.KLSparsity, options.Activity, options.ActivityL1))]
+    activities = [
+        p for p in network.penalties if isinstance(p, (options.KLSparsity, options.Activity, options.ActivityL1))
+    ]
     for i in range(len(layers) - 1, -1, -1):
         common = {"dz": delta, "x": forward.inputs[i], "w": f"w{i}", "dw": f"dw{i}", "db": f"db{i}"}
         if i == 0:
