@@ -172,11 +172,16 @@ class Plan {
         if (s >= 0 && o.phase == fastae::phase::prepare) buffers_[static_cast<size_t>(s)].prepared = 1;
       }
     }
-    record_ = {buffers_.data(), static_cast<int64_t>(buffers_.size()),
-               ops_.data(),     floats_.data(),
-               static_cast<int64_t>(ops_.size()), batch,
-               sizes[0],        n_values,
-               n_scalars,       is_double,
+    record_ = {buffers_.data(),
+               static_cast<int64_t>(buffers_.size()),
+               ops_.data(),
+               floats_.data(),
+               static_cast<int64_t>(ops_.size()),
+               batch,
+               sizes[0],
+               n_values,
+               n_scalars,
+               is_double,
                row_local};
     for (const fastae::BufferRecord& b : buffers_)
       if (b.space < fastae::space::external && b.offset + bytes_of(b, batch) > sizes_[static_cast<size_t>(b.space)])
@@ -254,7 +259,8 @@ class Plan {
       if (b.space >= static_cast<int64_t>(spaces.size())) refuse("an external array is missing");
       const py::array& a = spaces[static_cast<size_t>(b.space)];
       const int64_t rows = b.rows < 0 ? n_rows : b.rows;
-      if (a.ndim() != 2 || a.shape(0) < rows || a.shape(1) != b.columns || a.itemsize() != item_size(b, record_.is_double))
+      if (a.ndim() != 2 || a.shape(0) < rows || a.shape(1) != b.columns ||
+          a.itemsize() != item_size(b, record_.is_double))
         refuse("an external array does not have its buffer's shape and dtype");
       if ((b.columns > 1 && a.strides(1) != a.itemsize()) || a.strides(0) < 0)
         refuse("an external array must have contiguous rows");
@@ -357,8 +363,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
            py::arg("isa"), py::arg("is_double"), py::arg("batch"), py::arg("buffers").noconvert(),
            py::arg("ops").noconvert(), py::arg("floats").noconvert(), py::arg("sizes"), py::arg("n_values"),
            py::arg("n_scalars"), py::arg("row_local"))
-      .def("run", &Plan::run, py::arg("spaces"), py::arg("sources"), py::arg("n_rows"),
-           py::arg("order").noconvert(), py::arg("first_batch"), py::arg("n_steps"), py::arg("phases"),
-           py::arg("scalars").noconvert(), py::arg("values").noconvert(), py::arg("seed"), py::arg("epoch"),
-           py::arg("threads"), py::arg("progress"));
+      .def("run", &Plan::run, py::arg("spaces"), py::arg("sources"), py::arg("n_rows"), py::arg("order").noconvert(),
+           py::arg("first_batch"), py::arg("n_steps"), py::arg("phases"), py::arg("scalars").noconvert(),
+           py::arg("values").noconvert(), py::arg("seed"), py::arg("epoch"), py::arg("threads"), py::arg("progress"));
 }

@@ -4,15 +4,6 @@
 #include "philox.h"
 #include "vecmath.h"
 
-namespace fastae {
-namespace {
-// the catalogue's primitive that is no function of vecmath.h: ±0 and NaN stay what they are
-template <class T> FASTAE_INLINE Vec<T> sign(Vec<T> x) {
-  return select(x > Vec<T>(T(0)), Vec<T>(T(1)), select(x < Vec<T>(T(0)), Vec<T>(T(-1)), x));
-}
-}  // namespace
-}  // namespace fastae
-
 #include "catalog.h"
 
 namespace fastae {
@@ -207,8 +198,8 @@ template <class T> void softmax_row(const T* z, T* y, int64_t n) noexcept {
 
 // dz = y (dy - sum_j dy_j y_j); dz may be dy
 template <class T> void softmax_grad_row(const T* dy, const T* y, T* dz, int64_t n) noexcept {
-  const Vec<T> dot((T)row_sum<T>(
-      n, [&](int64_t j, int lanes) { return Vec<T>::load(dy + j, lanes) * Vec<T>::load(y + j, lanes); }));
+  const Vec<T> dot(
+      (T)row_sum<T>(n, [&](int64_t j, int lanes) { return Vec<T>::load(dy + j, lanes) * Vec<T>::load(y + j, lanes); }));
   over_row<T>(n, [&](int64_t j, int lanes) {
     (Vec<T>::load(y + j, lanes) * (Vec<T>::load(dy + j, lanes) - dot)).store(dz + j, lanes);
   });

@@ -13,9 +13,9 @@
 namespace fastae {
 namespace {
 
-constexpr int64_t kSegment = 256;      // rows of a gradient's chain
-constexpr int64_t kDepthBlock = 768;   // chain elements per pass: a panel of them stays in L2
-constexpr int64_t kRowBlock = 192;     // rows of x per task: a block of them stays in L2
+constexpr int64_t kSegment = 256;     // rows of a gradient's chain
+constexpr int64_t kDepthBlock = 768;  // chain elements per pass: a panel of them stays in L2
+constexpr int64_t kRowBlock = 192;    // rows of x per task: a block of them stays in L2
 // Packed panels in use at a time: in L2 while the rows of x fit beside them, else few passes over x matter more.
 constexpr int64_t kGroupBytes = 4 << 20, kSmallGroupBytes = 1 << 19;
 

@@ -2,7 +2,7 @@
 #include "run.h"
 
 extern "C" const fastae::Kernels* fastae_kernels_avx2() {
-  static const fastae::Kernels kernels = {"avx2",         fastae::workspace_bytes, fastae::run, fastae::permutation,
-                                          fastae::all_finite, fastae::fma_rate};
+  static const fastae::Kernels kernels = {
+      "avx2", fastae::workspace_bytes, fastae::run, fastae::permutation, fastae::all_finite, fastae::fma_rate};
   return &kernels;
 }

@@ -2,7 +2,7 @@
 #include "run.h"
 
 extern "C" const fastae::Kernels* fastae_kernels_avx512() {
-  static const fastae::Kernels kernels = {"avx512",         fastae::workspace_bytes, fastae::run, fastae::permutation,
+  static const fastae::Kernels kernels = {"avx512",           fastae::workspace_bytes, fastae::run, fastae::permutation,
                                           fastae::all_finite, fastae::fma_rate};
   return &kernels;
 }

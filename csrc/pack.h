@@ -21,8 +21,7 @@ template <class T> FASTAE_INLINE int panel_vectors(int64_t columns, int64_t pane
 }
 
 // In-register transpose of N x N: at distance s, blocks of s lanes off the diagonal change places.
-template <class T, int S, int... L>
-FASTAE_INLINE void transpose_stage(Vec<T>* r, std::integer_sequence<int, L...>) {
+template <class T, int S, int... L> FASTAE_INLINE void transpose_stage(Vec<T>* r, std::integer_sequence<int, L...>) {
   constexpr int N = Vec<T>::N;
   typedef typename Native<T>::ints ints;
   const ints low = {((L & S) ? L - S + N : L)...};
@@ -67,13 +66,13 @@ template <class T>
 void pack_straight(const T* b, int64_t ldb, int64_t columns, int64_t depth, int nv, T* panel) noexcept {
   constexpr int N = Vec<T>::N;
   for (int64_t p = 0; p < depth; ++p)
-    for (int v = 0; v < nv; ++v) Vec<T>::load(b + p * ldb + v * N, (int)(columns - v * N)).store(panel + (p * nv + v) * N);
+    for (int v = 0; v < nv; ++v)
+      Vec<T>::load(b + p * ldb + v * N, (int)(columns - v * N)).store(panel + (p * nv + v) * N);
 }
 
 // panel[p][i] = d[p, i] for kPanelRows columns of d: the left operand of dT x; sums[i] = sum_p d[p, i] as one chain.
 // A store may reach over its row into the next: rows are written in order, and the panel has room for a vector more.
-template <class T>
-void pack_rows(const T* d, int64_t ldd, int64_t columns, int64_t depth, T* panel, T* sums) noexcept {
+template <class T> void pack_rows(const T* d, int64_t ldd, int64_t columns, int64_t depth, T* panel, T* sums) noexcept {
   constexpr int N = Vec<T>::N, NV = (kPanelRows + N - 1) / N;
   Vec<T> sum[NV];
   for (int v = 0; v < NV; ++v) sum[v] = Vec<T>(T(0));

@@ -63,7 +63,8 @@ void permutation(uint64_t seed, uint32_t epoch, int64_t n, int64_t* order) noexc
   uint32_t words[2 * kBlock];
   for (int64_t block = (n - 1) / kBlock; block >= 0 && n > 1; --block) {
     const int64_t first = block * kBlock;
-    philox_row(seed, epoch, kShuffleStream, (uint64_t)(first / kRow), (uint32_t)(2 * (first % kRow)), 2 * kBlock, words);
+    philox_row(seed, epoch, kShuffleStream, (uint64_t)(first / kRow), (uint32_t)(2 * (first % kRow)), 2 * kBlock,
+               words);
     for (int64_t i = smaller(n - 1, first + kBlock - 1); i >= larger(first, 1); --i) {
       const uint64_t hi = words[2 * (i - first)], lo = words[2 * (i - first) + 1], bound = (uint64_t)i + 1;
       const int64_t j = (int64_t)((hi * bound + ((lo * bound) >> 32)) >> 32);

@@ -121,9 +121,8 @@ template <class T> struct Executor {
 
   void noise(const OpRecord& o, const double* f) {
     namespace at = at_noise;
-    const Noise<T> noise = {(int)o.i[at::i_kind], {job.seed, job.epoch}, (uint32_t)o.i[at::i_stream],
-                            f[at::f_amount],      (T)f[at::f_low],       (T)f[at::f_high],
-                            ids(o.slot[at::s_rows]), m};
+    const Noise<T> noise = {(int)o.i[at::i_kind], {job.seed, job.epoch}, (uint32_t)o.i[at::i_stream], f[at::f_amount],
+                            (T)f[at::f_low],      (T)f[at::f_high],      ids(o.slot[at::s_rows]),     m};
     const View<T> in = real(o.slot[at::s_x]), y = real(o.slot[at::s_y]);
     const View<const T> x = {in.p, in.ld};
     over_rows((double)width(o.slot[at::s_x]) * 16, [&](int64_t first, int64_t n) {
@@ -165,8 +164,13 @@ template <class T> struct Executor {
 
   void activation(const OpRecord& o, const double* f) {
     namespace at = at_activation;
-    const DenseEpilogue<T> finish = {real(o.slot[at::s_x]),      {nullptr, 0}, real(o.slot[at::s_y]), nullptr,
-                                     (int)o.i[at::i_activation], {(T)f[at::f_p0], (T)f[at::f_p1]}, nullptr};
+    const DenseEpilogue<T> finish = {real(o.slot[at::s_x]),
+                                     {nullptr, 0},
+                                     real(o.slot[at::s_y]),
+                                     nullptr,
+                                     (int)o.i[at::i_activation],
+                                     {(T)f[at::f_p0], (T)f[at::f_p1]},
+                                     nullptr};
     over_rows((double)width(o.slot[at::s_x]) * 8,
               [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_x])); });
   }
@@ -174,12 +178,9 @@ template <class T> struct Executor {
   void activation_grad(const OpRecord& o, const double* f) {
     namespace at = at_activation_grad;
     const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
-    const GradEpilogue<T> finish = {real(o.slot[at::s_dy]),
-                                    real(o.slot[at::s_saved]),
-                                    real(o.slot[at::s_dz]),
-                                    (int)o.i[at::i_activation],
-                                    {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                    f[at::f_rate] > 0 ? &drop : nullptr};
+    const GradEpilogue<T> finish = {real(o.slot[at::s_dy]),           real(o.slot[at::s_saved]),
+                                    real(o.slot[at::s_dz]),           (int)o.i[at::i_activation],
+                                    {(T)f[at::f_p0], (T)f[at::f_p1]}, f[at::f_rate] > 0 ? &drop : nullptr};
     over_rows((double)width(o.slot[at::s_dy]) * 8,
               [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_dy])); });
   }
@@ -298,7 +299,8 @@ template <class T> struct Executor {
     const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
     const bool prox = o.i[at::i_kind] == project_kind::prox;
     const T size = prox ? (T)job.scalars[step * plan.n_scalars + o.i[at::i_scalar]] : T(0);
-    project((int)o.i[at::i_kind], (int)o.i[at::i_penalty], real(o.slot[at::s_w]).p, r.rows, r.columns, p, size, threads);
+    project((int)o.i[at::i_kind], (int)o.i[at::i_penalty], real(o.slot[at::s_w]).p, r.rows, r.columns, p, size,
+            threads);
   }
 
   void run_op(int64_t index) {

@@ -30,8 +30,7 @@ template <class T> struct TileArgs {
   int mode;
 };
 
-template <class T, int MR, int NV, bool PACKED>
-__attribute__((noinline)) void tile(const TileArgs<T>& t) noexcept {
+template <class T, int MR, int NV, bool PACKED> __attribute__((noinline)) void tile(const TileArgs<T>& t) noexcept {
   typedef Vec<T> V;
   constexpr int N = V::N;
   V acc[MR][NV];

@@ -22,8 +22,7 @@ template <class F> FASTAE_INLINE void over_flat(int threads, int64_t n, const F&
 }
 
 // sum over [0, n) of f(index, lanes) -> Vec; partial: one double per block
-template <class T, class F>
-FASTAE_INLINE double flat_sum(int threads, int64_t n, double* partial, const F& f) {
+template <class T, class F> FASTAE_INLINE double flat_sum(int threads, int64_t n, double* partial, const F& f) {
   over_flat(threads, n, [&](int64_t first, int64_t count) {
     partial[first / kFlatBlock] = row_sum<T>(count, [&](int64_t j, int lanes) { return f(first + j, lanes); });
   });
@@ -97,9 +96,8 @@ template <class T> void clip_gradient(int mode, T* g, int64_t n, double limit, d
   if (!(norm > limit)) return;
   const Vec<T> scale((T)(limit / norm));
   over_flat(threads, n, [&](int64_t first, int64_t count) {
-    over_row<T>(count, [&](int64_t j, int lanes) {
-      (Vec<T>::load(g + first + j, lanes) * scale).store(g + first + j, lanes);
-    });
+    over_row<T>(
+        count, [&](int64_t j, int lanes) { (Vec<T>::load(g + first + j, lanes) * scale).store(g + first + j, lanes); });
   });
 }
 
@@ -108,9 +106,8 @@ void project(int kind, int penalty, T* w, int64_t rows, int64_t columns, const T
   const int64_t n = rows * columns;
   const auto each = [&](auto f) {
     over_flat(threads, n, [&](int64_t first, int64_t count) {
-      over_row<T>(count, [&](int64_t j, int lanes) {
-        f(Vec<T>::load(w + first + j, lanes)).store(w + first + j, lanes);
-      });
+      over_row<T>(count,
+                  [&](int64_t j, int lanes) { f(Vec<T>::load(w + first + j, lanes)).store(w + first + j, lanes); });
     });
   };
   if (kind == project_kind::prox) {

@@ -351,6 +351,12 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     ),
 )
 
-KINDS = {"activation": ACTIVATIONS, "loss": LOSSES, "penalty": PENALTIES, "update": UPDATE_RULES}
+Row = Activation | Loss | Penalty | UpdateRule
+KINDS: dict[str, tuple[Row, ...]] = {
+    "activation": ACTIVATIONS,
+    "loss": LOSSES,
+    "penalty": PENALTIES,
+    "update": UPDATE_RULES,
+}
 BY_NAME = {kind: {row.name: row for row in rows} for kind, rows in KINDS.items()}
 INDEX = {kind: {row.name: i for i, row in enumerate(rows)} for kind, rows in KINDS.items()}

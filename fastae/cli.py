@@ -96,9 +96,7 @@ def _encode(options: argparse.Namespace) -> int:
         header = {"descr": dtype.str, "fortran_order": False, "shape": (len(X), width)}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(X), BLOCK):
-            file.write(
-                memoryview(np.ascontiguousarray(model.transform(X[start : start + BLOCK])).reshape(-1)).cast("B")
-            )
+            file.write(model.transform(X[start : start + BLOCK]).tobytes())
 
     write_atomically(options.out, write)
     print(f"{len(X):,} rows encoded to {options.out}: {(len(X), width)} {dtype}")

@@ -142,15 +142,9 @@ def catalog_header() -> str:
     """csrc/catalog.h: a struct of formulas per row over any vector type V with element type T."""
     out = [f"// {HEADER}\n// clang-format off\n#pragma once\n\n", "namespace fastae {\nnamespace {\n\n"]
     for row in catalog.ACTIVATIONS:
-        saved = "x" if row.needs == "x" else "y"
-        functions = [("y", ["x"], row.y), ("dy", [saved], row.dy)]
-        out.append(_c_struct("Act", row, functions, {"from_x": int(row.needs == "x")}))
-    for row in catalog.LOSSES:
-        out.append(_c_struct("Loss", row, [("value", ["y", "t"], row.value), ("dy", ["y", "t"], row.dy)], {}))
-    for row in catalog.PENALTIES:
-        functions = [("value", ["w"], row.value), ("dw", ["w"], row.dw), ("smooth", ["w"], row.smooth)]
-        functions.append(("prox", ["w", "s"], row.prox or "w"))
-        out.append(_c_struct("Penalty", row, functions, {}))
+        out.append(_c_struct("Act", row, _functions(row), {"from_x": int(row.needs == "x")}))
+    out += [_c_struct("Loss", loss, _functions(loss), {}) for loss in catalog.LOSSES]
+    out += [_c_struct("Penalty", penalty, _functions(penalty), {}) for penalty in catalog.PENALTIES]
     out += [_c_update(row) for row in catalog.UPDATE_RULES]
     out.append("\n")
     for kind, prefix in (("activation", "Act"), ("loss", "Loss"), ("penalty", "Penalty"), ("update", "Update")):
@@ -260,17 +254,18 @@ _TABLES = (
 def numpy_module() -> str:
     """fastae/backends/reference/formulas.py: one function per formula on whole arrays."""
     out = [f'"""{HEADER}"""\n\n# ruff: noqa\nimport numpy as np\n\nfrom . import primitives\n\n\n']
-    for rows in (catalog.ACTIVATIONS, catalog.LOSSES, catalog.PENALTIES):
+    for kind in ("activation", "loss", "penalty"):
+        rows = catalog.KINDS[kind]
         for row in rows:
             out += [_numpy_function(f"{row.name}_{suffix}", arguments, text, row)
                     for suffix, arguments, text in _functions(row)]  # fmt: skip
-    for row in catalog.UPDATE_RULES:
-        out.append(f"def {row.name}_update(w, g, s, c, p):\n")
-        out += [f"    {name} = s[{i}]\n" for i, name in enumerate(row.states)]
-        names = {name: name for name in ("w", "g", *row.states)}
-        names |= {name: f"c[{i}]" for i, (name, _) in enumerate(row.step)}
-        names |= {name: f"p[{i}]" for i, name in enumerate(_parameters(row))}
-        for line in row.body:
+    for rule in catalog.UPDATE_RULES:
+        out.append(f"def {rule.name}_update(w, g, s, c, p):\n")
+        out += [f"    {name} = s[{i}]\n" for i, name in enumerate(rule.states)]
+        names = {name: name for name in ("w", "g", *rule.states)}
+        names |= {name: f"c[{i}]" for i, (name, _) in enumerate(rule.step)}
+        names |= {name: f"p[{i}]" for i, name in enumerate(_parameters(rule))}
+        for line in rule.body:
             target, text = line.split(" = ", 1)
             value = emit(text, names, repr, lambda name, args: f"{_NUMPY[name]}({', '.join(args)})")
             out.append(f"    {target}[...] = {value}\n")
@@ -297,12 +292,8 @@ def numba_module() -> str:
     """
     out = [f'"""{HEADER}"""\n\n# ruff: noqa\nfrom numba import njit\n\nfrom . import primitives\n\n']
     out.append('_jit = njit(cache=True, nogil=True, error_model="numpy")\n\n\n')
-    for kind, rows in (
-        ("activation", catalog.ACTIVATIONS),
-        ("loss", catalog.LOSSES),
-        ("penalty", catalog.PENALTIES),
-    ):
-        for row in rows:
+    for kind in ("activation", "loss", "penalty"):
+        for row in catalog.KINDS[kind]:
             for suffix, arguments, text in _functions(row):
                 # an activation's derivative multiplies the incoming gradient; the prox step is a scalar
                 chain = kind == "activation" and suffix == "dy"
@@ -315,14 +306,14 @@ def numba_module() -> str:
                     f"@_jit\ndef {row.name}_{suffix}({', '.join(signature)}):\n    T = out.dtype.type\n"
                     f"    for i in range(out.size):\n        out[i] = {factor}{_numba(text, names)}\n\n\n"
                 )
-    for row in catalog.UPDATE_RULES:
-        arrays = ["w", "g", *row.states]
+    for rule in catalog.UPDATE_RULES:
+        arrays = ["w", "g", *rule.states]
         names = {name: f"{name}[i]" for name in arrays}
-        names |= {name: f"c[{i}]" for i, (name, _) in enumerate(row.step)}
-        names |= {name: f"p[{i}]" for i, name in enumerate(_parameters(row))}
-        out.append(f"@_jit\ndef {row.name}_update({', '.join(arrays)}, c, p):\n    T = w.dtype.type\n")
+        names |= {name: f"c[{i}]" for i, (name, _) in enumerate(rule.step)}
+        names |= {name: f"p[{i}]" for i, name in enumerate(_parameters(rule))}
+        out.append(f"@_jit\ndef {rule.name}_update({', '.join(arrays)}, c, p):\n    T = w.dtype.type\n")
         out.append("    for i in range(w.size):\n")
-        for line in row.body:
+        for line in rule.body:
             target, text = line.split(" = ", 1)
             out.append(f"        {target}[i] = {_numba(text, names)}\n")
         out.append("\n\n")

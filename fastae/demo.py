@@ -32,7 +32,7 @@ def _rate(run: Any, rows: int, seconds: float = 0.3) -> float:
 
 
 def run_demo(*, check: bool = False, picture: str | None = "fastae-demo.png", out: Any = None) -> int:
-    """Trains, compares, prints; returns the exit status (1 when ``check`` and Numba ran although a compiler is there)."""
+    """Trains, compares, prints; returns the exit status: 1 when ``check`` and Numba ran despite a compiler."""
     from sklearn.datasets import load_digits
     from sklearn.decomposition import PCA
 

@@ -30,9 +30,7 @@ def available() -> dict[str, str | None]:
 @cache
 def _load(name: str) -> Any:
     module = importlib.import_module(f".{name}", __name__)
-    return getattr(
-        module, {"native": "NativeBackend", "numba": "NumbaBackend", "reference": "ReferenceBackend"}[name]
-    )()
+    return getattr(module, f"{name.capitalize()}Backend")()
 
 
 @lru_cache(maxsize=1)
@@ -67,5 +65,6 @@ def get_backend(name: str = "auto") -> Any:
         return _load(name)
     except ImportError as error:
         raise ImportError(
-            f"backend={name!r} is not available: {error}; use backend='auto', or install fastae again with a C++17 compiler"
+            f"backend={name!r} is not available: {error}; use backend='auto', or install fastae again with a C++17 "
+            "compiler"
         ) from error

@@ -30,7 +30,7 @@ class Step:
 
     def read(self, source: Source, rows: np.ndarray) -> np.ndarray:
         """Rows of a source as a dense array; duplicates in a CSR row add up."""
-        if source.indptr is None:
+        if source.indptr is None or source.indices is None:
             return source.data[rows]
         x = np.zeros((len(rows), source.columns), dtype=np.float64)
         for i, row in enumerate(rows):
@@ -47,6 +47,7 @@ class Step:
 
     def add_value(self, op: Op, value: float) -> None:
         if op.ints["value"] >= 0:
+            assert self.job.values is not None
             self.job.values[self.number, op.ints["value"]] += value
 
 

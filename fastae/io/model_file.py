@@ -109,7 +109,7 @@ def read(path: Any) -> tuple[dict[str, np.ndarray], dict]:
     return tensors, description
 
 
-# ---- parameters as JSON -----------------------------------------------------------------------------------------------
+# ---- parameters as JSON ---
 
 
 def _option_class(name: str) -> type:

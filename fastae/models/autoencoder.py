@@ -153,7 +153,7 @@ class Autoencoder(DenseModel):
         self.callbacks = callbacks
         self.verbose = verbose
 
-    # ---- what the parameters mean -----------------------------------------------------------------------------------
+    # ---- what the parameters mean ---
 
     def _network(self, n_features: int) -> Network:
         return dense_network(
@@ -199,7 +199,7 @@ class Autoencoder(DenseModel):
             return min(256, n_rows)
         return min(number("batch_size", self.batch_size, 1, 2**31 - 1, integer=True), n_rows)
 
-    # ---- fitting ------------------------------------------------------------------------------------------------------
+    # ---- fitting ---
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Autoencoder:
         """Trains on the rows of X.
@@ -330,7 +330,7 @@ class Autoencoder(DenseModel):
             (plan.view(state.spaces, f"w{i}").copy(), plan.view(state.spaces, f"b{i}")[0].copy())
             for i in range(len(network.layers))
         ]
-        self._state = _Optimizer(
+        self._state: _Optimizer | None = _Optimizer(
             state.spaces[schema.STATE].copy(), state.steps, state.epochs, state.learning_rate, plan.dtype
         )
         self.n_iter_ = epochs
@@ -343,7 +343,7 @@ class Autoencoder(DenseModel):
         self.backend_ = backend.name
         self.device_ = "cpu"
 
-    # ---- other ways to a fitted model -----------------------------------------------------------------------------------
+    # ---- other ways to a fitted model ---
 
     @classmethod
     def from_arrays(cls, encoder: Any, decoder: Any, **parameters: Any) -> Autoencoder:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..backends import get_backend
-from ..catalog import BY_NAME, INDEX
+from ..catalog import INDEX, UPDATE_RULES
 from ..plan import schema
 from ..plan.build import PACK_ROUND
 from ..spec import options
@@ -229,7 +229,7 @@ def penalty(
     a = real_array("z", array.reshape(1, -1))  # one row: the op takes the mean over rows
     dz, row_value = np.zeros_like(a), np.empty((1, 1))
     arrays = {"h": a, "dh": dz, "row_value": row_value}
-    slots = {name: name for name in arrays} | {"penalty": INDEX["penalty"][option.name], "value": 0}
+    slots: dict[str, Any] = {name: name for name in arrays} | {"penalty": INDEX["penalty"][option.name], "value": 0}
     slots |= {f"p{i}": v for i, v in enumerate(values)}
     value = run_ops(backend, a.dtype, int(a.size > 0), arrays, [("activity", slots)], set(arrays), n_threads)
     return value, dz.reshape(array.shape)
@@ -250,7 +250,7 @@ def update(
         rule = options.SOLVERS[rule](**parameters)
     elif parameters:
         raise ValueError(f"parameters {sorted(parameters)} were given beside the option {rule!r}; put them into it")
-    row = BY_NAME["update"][options.choose("rule", rule, options.SOLVERS).name]
+    row = UPDATE_RULES[INDEX["update"][options.choose("rule", rule, options.SOLVERS).name]]
     rate = number("learning_rate", learning_rate, 0.0, float("inf"), "neither")
     t = number("step", step, 1, 2**62, integer=True)
     if len(state) != len(row.states):
@@ -277,7 +277,7 @@ def state_names(rule: str) -> tuple[str, ...]:
     """Names of an update rule's state arrays, in the order that `update` takes them."""
     if rule not in options.SOLVERS:
         raise unknown("rule", rule, options.SOLVERS)
-    return BY_NAME["update"][rule].states
+    return UPDATE_RULES[INDEX["update"][rule]].states
 
 
 def permutation(n: int, seed: int, epoch: int = 0, backend: Any = "auto") -> np.ndarray:

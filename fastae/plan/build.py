@@ -6,6 +6,8 @@ each of the rule's states is a copy of that layout. Padding stays zero under eve
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..catalog import INDEX
 from ..spec import options
 from ..spec.network import Layer, Network
@@ -24,7 +26,7 @@ def _parameters(builder: PlanBuilder, layers: tuple[Layer, ...], spaces=(THETA,)
             builder.buffer(f"{prefix}b{i}", 1, layer.n_out, space)
 
 
-def _formula(layer_activation) -> dict:
+def _formula(layer_activation: Any) -> dict[str, Any]:
     """Record attributes of an activation option."""
     parameters = options.values(layer_activation)
     return {"activation": INDEX["activation"][layer_activation.name]} | {
@@ -87,7 +89,8 @@ def _noise(builder: PlanBuilder, noise, x: str, width: int) -> str:
     return y
 
 
-def _loss_attributes(loss, network: Network) -> dict:
+def _loss_attributes(loss: Any, network: Network) -> dict[str, Any]:
+    attributes: dict[str, Any]
     if loss._row is None:
         attributes = {"loss": schema.MULTINOMIAL}
     else:

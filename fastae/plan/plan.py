@@ -5,7 +5,9 @@ Pure data. A backend reads it, binds it to memory (`Memory`) and runs it; see `f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -154,9 +156,9 @@ class Source:
 class Job:
     """One call of a backend: which steps of a plan to run over which memory.
 
-    Step ``i`` takes the rows ``order[start : start + plan.batch]``, ``start = (first_batch + i) * plan.batch``, the last
-    batch being ragged. ``values`` (n_steps, n_values) float64 is written. A step whose values are not finite ends the
-    run before its update phase.
+    Step ``i`` takes the rows ``order[start : start + plan.batch]``, ``start = (first_batch + i) * plan.batch``; the
+    last batch is ragged. ``values`` (n_steps, n_values) float64 is written. A step whose values are not finite ends
+    the run before its update phase.
     """
 
     spaces: list[np.ndarray]  # arena, theta, grad, state as bytes, then the external arrays
@@ -171,7 +173,9 @@ class Job:
     seed: int = 0
     epoch: int = 0
     n_threads: int = 1
-    progress: object = None  # called with the number of finished steps every few milliseconds; may raise
+    progress: Callable[[int], object] | None = (
+        None  # called with the number of finished steps every few milliseconds; may raise
+    )
 
 
 class PlanBuilder:
@@ -229,7 +233,7 @@ class PlanBuilder:
         self.n_scalars += n
         return self.n_scalars - n
 
-    def op(self, kind: str, phase: int = schema.GRADIENT, /, **attributes: object) -> None:
+    def op(self, kind: str, phase: int = schema.GRADIENT, /, **attributes: Any) -> None:
         """Adds a record; attributes are sorted into slots, ints and floats by the schema."""
         spec = schema.KIND[kind]
         unknown = set(attributes) - {*spec.slots, *spec.ints, *spec.floats}

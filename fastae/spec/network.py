@@ -48,9 +48,7 @@ class Network:
     @property
     def owned_output(self) -> str:
         """The output activation that the loss computes from the last layer's pre-activation, "identity" for none."""
-        if self.loss.name in ("multinomial", "categorical_cross_entropy"):
-            return "softmax"
-        return self.loss._row.output
+        return "softmax" if self.loss._row is None else self.loss._row.output
 
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:
@@ -67,10 +65,7 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
 def _output(value: Any, loss: options.LossOption) -> Any:
     """The output activation, checked against the loss; "identity" stands for the one that the loss owns."""
     activation = options.choose("output_activation", value, options.OUTPUT_ACTIVATIONS)
-    if isinstance(loss, (options.Multinomial, options.CategoricalCrossEntropy)):
-        owned = "softmax"
-    else:
-        owned = loss._row.output
+    owned = "softmax" if loss._row is None else loss._row.output
     if owned == "identity" or activation.name in ("identity", owned):
         return activation
     raise ValueError(
@@ -104,7 +99,7 @@ def dense_network(
     output_activation: Any = "identity",
     loss: Any = "squared_error",
     reduction: str = "mean",
-    dropout: float = 0.0,
+    dropout: Any = 0.0,
     noise: Any = None,
     penalties: Any = (),
     constraints: Any = (),
@@ -126,10 +121,7 @@ def dense_network(
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ("mean", "sum"))
     n_hidden = len(hidden) + len(mirrored)
-    try:
-        rates = tuple(dropout)  # type: ignore[arg-type]
-    except TypeError:
-        rates = (dropout,) * n_hidden
+    rates: tuple = tuple(dropout) if isinstance(dropout, (list, tuple)) else (dropout,) * n_hidden
     if isinstance(dropout, str) or len(rates) != n_hidden:
         raise ValueError(f"dropout={dropout!r} must be one rate, or one for each of the {n_hidden} hidden layers")
     rates = tuple(number("dropout", rate, 0.0, 1.0, "left") for rate in rates)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,7 @@ class PenaltyOption(Option):
     """A penalty on all weight matrices (not on biases)."""
 
     _row: catalog.Penalty
+    name: str
 
 
 class SolverOption(Option):
@@ -228,7 +230,7 @@ CONSTRAINTS = {"max_norm": MaxNorm, "non_negative": NonNegative, "weight_range":
 ALL_PENALTIES = {**PENALTIES, "kl_sparsity": KLSparsity, "activity_l1": ActivityL1, "activity": Activity}
 
 
-def choose(what: str, value: Any, table: dict[str, type]) -> Any:
+def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
     """An option of ``table`` from an option or its name."""
     if isinstance(value, str):
         if value not in table:

@@ -1,0 +1,65 @@
+"""Fixtures: every backend and instruction set, the real data, tolerances."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastae.backends import get_backend
+
+
+def _native(isa):
+    try:
+        from fastae.backends.native import NativeBackend
+    except ImportError as error:
+        pytest.skip(f"no compiled kernels: {error}")
+    try:
+        return NativeBackend(isa)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+BACKENDS = ["reference", "numba", "baseline", "avx2", "avx512", "neon"]
+
+
+def backend_named(name):
+    """A backend object: "reference", "numba", or the native one on an instruction set."""
+    return get_backend(name) if name in ("reference", "numba") else _native(name)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Every backend, and the native one on every instruction set; a missing one is a visible skip."""
+    return backend_named(request.param)
+
+
+@pytest.fixture(params=BACKENDS[1:])
+def tested_backend(request):
+    """Every backend but the reference."""
+    return backend_named(request.param)
+
+
+@pytest.fixture(params=BACKENDS[2:])
+def native_backend(request):
+    """The native backend on every instruction set."""
+    return backend_named(request.param)
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """Folder of the real data: FASTAE_DATA, else ../shared/data."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("FASTAE_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set FASTAE_DATA")
+    return folder
+
+
+def assert_close(actual, expected, *, length=1, scale=None):
+    """|actual − expected| within the rounding of a reduction over ``length`` terms of size ``scale``."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    eps = np.finfo(actual.dtype if actual.dtype.kind == "f" else np.float64).eps
+    size = np.abs(expected).max(initial=0.0) if scale is None else scale
+    np.testing.assert_allclose(actual, expected, rtol=8 * eps, atol=8 * eps * max(length, 4) ** 0.5 * max(size, 1e-30))

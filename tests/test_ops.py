@@ -1,0 +1,249 @@
+"""Every public op on every backend and instruction set against the float64 reference."""
+
+import numpy as np
+import pytest
+from conftest import assert_close
+
+import fastae
+from fastae import ops
+from fastae.catalog import ACTIVATIONS, LOSSES, PENALTIES, UPDATE_RULES
+
+DTYPES = [np.float32, np.float64]
+ROWS = [row.name for row in ACTIVATIONS]
+SHAPES = [(1, 1, 1), (7, 33, 17), (64, 96, 5), (257, 31, 70), (600, 3, 13), (13, 800, 129)]
+SPECIAL = [0.0, -0.0, 1e-30, -1e-30, 1e-7, -3e-4, 0.5, -0.5, 3.0, -3.0, 20.0, -20.0, 88.0, -88.0]
+
+
+def case(seed, *shapes, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m, k, n", SHAPES)
+def test_dense(tested_backend, m, k, n, dtype):
+    x, w, b = case(0, (m, k), (n, k), n, dtype=dtype)
+    z = np.empty((m, n), dtype)
+    y = ops.dense(x, w, b, "tanh", preact_out=z, backend=tested_backend)
+    exact = ops.dense(x.astype(float), w, b, backend="reference")
+    assert y.dtype == dtype
+    assert_close(z, exact, length=k, scale=np.sqrt(k) + 1)
+    assert_close(y, np.tanh(exact), length=k, scale=np.sqrt(k) + 1)
+    packed = ops.dense(x, ops.pack(w, backend=tested_backend), b, "tanh")
+    np.testing.assert_array_equal(packed, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m, k, n", SHAPES)
+def test_dense_grad(tested_backend, m, k, n, dtype):
+    dy, saved, x, w = case(1, (m, n), (m, n), (m, k), (n, k), dtype=dtype)
+    got = ops.dense_grad(dy, saved, x, w, "sigmoid", backend=tested_backend)
+    want = ops.dense_grad(dy.astype(float), saved, x, w, "sigmoid", backend="reference")
+    for actual, expected, length in zip(got, want, (n, m, m), strict=True):
+        assert_close(actual, expected, length=length * 4)
+    assert ops.dense_grad(dy, saved, x, w, need_dx=False, backend=tested_backend)[0] is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ROWS)
+def test_activations(tested_backend, name, dtype):
+    x = np.concatenate([np.linspace(-12, 12, 1001), SPECIAL]).astype(dtype)
+    if name == "exponential":
+        x = np.minimum(x, 80)
+    x, dy = x.reshape(-1, 5), np.ones((203, 5), dtype)
+    y = ops.activation(name, x, backend=tested_backend)
+    exact = ops.activation(name, x.astype(float), backend="reference")
+    # rounding the formula's argument costs up to x² ulp where the tail falls like exp(-x²/2)
+    condition = 8 + np.minimum(x.astype(float) ** 2, 200)
+    assert (np.abs(y - exact) <= condition * np.finfo(dtype).eps * np.abs(exact) + 4 * np.finfo(dtype).tiny).all()
+    row = next(row for row in ACTIVATIONS if row.name == name)
+    saved = x if row.needs == "x" else y
+    slope = ops.activation_grad(name, saved, dy, backend=tested_backend)
+    expected = ops.activation_grad(name, saved.astype(float), dy.astype(float), backend="reference")
+    np.testing.assert_allclose(slope, expected, rtol=32 * np.finfo(dtype).eps, atol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ROWS)
+def test_activations_let_nan_through(backend, name, dtype):
+    x = np.full((3, 37), np.nan, dtype)
+    assert np.isnan(ops.activation(name, x, backend=backend)).all()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_activation_derivatives_by_finite_differences(name):
+    row = next(row for row in ACTIVATIONS if row.name == name)
+    x = np.random.default_rng(0).uniform(-4, 4, 200)
+    x = x[(np.abs(x) > 1e-3) & (np.abs(np.abs(x) - 3) > 1e-3)]  # away from kinks
+    e = 1e-6
+    slope = (ops.activation(name, x + e, backend="reference") - ops.activation(name, x - e, backend="reference")) / 2 / e
+    saved = x if row.needs == "x" else ops.activation(name, x, backend="reference")
+    np.testing.assert_allclose(
+        ops.activation_grad(name, saved, np.ones_like(x), backend="reference"), slope, rtol=1e-6, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [row.name for row in LOSSES] + ["multinomial"])
+def test_losses(tested_backend, name, dtype):
+    rng = np.random.default_rng(3)
+    y, t = rng.normal(size=(37, 29)).astype(dtype) * 3, rng.uniform(size=(37, 29)).astype(dtype)
+    value, dy = ops.loss(name, y, t, backend=tested_backend)
+    expected, slope = ops.loss(name, y.astype(float), t.astype(float), backend="reference")
+    assert value == pytest.approx(expected, rel=32 * float(np.finfo(dtype).eps))
+    assert_close(dy, slope, length=29)
+
+
+@pytest.mark.parametrize("name", [row.name for row in LOSSES] + ["multinomial"])
+def test_loss_gradients_by_finite_differences(name):
+    rng = np.random.default_rng(4)
+    y, t = rng.normal(size=(3, 5)) * 2, rng.uniform(size=(3, 5))
+    _, dy = ops.loss(name, y, t, backend="reference")
+    for i in np.ndindex(y.shape):
+        up, down = y.copy(), y.copy()
+        up[i] += 1e-6
+        down[i] -= 1e-6
+        slope = (ops.loss(name, up, t, backend="reference")[0] - ops.loss(name, down, t, backend="reference")[0]) / 2e-6
+        assert dy[i] == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [row.name for row in PENALTIES])
+def test_penalties(tested_backend, name, dtype):
+    (z,) = case(5, (11, 37), dtype=dtype)
+    value, dz = ops.penalty(name, z, 0.3, backend=tested_backend)
+    expected, slope = ops.penalty(name, z.astype(float), 0.3, backend="reference")
+    assert value == pytest.approx(expected, rel=64 * float(np.finfo(dtype).eps))
+    assert_close(dz, slope)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", [row.name for row in UPDATE_RULES])
+def test_updates(tested_backend, rule, dtype):
+    rng = np.random.default_rng(6)
+    start = rng.normal(size=(7, 19))
+    models = []
+    for backend, real in ((tested_backend, dtype), ("reference", np.float64)):
+        w = start.astype(dtype).astype(real)
+        states = [np.zeros_like(w) for _ in ops.state_names(rule)]
+        for step in range(1, 6):
+            g = np.random.default_rng(step).normal(size=w.shape).astype(dtype)
+            ops.update(rule, w, g, states, 0.01, step, backend=backend)
+        models.append(w)
+    assert_close(models[0], models[1], length=64, scale=4)
+
+
+def test_adam_is_the_textbook_formula():
+    w, m, v = np.array([1.0]), np.zeros(1), np.zeros(1)
+    ops.update("adam", w, np.array([0.5]), [m, v], 0.1, 1, backend="reference")
+    assert w[0] == pytest.approx(1 - 0.1 * 0.5 / (0.5 + 1e-8), abs=1e-12)
+
+
+def test_softmax(tested_backend):
+    (z,) = case(7, (9, 35), dtype=np.float32)
+    z[0, 0] = 300
+    y = ops.softmax(z, backend=tested_backend)
+    assert_close(y, ops.softmax(z.astype(float), backend="reference"), length=35)
+
+
+def test_dropout_masks_are_the_same_everywhere(tested_backend):
+    x = np.ones((50, 67), np.float32)
+    rows = np.arange(50)[::-1] + 2**33
+    for key in ((1, 2, 3), (2**63 + 5, 2**31, 254)):
+        y = ops.dropout(x, 0.3, key, rows=rows, backend=tested_backend)
+        np.testing.assert_array_equal(y, ops.dropout(x, 0.3, key, rows=rows, backend="reference"))
+    assert set(np.unique(y)) == {0, np.float32(1 / 0.7)}
+    assert abs((y == 0).mean() - 0.3) < 0.03
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "masking", "salt_and_pepper", "swap"])
+def test_noise_is_the_same_everywhere(tested_backend, noise):
+    (x,) = case(8, (40, 71))
+    y = ops.noise(noise, x, (5, 6, 7), backend=tested_backend)
+    np.testing.assert_allclose(y, ops.noise(noise, x, (5, 6, 7), backend="reference"), atol=1e-14)
+    assert (y != x).any()
+
+
+def test_gaussian_noise_is_gaussian():
+    y = ops.noise(fastae.GaussianNoise(2.0), np.zeros((400, 100)), (1, 1, 1))
+    assert abs(y.mean()) < 0.05
+    assert abs(y.std() - 2) < 0.05
+    assert abs((y**4).mean() / 16 - 3) < 0.2
+
+
+def test_philox_known_answers():
+    from fastae.backends.reference.random import philox
+
+    high = 0xFFFFFFFF
+    for counter, key, words in (
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((high,) * 4, (high, high), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ):
+        assert tuple(int(w) for w in philox(counter, key)) == words
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 511, 512, 513, 5000])
+def test_permutations_are_the_same_everywhere(backend, n):
+    order = ops.permutation(n, seed=2**40 + 3, epoch=5, backend=backend)
+    np.testing.assert_array_equal(order, ops.permutation(n, seed=2**40 + 3, epoch=5, backend="reference"))
+    np.testing.assert_array_equal(np.sort(order), np.arange(n))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_threads_change_no_bit(native_backend, threads):
+    x, w, b = case(9, (530, 300), (170, 300), 170, dtype=np.float32)
+    one = ops.dense(x, w, b, "gelu", 0.2, (1, 2, 3), backend=native_backend, n_threads=1)
+    many = ops.dense(x, w, b, "gelu", 0.2, (1, 2, 3), backend=native_backend, n_threads=threads)
+    np.testing.assert_array_equal(one, many)
+    for a, c in zip(
+        ops.dense_grad(one, one, x, w, "tanh", backend=native_backend, n_threads=1),
+        ops.dense_grad(one, one, x, w, "tanh", backend=native_backend, n_threads=threads),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, c)
+
+
+def test_a_row_is_the_same_alone_and_in_any_batch(native_backend):
+    x, w, b = case(10, (67, 129), (75, 129), 75, dtype=np.float32)
+    together = ops.dense(x, w, b, "silu", backend=native_backend)
+    for row in (0, 5, 66):
+        np.testing.assert_array_equal(ops.dense(x[row : row + 1], w, b, "silu", backend=native_backend)[0], together[row])
+
+
+X = np.zeros((4, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: ops.dense(X, np.zeros((2, 5))), "w has shape"),
+        (lambda: ops.dense(X[0], np.zeros((2, 3))), "x has 1 dimensions"),
+        (lambda: ops.dense(X, np.zeros((2, 3)), np.zeros(3)), "b has 3 elements; wanted 2"),
+        (lambda: ops.dense(X.astype(complex), np.zeros((2, 3))), "complex128; wanted real"),
+        (lambda: ops.dense(X, np.zeros((2, 3)), activation="reul"), "did you mean 'relu'"),
+        (lambda: ops.dense(X, np.zeros((2, 3)), dropout=0.5), "needs key"),
+        (lambda: ops.dense(X, np.zeros((2, 3)), dropout=1.0, key=(0, 0, 0)), "dropout=1.0 must be in"),
+        (lambda: ops.dense(X, np.eye(3), out=X), "shares memory"),
+        (lambda: ops.dense(X, np.eye(3), out=np.empty((4, 3))), "dtype float64; wanted"),
+        (lambda: ops.dense(X, np.eye(3), out=np.empty((8, 3), "f4")[::2]), "C-contiguous"),
+        (lambda: ops.dropout(X, 0.5, (0, 0, 300)), "stream"),
+        (lambda: ops.loss("squared", X, X), "did you mean 'squared_error'"),
+        (lambda: ops.update("adam", X, X, [], 0.1, 1), "states"),
+        (lambda: ops.update("adam", X, X, [X.copy(), X.copy()], -1, 1), "learning_rate"),
+        (lambda: ops.dense(X, np.eye(3), backend="cuda"), "CUDA"),
+        (lambda: ops.dense(X, np.eye(3), backend="navite"), "did you mean 'native'"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises((ValueError, TypeError, ImportError), match=message):
+        call()
+
+
+def test_empty_arrays():
+    assert ops.dense(np.zeros((0, 3)), np.eye(3)).shape == (0, 3)
+    assert ops.dense(np.zeros((2, 0)), np.zeros((3, 0)), np.ones(3)).tolist() == [[1, 1, 1]] * 2
