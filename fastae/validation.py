@@ -60,19 +60,19 @@ def check_rows(
     Raises ValueError or TypeError, worded by scikit-learn, for NaN, infinity, wrong width, too few rows, and so on.
     """
     if type(X) in (np.ndarray, np.memmap) and _conforms(estimator, X, reset, min_rows):
-        if reset:
-            estimator.n_features_in_ = X.shape[1]
-            estimator.__dict__.pop("feature_names_in_", None)
         array = readable(X)
         if array.dtype.name not in FLOATS or backend.all_finite(array):
+            if reset:
+                estimator.n_features_in_ = X.shape[1]
+                estimator.__dict__.pop("feature_names_in_", None)
             return Source(array, columns=array.shape[1]), computing_dtype(X.dtype, precision)
     frame = _frame_array(X)
     if frame is not None and 0 not in frame.shape and len(frame) >= min_rows:
-        from sklearn.utils.validation import validate_data
-
-        validate_data(estimator, X, reset=reset, skip_check_array=True)
         array = readable(np.asarray(frame))
         if array.dtype.name not in FLOATS or backend.all_finite(array):
+            from sklearn.utils.validation import validate_data
+
+            validate_data(estimator, X, reset=reset, skip_check_array=True)
             return Source(array, columns=array.shape[1]), computing_dtype(array.dtype, precision)
     return _by_sklearn(estimator, X, reset, precision, min_rows)
 

@@ -121,8 +121,10 @@ def dense_network(
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ("mean", "sum"))
     n_hidden = len(hidden) + len(mirrored)
-    rates: tuple = tuple(dropout) if isinstance(dropout, (list, tuple)) else (dropout,) * n_hidden
-    if isinstance(dropout, str) or len(rates) != n_hidden:
+    if not isinstance(dropout, (list, tuple)):
+        dropout = (number("dropout", dropout, 0.0, 1.0, "left"),) * n_hidden
+    rates = tuple(dropout)
+    if len(rates) != n_hidden:
         raise ValueError(f"dropout={dropout!r} must be one rate, or one for each of the {n_hidden} hidden layers")
     rates = tuple(number("dropout", rate, 0.0, 1.0, "left") for rate in rates)
     encoder_rates, decoder_rates = rates[: len(hidden)], rates[len(hidden) :]

@@ -1,0 +1,130 @@
+"""Every kind of input that users have."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import fastae
+
+RNG = np.random.default_rng(0)
+X = RNG.uniform(0, 1, (40, 6)).astype(np.float32)
+MODEL = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X)
+CODE = MODEL.transform(X)
+NATIVE = MODEL.backend_ == "native"
+
+
+def same(actual, expected=CODE):
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_layouts(order):
+    same(MODEL.transform(np.asarray(X, order=order)))
+    same(MODEL.transform(X[::-1]), CODE[::-1])
+    same(MODEL.transform(np.repeat(X, 2, axis=0)[::2]))
+    same(MODEL.transform(np.hstack([X, X])[:, :6]))
+    same(MODEL.transform(X[:, ::-1].copy()[:, ::-1]))
+    same(MODEL.transform(X.astype(">f4")))
+
+
+def test_read_only_memmap(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    same(MODEL.transform(np.load(tmp_path / "x.npy", mmap_mode="r")))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"])
+def test_stored_dtypes(dtype):
+    stored = (X * (1 if dtype == "float16" else 100)).astype(dtype)
+    same(MODEL.transform(stored), MODEL.transform(stored.astype(np.float32)))
+    assert fastae.Autoencoder(2, max_iter=1).fit(stored).weights_[0][0].dtype == np.float32
+
+
+def test_bool_and_bfloat16():
+    same(MODEL.transform(X > 0.5), MODEL.transform((X > 0.5).astype(np.float32)))
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    stored = X.astype(ml_dtypes.bfloat16)
+    same(MODEL.transform(stored), MODEL.transform(stored.astype(np.float32)))
+    with pytest.raises(ValueError, match=r"NaN|infinity"):
+        MODEL.transform(np.full((2, 6), np.nan).astype(ml_dtypes.bfloat16))
+
+
+def test_float64_is_computed_in_float64():
+    assert MODEL.transform(X.astype(np.float64)).dtype == np.float64
+    double = fastae.Autoencoder(2, max_iter=1).fit(X.astype(np.float64))
+    assert double.weights_[0][0].dtype == np.float64
+    assert fastae.Autoencoder(2, max_iter=1, precision="float64").fit(X).transform(X).dtype == np.float64
+    assert (
+        fastae.Autoencoder(2, max_iter=1, precision="float32").fit(X.astype(float)).weights_[0][0].dtype == np.float32
+    )
+
+
+@pytest.mark.parametrize("make", [sparse.csr_array, sparse.csc_array, sparse.coo_array, sparse.csr_matrix])
+def test_sparse(make):
+    dense = np.where(X > 0.6, X, 0).astype(np.float32)
+    same(MODEL.transform(make(dense)), MODEL.transform(dense))
+    settings = {"max_iter": 2, "random_state": 0, "noise": "masking"}
+    a, b = (fastae.Autoencoder(2, **settings).fit(data) for data in (make(dense), dense))
+    np.testing.assert_allclose(a.weights_[0][0], b.weights_[0][0], rtol=1e-5, atol=1e-6)
+    assert fastae.Autoencoder(2, max_iter=1, loss="multinomial").fit(make(dense)).loss_ > 0
+
+
+def test_pandas_keeps_names():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=list("abcdef"))
+    model = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(frame)
+    assert list(model.feature_names_in_) == list("abcdef")
+    same(model.transform(frame))
+    with pytest.raises(ValueError, match="feature names"):
+        model.transform(frame[list("bacdef")])
+    assert list(model.set_output(transform="pandas").transform(frame).columns) == [f"autoencoder{i}" for i in range(3)]
+
+
+def test_polars_and_pyarrow():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({name: X[:, i] for i, name in enumerate("abcdef")})
+    named = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(frame)
+    same(named.transform(frame))
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({name: X[:, i] for i, name in enumerate("abcdef")})
+    same(fastae.Autoencoder(3, max_iter=2, random_state=0).fit(table).transform(table))
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (np.full((3, 6), np.nan, np.float32), "NaN"),
+        (np.full((3, 6), np.inf), "infinity"),
+        (X.astype(np.float16) * np.float16(np.inf), "infinity|NaN"),
+        (X[:, :4], "4 features"),
+        (X[:0], "0 sample"),
+        (X[0], "1D array"),
+        (X[None], "dim 3"),
+        (X.astype(complex), "Complex"),
+        (np.array([["a"] * 6]), "string|numeric|convert"),
+        (np.array([[{}] * 6], dtype=object), "argument must be|number|not 'dict'"),
+        ("text", "scalar|Expected 2D|array|convert"),
+        (None, "Expected 2D|NoneType|array|scalar"),
+    ],
+)
+def test_bad_rows_are_refused(bad, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        MODEL.transform(bad)
+    with pytest.raises((ValueError, TypeError)):
+        MODEL.fit(bad) if getattr(bad, "shape", None) != (40, 4) else MODEL.transform(bad)
+    same(MODEL.transform(X))  # nothing was lost
+
+
+@pytest.mark.parametrize(
+    "weight, message",
+    [(np.ones(3), "sample_weight.shape"), (np.full(40, -1.0), "non-negative"), (np.full(40, np.nan), "finite"),
+     (np.zeros(40), "not all zero")],
+)  # fmt: skip
+def test_bad_weights(weight, message):
+    with pytest.raises(ValueError, match=message):
+        fastae.Autoencoder(2, max_iter=1).fit(X, sample_weight=weight)
+
+
+def test_rows_that_do_not_sum_to_one():
+    with pytest.raises(ValueError, match="must sum to 1"):
+        fastae.Autoencoder(2, max_iter=1, loss="categorical_cross_entropy").fit(X)
