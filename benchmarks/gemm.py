@@ -1,0 +1,51 @@
+"""Each instruction set's products against its own ceiling, one thread: ``python -m benchmarks.gemm``.
+
+FLOPs of a product of (m × k) with (k × n): 2 m k n. Weights are packed within the timed call, as in a training step.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from fastae import ops
+from fastae.backends.native import NativeBackend, instruction_sets
+
+from .common import record
+
+LARGE = [(4096, 768, 24576), (8192, 784, 512), (256, 784, 128)]
+SMALL = [(m, k, n) for m in (1, 8, 32) for k, n in ((30, 64), (64, 32))]
+
+
+def best_seconds(run, flops: float) -> float:
+    repeats = int(min(max(3e9 / flops, 3), 2000))
+    best = np.inf
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    for isa in instruction_sets():
+        backend = NativeBackend(isa)
+        for m, k, n in LARGE + SMALL:
+            if isa == "baseline" and m * k * n > 1e10:
+                continue
+            x = rng.normal(size=(m, k)).astype(np.float32)
+            w = rng.normal(size=(n, k)).astype(np.float32)
+            out, flops = np.empty((m, n), np.float32), 2.0 * m * k * n
+            seconds = best_seconds(lambda: ops.dense(x, w, out=out, backend=backend, n_threads=1), flops)  # noqa: B023
+            ceiling = backend.peak_gflops("float32", 0.1)
+            gflops = flops / seconds / 1e9
+            print(
+                f"{isa:9} ({m}×{k})·({k}×{n}): {gflops:7.1f} GFLOP/s, {100 * gflops / ceiling:5.1f} % of {ceiling:.0f}"
+            )
+            record("gemm", {"isa": isa, "shape": [m, k, n], "gflops": gflops, "ceiling_gflops": ceiling})
+
+
+if __name__ == "__main__":
+    main()

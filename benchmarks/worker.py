@@ -1,0 +1,158 @@
+"""One contestant: reads a line, does one round of its workload, writes {"seconds", "loss"} as JSON.
+
+The networks: W1 30-64-32-64-30, ReLU, squared error; W2 784-512-128-32-128-512-784, ReLU, dropout 0.2, sigmoid with
+binary cross-entropy; both Adam, learning rate 1e-3, one epoch a round. W4a: encoding 768-256-64, ReLU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+
+from .common import mnist, tabular
+
+WIDTHS = {"w1": (30, 64, 32, 64, 30), "w2": (784, 512, 128, 32, 128, 512, 784), "w4a": (768, 256, 64)}
+
+
+def rows_of(workload: str) -> np.ndarray:
+    if workload == "w4a":
+        return np.random.default_rng(0).normal(size=(65_536, 768)).astype(np.float32)
+    return tabular() if workload == "w1" else mnist()[0]
+
+
+def encoder_weights() -> list:
+    rng = np.random.default_rng(1)
+    return [((rng.normal(size=(n, k)) / k**0.5).astype(np.float32), np.zeros(n, np.float32)) for k, n in
+            ((768, 256), (256, 64))]  # fmt: skip
+
+
+def fastae_round(spec: dict):
+    import fastae
+
+    X = rows_of(spec["workload"])
+    if spec["workload"] == "w4a":
+        pairs = encoder_weights()
+        decoder = [(w.T.copy(), None) for w, _ in reversed(pairs)]
+        model = fastae.Autoencoder.from_arrays(pairs, decoder, code_activation="relu", n_jobs=spec["threads"])
+        batch = X[: spec["batch"]]
+        return lambda: (model.transform(batch), None)
+    hidden, code = ((64,), 32) if spec["workload"] == "w1" else ((512, 128), 32)
+    loss = {"loss": "binary_cross_entropy", "dropout": 0.2} if spec["workload"] == "w2" else {}
+    model = fastae.Autoencoder(
+        code, hidden_layer_sizes=hidden, code_activation="relu", batch_size=spec["batch"], max_iter=1, tol=0.0,
+        random_state=0, warm_start=True, n_jobs=spec["threads"], **loss,
+    )  # fmt: skip
+    return lambda: (model.fit(X), model.loss_)
+
+
+def torch_network(spec: dict):
+    import torch
+
+    torch.set_num_threads(spec["threads"])
+    torch.manual_seed(0)
+    widths = WIDTHS[spec["workload"]]
+    layers = []
+    for i, (k, n) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers.append(torch.nn.Linear(k, n))
+        if i < len(widths) - 2 or spec["workload"] == "w4a":
+            layers.append(torch.nn.ReLU())
+            if spec["workload"] == "w2":
+                layers.append(torch.nn.Dropout(0.2))
+    return torch.nn.Sequential(*layers)
+
+
+def torch_round(spec: dict):
+    import torch
+
+    X = torch.from_numpy(rows_of(spec["workload"]))
+    net = torch_network(spec)
+    if spec["workload"] == "w4a":
+        net.eval()
+        batch = X[: spec["batch"]]
+
+        def encode():
+            with torch.inference_mode():
+                return net(batch), None
+
+        return encode
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=spec.get("fused", False))
+    criterion = torch.nn.MSELoss() if spec["workload"] == "w1" else torch.nn.BCEWithLogitsLoss()
+
+    def epoch():
+        order, total = torch.randperm(len(X)), 0.0
+        for start in range(0, len(X), spec["batch"]):
+            x = X[order[start : start + spec["batch"]]]
+            optimizer.zero_grad(set_to_none=True)
+            loss = criterion(net(x), x)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(x)
+        return None, total / len(X)
+
+    return epoch
+
+
+def sklearn_round(spec: dict):
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPRegressor
+
+    X = rows_of(spec["workload"])
+    model = MLPRegressor(hidden_layer_sizes=WIDTHS[spec["workload"]][1:-1], solver="adam", alpha=0.0, max_iter=1,
+                         batch_size=spec["batch"], warm_start=True, random_state=0)  # fmt: skip
+
+    def epoch():
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(X, X)
+        return None, 2 * model.loss_  # scikit-learn halves the squared error
+
+    return epoch
+
+
+def onnx_round(spec: dict):
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, constants, name = [], [], "x"
+    for i, (w, b) in enumerate(encoder_weights()):
+        constants += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(b, f"b{i}")]
+        nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], [f"z{i}"], transB=1))
+        nodes.append(helper.make_node("Relu", [f"z{i}"], [f"y{i}"]))
+        name = f"y{i}"
+    graph = helper.make_graph(
+        nodes, "encoder", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 768])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 64])], constants,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = spec["threads"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    batch = rows_of("w4a")[: spec["batch"]]
+    return lambda: (session.run(None, {"x": batch}), None)
+
+
+MAKERS = {"fastae": fastae_round, "torch": torch_round, "sklearn": sklearn_round, "onnxruntime": onnx_round}
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    run = MAKERS[spec["library"]](spec)
+    calls = spec.get("calls", 1)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            _, loss = run()
+        seconds = (time.perf_counter() - begin) / calls
+        print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
