@@ -28,6 +28,7 @@ class State:
     spaces: list[np.ndarray]
     steps: int = 0
     epochs: int = 0
+    first_epoch: int = 0  # where the learning-rate schedule began
     learning_rate: float | None = None  # of a schedule that watches the loss
 
 
@@ -72,7 +73,7 @@ class Settings:
 def step_scalars(settings: Settings, state: State, n_steps: int) -> np.ndarray:
     """(n_steps, 1 + constants): the learning rate and the rule's constants of each step of the next epoch, float64."""
     t = np.arange(state.steps + 1, state.steps + n_steps + 1, dtype=np.float64)
-    epochs = state.epochs + np.arange(n_steps) / n_steps
+    epochs = state.epochs - state.first_epoch + np.arange(n_steps) / n_steps
     rates = settings.schedule.rates(epochs, settings.max_iter)
     if isinstance(settings.schedule, ReduceOnPlateau) and state.learning_rate is not None:
         rates = np.full(n_steps, state.learning_rate)
@@ -103,6 +104,8 @@ def run_epoch(
     theta = state.spaces[schema.THETA].view(plan.dtype).reshape(1, -1)
     if done < n_steps or not backend.all_finite(theta):
         state.spaces[schema.THETA][:] = backup
+        state.spaces[schema.STATE][:] = 0  # it may hold infinities too, and leads to where the loss went
+        state.steps = 0
         where = f"batch {done + 1} of {n_steps}" if done < n_steps else "its last update"
         raise NonFiniteLossError(
             f"loss became NaN or infinite in epoch {state.epochs + 1}, {where}; the weights of the epoch's start were "
@@ -126,14 +129,15 @@ def epoch_order(backend: Any, settings: Settings, epoch: int, rows: np.ndarray |
 def fit(
     backend: Any, plan: Plan, state: State, sources: tuple[Source, ...], settings: Settings, *,
     rows: np.ndarray | None = None, validate: Callable[[], float] | None = None, model: Any = None,
-    history: History | None = None, handle: Any = None,
+    history: History | None = None, publish: Callable[[], None] | None = None,
 ) -> History:  # fmt: skip
     """Trains until ``max_iter`` epochs are done or nothing improves any more; fills and returns ``history``.
 
-    With ``validate`` (mean loss of the held-out rows) the best weights are put back at the end.
+    With ``validate`` (mean loss of the held-out rows) the best weights are put back at the end. ``publish`` gives
+    ``model`` its present weights before callbacks see it.
     """
     history = History() if history is None else history
-    handle = backend.compile(plan) if handle is None else handle
+    handle = backend.compile(plan)
     n_rows = sources[0].n_rows if rows is None else len(rows)
     bar = _Bar(settings, n_rows, plan.batch)
     best_weights: np.ndarray | None = None
@@ -158,6 +162,8 @@ def fit(
             # an improvement must be relative to what there is to improve
             stale = 0 if watched < best - settings.tol * abs(best) or not np.isfinite(best) else stale + 1
             best = min(best, watched)
+            if settings.callbacks and publish is not None:
+                publish()
             if any([callback(info) for callback in settings.callbacks]):
                 history.stopped_by = "callback"
                 break
@@ -174,7 +180,7 @@ def fit(
 def _next_rate(settings: Settings, state: State, history: History) -> float:
     """The rate of the epoch just done; a schedule that watches the loss decides the next one here."""
     if not isinstance(settings.schedule, ReduceOnPlateau):
-        return float(settings.schedule.rates(np.array([float(state.epochs - 1)]), settings.max_iter)[0])
+        return float(settings.schedule.rates(np.array([state.epochs - state.first_epoch - 1.0]), settings.max_iter)[0])
     rate = settings.schedule.learning_rate if state.learning_rate is None else state.learning_rate
     state.learning_rate = settings.schedule.reduced(history.validation_losses or history.losses, rate)
     return rate

@@ -8,19 +8,15 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .. import training
-from ..initializers import from_arrays, initial_weights
-from ..plan import schema
-from ..plan.build import evaluation_plan, training_plan
-from ..plan.plan import Source
+from ..initializers import from_arrays
 from ..schedules import schedule
-from ..spec import options
-from ..spec.network import Network, dense_network, target_range
+from ..spec.network import Network, dense_network, several
 from ..spec.options import number
-from ..validation import check_rows, check_target, check_weight
-from .base import DenseModel, _Compiled, seed_of
+from .base import seed_of
+from .fitting import FittedByBatches, Optimizer
 
 
-class Autoencoder(DenseModel):
+class Autoencoder(FittedByBatches):
     """A dense autoencoder of any depth, trained by minibatches on compiled kernels.
 
     Parameters
@@ -77,10 +73,10 @@ class Autoencoder(DenseModel):
     Attributes
     ----------
     weights_ : list of (W, b), encoder's layers first; W (out, in)
-    n_iter_ : int, epochs of the last fit
+    n_iter_ : int, epochs of the last fit, or of all partial fits
     loss_, loss_curve_ : float, list; mean objective of each epoch
     validation_scores_, best_validation_score_ : −(loss of the held-out rows) per epoch, and the best; None without
-    n_features_in_, feature_names_in_, backend_, device_, n_parameters_, t_ (steps done), seed_, plan_
+    n_features_in_, feature_names_in_, backend_, device_, n_parameters_, t_ (steps of the optimiser), seed_, plan_
 
     Notes
     -----
@@ -173,8 +169,8 @@ class Autoencoder(DenseModel):
             solver=self.solver,
         )
 
-    def _settings(self, network: Network, seed: int, epochs: int) -> training.Settings:
-        callbacks = (self.callbacks,) if callable(self.callbacks) else tuple(self.callbacks)
+    def _settings(self, network: Network, seed: int) -> training.Settings:
+        callbacks = (self.callbacks,) if callable(self.callbacks) else several("callbacks", self.callbacks)
         for callback in callbacks:
             if not callable(callback):
                 raise TypeError(f"callbacks has {callback!r}; give functions that take an EpochInfo")
@@ -182,7 +178,7 @@ class Autoencoder(DenseModel):
         return training.Settings(
             schedule=schedule(self.learning_rate),
             rule=network.solver,
-            max_iter=epochs,
+            max_iter=number("max_iter", self.max_iter, 1, 2**31, integer=True),
             seed=seed,
             n_threads=self._threads(),
             tol=number("tol", self.tol, 0.0, float("inf"), "both"),
@@ -198,150 +194,6 @@ class Autoencoder(DenseModel):
                 raise ValueError(f"batch_size={self.batch_size!r} must be 'auto' or a positive integer")
             return min(256, n_rows)
         return min(number("batch_size", self.batch_size, 1, 2**31 - 1, integer=True), n_rows)
-
-    # ---- fitting ---
-
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Autoencoder:
-        """Trains on the rows of X.
-
-        X : array, sparse matrix or frame (N, p)
-        y : ignored
-        sample_weight : (N,), weight of each row's loss; only ratios matter
-        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
-        """
-        warm = self.warm_start and hasattr(self, "weights_")
-        source, dtype, network = self._prepare(X, reset=not warm, sample_weight=sample_weight)
-        if not warm:
-            self.seed_ = seed_of(self.random_state)
-        epochs = number("max_iter", self.max_iter, 1, 2**31, integer=True)
-        settings = self._settings(network, self.seed_, epochs)
-        rows, held_out = self._split(source.n_rows, settings)
-        n_rows = source.n_rows if rows is None else len(rows)
-        backend = self._backend()
-        state = self._begin(backend, network, source, dtype, n_rows, warm)
-        validate = None if held_out is None else self._validator(backend, network, dtype, source, held_out, state)
-        history = training.History()
-        before = state.epochs
-        try:
-            training.fit(backend, self.plan_, state, (source,), settings, rows=rows, validate=validate, model=self,
-                         history=history)  # fmt: skip
-        finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
-            self._finish(backend, network, state, history, state.epochs - before)
-        return self
-
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Autoencoder:
-        """One pass over X in batches, going on from the present weights and optimiser state.
-
-        A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
-        the call).
-        """
-        first = not hasattr(self, "weights_")
-        source, dtype, network = self._prepare(X, reset=first, sample_weight=sample_weight)
-        if first:
-            self.seed_ = seed_of(self.random_state)
-        backend = self._backend()
-        settings = self._settings(network, self.seed_, 1)
-        state = self._begin(backend, network, source, dtype, source.n_rows, not first)
-        history = training.History(losses=list(getattr(self, "loss_curve_", [])))
-        order = training.epoch_order(backend, settings, state.epochs, None, source.n_rows)
-        try:
-            loss = training.run_epoch(
-                backend, self.plan_, backend.compile(self.plan_), state, (source,), order, source.n_rows, settings
-            )
-            history.losses.append(loss)
-        finally:
-            self._finish(backend, network, state, history, state.epochs)
-        return self
-
-    def _prepare(self, X: Any, *, reset: bool, sample_weight: Any):
-        """Checked rows, the dtype to compute in, and the network; raises before anything changes."""
-        backend = self._backend()
-        source, dtype = check_rows(self, X, reset=reset, backend=backend, precision=self.precision)
-        width = source.columns or source.data.shape[1]
-        network = self._network(width)
-        if not reset and network.layers != self.network_.layers:
-            raise ValueError(
-                "the layers differ from those that were fitted; undo the change of parameters, or set "
-                "warm_start=False and call fit"
-            )
-        if not reset:
-            dtype = self._state.dtype if self._state is not None else dtype
-        low, high = target_range(network)
-        categorical = isinstance(network.loss, options.CategoricalCrossEntropy)
-        check_target(source, low, high, network.loss.name, sums_to_one=categorical)
-        weight = check_weight(sample_weight, source.n_rows)
-        source = Source(source.data, source.indptr, source.indices, source.columns, weight)
-        return source, dtype, network
-
-    def _split(self, n_rows: int, settings: training.Settings):
-        """Rows to train on and rows held out; (None, None) for all and none."""
-        if not self.early_stopping:
-            return None, None
-        n_out = int(np.ceil(self.validation_fraction * n_rows))
-        if n_out >= n_rows:
-            raise ValueError(
-                f"early_stopping needs rows to hold out and rows to train on; got n_samples={n_rows} with "
-                f"validation_fraction={self.validation_fraction}; give more rows or early_stopping=False"
-            )
-        order = self._backend().permutation(settings.seed, training.SPLIT_EPOCH, n_rows)
-        return np.sort(order[n_out:]), np.sort(order[:n_out])
-
-    def _begin(self, backend, network: Network, source: Source, dtype, n_rows: int, warm: bool) -> training.State:
-        """Memory with the weights to start from; sets plan_."""
-        self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=source.weight is not None)
-        old = getattr(self, "_state", None) if warm else None
-        spaces = self.plan_.allocate()
-        if warm:
-            weights = self.weights_
-        else:
-            sample = _rows_of(source, 4096) if _is_pca(self.initializer) else None
-            weights = initial_weights(self.initializer, network, self.seed_, sample)
-        for i, (w, b) in enumerate(weights):
-            self.plan_.view(spaces, f"w{i}")[...] = w
-            self.plan_.view(spaces, f"b{i}")[...] = b
-        if old is None:
-            return training.State(spaces)
-        if old.optimizer is not None and old.optimizer.nbytes == spaces[schema.STATE].nbytes:
-            spaces[schema.STATE][:] = old.optimizer
-            return training.State(spaces, old.steps, old.epochs, old.learning_rate)
-        return training.State(spaces, 0, old.epochs)  # another rule or precision: the optimiser starts anew
-
-    def _validator(self, backend, network: Network, dtype, source: Source, held_out: np.ndarray, state):
-        values = np.empty((len(held_out), 1))
-        plan = evaluation_plan(network, dtype)
-        compiled = _Compiled(backend, plan, [])
-        weight = None if source.weight is None else source.weight[held_out]
-
-        def validate() -> float:
-            theta = compiled.spaces[schema.THETA]
-            theta[:] = state.spaces[schema.THETA][: len(theta)]
-            compiled.packed = False
-            compiled.run(source, values, self._threads(), held_out)
-            return float(np.average(values[:, 0], weights=weight))
-
-        return validate
-
-    def _finish(self, backend, network: Network, state: training.State, history: training.History, epochs: int) -> None:
-        """Fitted attributes from the state."""
-        self._forget_compiled()
-        self.network_ = network
-        plan = self.plan_
-        self.weights_ = [
-            (plan.view(state.spaces, f"w{i}").copy(), plan.view(state.spaces, f"b{i}")[0].copy())
-            for i in range(len(network.layers))
-        ]
-        self._state: _Optimizer | None = _Optimizer(
-            state.spaces[schema.STATE].copy(), state.steps, state.epochs, state.learning_rate, plan.dtype
-        )
-        self.n_iter_ = epochs
-        self.t_ = state.steps
-        self.loss_curve_ = history.losses
-        self.loss_ = history.losses[-1] if history.losses else np.nan
-        self.validation_scores_ = [-v for v in history.validation_losses] if self.early_stopping else None
-        self.best_validation_score_ = -history.best_validation if self.early_stopping else None
-        self.n_parameters_ = sum(w.size + b.size for w, b in self.weights_)
-        self.backend_ = backend.name
-        self.device_ = "cpu"
 
     # ---- other ways to a fitted model ---
 
@@ -394,7 +246,7 @@ class Autoencoder(DenseModel):
         for i, (w, b) in enumerate(self.weights_):
             tensors[f"w{i}"], tensors[f"b{i}"] = w, b
         if self._state is not None:
-            tensors["optimizer"] = self._state.optimizer
+            tensors["optimizer"] = self._state.memory
         state = {
             "n_features": self.n_features_in_,
             "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
@@ -422,34 +274,6 @@ class Autoencoder(DenseModel):
         self.validation_scores_ = state["validation_scores"]
         self.best_validation_score_ = state["best_validation_score"]
         if state["optimizer"] is not None:
-            self._state = _Optimizer.restored(tensors["optimizer"], state["optimizer"], dtype)
+            self._state = Optimizer.restored(tensors["optimizer"], state["optimizer"], dtype)
             self.t_ = self._state.steps
 
-
-class _Optimizer:
-    """What a later ``partial_fit`` or warm start goes on from."""
-
-    def __init__(self, optimizer: np.ndarray, steps: int, epochs: int, learning_rate: float | None, dtype: np.dtype):
-        self.optimizer, self.steps, self.epochs = optimizer, steps, epochs
-        self.learning_rate, self.dtype = learning_rate, np.dtype(dtype)
-
-    def describe(self) -> dict:
-        return {"steps": self.steps, "epochs": self.epochs, "learning_rate": self.learning_rate}
-
-    @classmethod
-    def restored(cls, optimizer: np.ndarray, state: dict, dtype: np.dtype) -> _Optimizer:
-        return cls(optimizer, int(state["steps"]), int(state["epochs"]), state["learning_rate"], dtype)
-
-
-def _is_pca(initializer: Any) -> bool:
-    return initializer == "pca" if isinstance(initializer, str) else type(initializer).__name__ == "PCAInit"
-
-
-def _rows_of(source: Source, limit: int) -> np.ndarray:
-    """The first rows as a float64 array."""
-    if source.indptr is None:
-        return np.asarray(source.data[:limit], dtype=np.float64)
-    from scipy.sparse import csr_array
-
-    matrix = csr_array((source.data, source.indices, source.indptr), shape=(source.n_rows, source.columns))
-    return matrix[:limit].toarray().astype(np.float64)

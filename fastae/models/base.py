@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,8 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     def __getstate__(self) -> dict:
         state = super().__getstate__().copy()
-        state.pop("_compiled", None)  # handles and packed weights are made anew
+        for name in ("_compiled", "_live"):  # handles, packed weights and working memory are made anew
+            state.pop(name, None)
         return state
 
     def _threads(self) -> int:
@@ -158,8 +160,13 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Decoded rows (N, p) of codes X (N, n_components)."""
         network = self._fitted_network()
-        shim = _CodeShim(network.n_components)
-        source, dtype = check_rows(shim, X, reset=False, backend=self._backend(), precision=self.precision)
+        codes = _code_checker(type(self).__name__)()
+        source, dtype = check_rows(codes, X, reset=True, backend=self._backend(), precision=self.precision)
+        if source.columns != network.n_components:
+            raise ValueError(
+                f"X has {source.columns} columns, codes of this model have n_components={network.n_components}; "
+                "give what transform returns"
+            )
         return self._run("decode", source, dtype, network.n_features)
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -191,11 +198,7 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         save_estimator(self, path)
 
 
-class _CodeShim:
-    """Stands for the estimator where the checked array is a code, not a row of data."""
-
-    def __init__(self, width: int):
-        self.n_features_in_ = width
-
-    def __repr__(self) -> str:
-        return "inverse_transform"
+@cache
+def _code_checker(name: str) -> type:
+    """Stands for the estimator of a class where the rows to check are codes, so that messages name the class."""
+    return type(name, (BaseEstimator,), {})

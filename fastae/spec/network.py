@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
-from ..catalog import BY_NAME
 from . import options
 from .options import number, unknown
 
@@ -56,10 +56,22 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name}={value!r} must be integers, such as (256, 64)")
     try:
-        items = (value,) if isinstance(value, int) else tuple(value)
+        items = (value,) if isinstance(value, Integral) else tuple(value)
     except TypeError:
         raise TypeError(f"{name}={value!r} must be a sequence of integers, such as (256, 64)") from None
     return tuple(number(f"{name}[{i}]", n, 1, 2**26, integer=True) for i, n in enumerate(items))
+
+
+def several(name: str, values: Any) -> tuple[Any, ...]:
+    """One item or a sequence of items as a tuple; None is none."""
+    if values is None:
+        return ()
+    if isinstance(values, (str, options.Option)):
+        return (values,)
+    try:
+        return tuple(values)
+    except TypeError:
+        raise TypeError(f"{name}={values!r} must be one option or a sequence of options") from None
 
 
 def _output(value: Any, loss: options.LossOption) -> Any:
@@ -75,8 +87,7 @@ def _output(value: Any, loss: options.LossOption) -> Any:
 
 
 def _penalties(values: Any, code: Any) -> tuple[Any, ...]:
-    values = (values,) if isinstance(values, (str, options.Option)) else tuple(values)
-    chosen = tuple(options.choose("penalties", value, options.ALL_PENALTIES) for value in values)
+    chosen = tuple(options.choose("penalties", p, options.ALL_PENALTIES) for p in several("penalties", values))
     for penalty in chosen:
         if isinstance(penalty, options.KLSparsity):
             row = code._row
@@ -136,8 +147,6 @@ def dense_network(
             layers.append(Layer(n_in, n_out, last if final else inner, 0.0 if final else layer_rates[i]))
         return tuple(layers)
 
-    if isinstance(constraints, (str, options.Option)):
-        constraints = (constraints,)
     return Network(
         encoder=chain((n_features, *hidden, n_components), encoder_rates, code),
         decoder=chain((n_components, *mirrored, n_features), decoder_rates, _output(output_activation, loss)),
@@ -145,7 +154,7 @@ def dense_network(
         reduction=reduction,
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=_penalties(penalties, code),
-        constraints=tuple(options.choose("constraints", c, options.CONSTRAINTS) for c in constraints),
+        constraints=tuple(options.choose("constraints", c, options.CONSTRAINTS) for c in several("constraints", constraints)),
         solver=options.choose("solver", solver, options.SOLVERS),
     )
 
@@ -157,4 +166,4 @@ def target_range(network: Network) -> tuple[float, float]:
     return network.loss._row.target_low, network.loss._row.target_high
 
 
-__all__ = ["BY_NAME", "Layer", "Network", "dense_network", "target_range"]
+__all__ = ["Layer", "Network", "dense_network", "several", "sizes", "target_range"]

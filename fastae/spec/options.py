@@ -84,6 +84,7 @@ def values(option: Any) -> tuple[float, ...]:
     return tuple(float(getattr(option, parameter.name)) for parameter in option._row.parameters)
 
 
+_ANY = (-math.inf, math.inf, "neither")
 _CLIPS = {"clip_value": (0.0, math.inf, "neither"), "clip_norm": (0.0, math.inf, "neither")}
 
 
@@ -212,7 +213,7 @@ class SaltAndPepperNoise(Option):
     rate: float = 0.1
     low: float = 0.0
     high: float = 1.0
-    _intervals = {"rate": (0.0, 1.0, "left")}
+    _intervals = {"rate": (0.0, 1.0, "left"), "low": _ANY, "high": _ANY}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,251 @@
+"""Fitting: from parameters and rows to fitted attributes, by `fastae.training`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from .. import training
+from ..initializers import PCAInit, initial_weights
+from ..plan import schema
+from ..plan.build import evaluation_plan, training_plan
+from ..plan.plan import Plan, Source
+from ..spec import options
+from ..spec.network import Network, target_range
+from ..validation import check_rows, check_target, check_weight
+from .base import DenseModel, _Compiled, seed_of
+
+
+@dataclass
+class Optimizer:
+    """What a later ``partial_fit`` or warm start goes on from: the rule's state and how far training has come."""
+
+    memory: np.ndarray  # bytes of the plan's state space
+    rule: str
+    dtype: np.dtype
+    steps: int
+    epochs: int
+    first_epoch: int
+    learning_rate: float | None
+
+    def describe(self) -> dict:
+        """All but the memory, as JSON."""
+        return {"rule": self.rule, "steps": self.steps, "epochs": self.epochs, "first_epoch": self.first_epoch,
+                "learning_rate": self.learning_rate}  # fmt: skip
+
+    @classmethod
+    def restored(cls, memory: np.ndarray, described: dict, dtype: np.dtype) -> Optimizer:
+        if memory.dtype != np.uint8 or memory.ndim != 1:
+            raise ValueError(f"optimizer has dtype {memory.dtype} and {memory.ndim} dimensions; wanted bytes")
+        rate = described["learning_rate"]
+        return cls(memory, str(described["rule"]), np.dtype(dtype), int(described["steps"]), int(described["epochs"]),
+                   int(described["first_epoch"]), None if rate is None else float(rate))  # fmt: skip
+
+
+@dataclass
+class _Live:
+    """Memory and compiled plan of the last ``partial_fit``, for the next one on batches alike."""
+
+    key: tuple
+    plan: Plan
+    handle: Any
+    state: training.State
+
+
+class FittedByBatches(DenseModel):
+    """Base of estimators whose ``_network`` is trained on minibatches of its own input.
+
+    Subclasses give ``_network(n_features)``, ``_settings(network, seed)`` and ``_batch(n_rows)``.
+    """
+
+    _state: Optimizer | None
+    _live: _Live | None
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Trains on the rows of X.
+
+        X : array, sparse matrix or frame (N, p)
+        y : ignored
+        sample_weight : (N,), weight of each row's loss; only ratios matter
+        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
+        """
+        warm = self.warm_start and hasattr(self, "weights_")
+        with self._unchanged_on_error():
+            backend = self._backend()
+            source, dtype, network = self._prepare(X, reset=not warm, sample_weight=sample_weight)
+            if not warm:
+                self.seed_ = seed_of(self.random_state)
+            settings = self._settings(network, self.seed_)
+            rows, held_out = self._split(source.n_rows, settings)
+            n_rows = source.n_rows if rows is None else len(rows)
+            state = self._begin(backend, network, source, dtype, n_rows, warm)
+            state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
+            validate = None if held_out is None else self._validator(backend, network, dtype, source, held_out, state)
+        history = training.History()
+
+        def publish() -> None:
+            self._finish(backend, network, state, history, state.epochs - state.first_epoch)
+
+        try:
+            training.fit(backend, self.plan_, state, (source,), settings, rows=rows, validate=validate, model=self,
+                         history=history, publish=publish)  # fmt: skip
+        finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
+            publish()
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
+
+        A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
+        the call).
+        """
+        first = not hasattr(self, "weights_")
+        with self._unchanged_on_error():
+            backend = self._backend()
+            source, dtype, network = self._prepare(X, reset=first, sample_weight=sample_weight)
+            if first:
+                self.seed_ = seed_of(self.random_state)
+            settings = self._settings(network, self.seed_)
+            key = (network, dtype, self._batch(source.n_rows), source.weight is not None, backend)
+            live = None if first else self.__dict__.get("_live")
+            if live is None or live.key != key or self._state is None or (
+                self._state.memory is not live.state.spaces[schema.STATE]
+            ):  # fmt: skip
+                state = self._begin(backend, network, source, dtype, source.n_rows, not first)
+                live = _Live(key, self.plan_, backend.compile(self.plan_), state)
+            else:
+                self._load(live.plan, live.state.spaces, self.weights_)  # they are the user's to change
+                self.plan_ = live.plan
+        self._live, state = live, live.state
+        history = training.History(losses=getattr(self, "loss_curve_", []))
+        order = training.epoch_order(backend, settings, state.epochs, None, source.n_rows)
+        try:
+            history.losses.append(training.run_epoch(
+                backend, live.plan, live.handle, state, (source,), order, source.n_rows, settings))  # fmt: skip
+        finally:
+            self._finish(backend, network, state, history, state.epochs)
+        return self
+
+    # ---- the steps of a fit ---
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """A call that is refused leaves the estimator, fitted or not, as it was."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _prepare(self, X: Any, *, reset: bool, sample_weight: Any) -> tuple[Source, np.dtype, Network]:
+        """Checked rows, the dtype to compute in, and the network."""
+        source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision)
+        network = self._network(source.columns)
+        if not reset:
+            if network.layers != self.network_.layers:
+                raise ValueError(
+                    "the layers differ from those that were fitted; undo the change of parameters, or set "
+                    "warm_start=False and call fit"
+                )
+            dtype = self._state.dtype if self._state is not None else dtype
+        low, high = target_range(network)
+        categorical = isinstance(network.loss, options.CategoricalCrossEntropy)
+        check_target(source, low, high, network.loss.name, sums_to_one=categorical)
+        weight = check_weight(sample_weight, source.n_rows)
+        return Source(source.data, source.indptr, source.indices, source.columns, weight), dtype, network
+
+    def _split(self, n_rows: int, settings: training.Settings):
+        """Rows to train on and rows held out; (None, None) for all and none."""
+        if not self.early_stopping:
+            return None, None
+        n_out = int(np.ceil(self.validation_fraction * n_rows))
+        if n_out >= n_rows:
+            raise ValueError(
+                f"early_stopping needs rows to hold out and rows to train on; got n_samples={n_rows} with "
+                f"validation_fraction={self.validation_fraction}; give more rows or early_stopping=False"
+            )
+        order = self._backend().permutation(settings.seed, training.SPLIT_EPOCH, n_rows)
+        return np.sort(order[n_out:]), np.sort(order[:n_out])
+
+    def _begin(
+        self, backend: Any, network: Network, source: Source, dtype: np.dtype, n_rows: int, warm: bool
+    ) -> training.State:
+        """Memory with the weights to start from; sets plan_."""
+        self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=source.weight is not None)
+        spaces = self.plan_.allocate()
+        weights = self.weights_ if warm else self._initial_weights(network, source)
+        self._load(self.plan_, spaces, weights)
+        old = self._state if warm else None
+        if old is None:
+            return training.State(spaces)
+        if (old.rule, old.dtype, old.memory.nbytes) == (network.solver.name, dtype, spaces[schema.STATE].nbytes):
+            spaces[schema.STATE][:] = old.memory
+            return training.State(spaces, old.steps, old.epochs, old.first_epoch, old.learning_rate)
+        # another rule or precision: the optimiser starts anew
+        return training.State(spaces, 0, old.epochs, old.first_epoch)
+
+    def _initial_weights(self, network: Network, source: Source) -> list[tuple[np.ndarray, np.ndarray]]:
+        pca = self.initializer == "pca" if isinstance(self.initializer, str) else isinstance(self.initializer, PCAInit)
+        return initial_weights(self.initializer, network, self.seed_, _first_rows(source, 4096) if pca else None)
+
+    @staticmethod
+    def _load(plan: Plan, spaces: list[np.ndarray], weights: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        for i, (w, b) in enumerate(weights):
+            plan.view(spaces, f"w{i}")[...] = w
+            plan.view(spaces, f"b{i}")[...] = b
+
+    def _validator(self, backend: Any, network: Network, dtype: np.dtype, source: Source, held_out: np.ndarray,
+                   state: training.State):  # fmt: skip
+        """The function that gives the mean loss of the held-out rows under the weights of ``state``."""
+        values = np.empty((len(held_out), 1))
+        compiled = _Compiled(backend, evaluation_plan(network, dtype), [])
+        weight = None if source.weight is None or not source.weight[held_out].any() else source.weight[held_out]
+
+        def validate() -> float:
+            theta = compiled.spaces[schema.THETA]
+            theta[:] = state.spaces[schema.THETA][: len(theta)]
+            compiled.packed = False
+            compiled.run(source, values, self._threads(), held_out)
+            return float(np.average(values[:, 0], weights=weight))
+
+        return validate
+
+    def _finish(
+        self, backend: Any, network: Network, state: training.State, history: training.History, epochs: int
+    ) -> None:
+        """Fitted attributes from the state."""
+        self._forget_compiled()
+        self.network_ = network
+        plan = self.plan_
+        self.weights_ = [
+            (plan.view(state.spaces, f"w{i}").copy(), plan.view(state.spaces, f"b{i}")[0].copy())
+            for i in range(len(network.layers))
+        ]
+        self._state = Optimizer(state.spaces[schema.STATE], network.solver.name, plan.dtype, state.steps, state.epochs,
+                                state.first_epoch, state.learning_rate)  # fmt: skip
+        self.n_iter_ = epochs
+        self.t_ = state.steps
+        self.loss_curve_ = history.losses
+        self.loss_ = history.losses[-1] if history.losses else np.nan
+        validated = history.validation_losses
+        self.validation_scores_ = [-v for v in validated] if validated else None
+        self.best_validation_score_ = -min(validated) if validated else None
+        self.n_parameters_ = sum(w.size + b.size for w, b in self.weights_)
+        self.backend_ = backend.name
+        self.device_ = "cpu"
+
+
+def _first_rows(source: Source, limit: int) -> np.ndarray:
+    """At most ``limit`` rows as a float64 array."""
+    if source.indptr is None:
+        return np.asarray(source.data[:limit], dtype=np.float64)
+    from scipy.sparse import csr_array
+
+    matrix = csr_array((source.data, source.indices, source.indptr), shape=(source.n_rows, source.columns))
+    return matrix[:limit].toarray().astype(np.float64)
