@@ -9,6 +9,7 @@ import argparse
 import ast
 import math
 import sys
+from functools import cache
 from pathlib import Path
 
 from . import catalog
@@ -31,11 +32,12 @@ def parse(text: str) -> ast.expr:
         raise FormulaError(f"formula {text!r} is not an expression: {error.msg}; see fastae.catalog") from error
 
 
-def names_in(text: str) -> set[str]:
+@cache
+def names_in(text: str) -> frozenset[str]:
     """Variables of a formula."""
     tree = parse(text)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called}
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called)
 
 
 def emit(text: str, names: dict[str, str], literal, call) -> str:

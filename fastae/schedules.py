@@ -1,7 +1,9 @@
-"""Learning-rate schedules: functions of the step, counted from 0, and of the steps per epoch.
+"""Learning-rate schedules: functions of the epoch, whose fraction counts its steps.
 
-A schedule gives the learning rates of all steps of an epoch at once. Sources: Loshchilov & Hutter (2017) for cosine
-with restarts; Smith & Topin (2018) for one-cycle.
+A schedule gives the learning rates of all steps of an epoch at once. It begins with ``fit``, a warm start's too;
+``partial_fit`` goes on in it.
+
+Sources: Loshchilov & Hutter (2017) for cosine with restarts; Smith & Topin (2018) for one-cycle.
 """
 
 from __future__ import annotations
@@ -120,7 +122,7 @@ class OneCycle(Schedule):
 
 @dataclass(frozen=True)
 class ReduceOnPlateau(Schedule):
-    """Times ``factor`` when the loss has not improved for ``patience`` epochs, not below ``floor``."""
+    """Times ``factor`` when the loss has not improved for more than ``patience`` epochs, not below ``floor``."""
 
     learning_rate: float = 1e-3
     factor: float = 0.5

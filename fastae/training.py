@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -70,6 +72,11 @@ class Settings:
     verbose: int = 0
 
 
+@cache
+def _code(text: str) -> CodeType:
+    return compile(text, "<step constant>", "eval")
+
+
 def step_scalars(settings: Settings, state: State, n_steps: int) -> np.ndarray:
     """(n_steps, 1 + constants): the learning rate and the rule's constants of each step of the next epoch, float64."""
     t = np.arange(state.steps + 1, state.steps + n_steps + 1, dtype=np.float64)
@@ -81,7 +88,7 @@ def step_scalars(settings: Settings, state: State, n_steps: int) -> np.ndarray:
     names = {parameter.name: getattr(settings.rule, parameter.name) for parameter in row.parameters}
     columns = [rates]
     for _, text in row.step:
-        value = eval(text, {"__builtins__": {}}, {"lr": rates, "t": t, **names})
+        value = eval(_code(text), {"__builtins__": {}}, {"lr": rates, "t": t, **names})
         columns.append(np.broadcast_to(value, t.shape))
     return np.ascontiguousarray(np.stack(columns, axis=1))
 

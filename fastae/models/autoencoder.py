@@ -276,4 +276,3 @@ class Autoencoder(FittedByBatches):
         if state["optimizer"] is not None:
             self._state = Optimizer.restored(tensors["optimizer"], state["optimizer"], dtype)
             self.t_ = self._state.steps
-

@@ -66,7 +66,10 @@ class _Compiled:
 class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of estimators over a dense `Network`: everything after fitting."""
 
-    # set by subclasses' fit: network_ (Network), weights_ (list of (W, b)), n_features_in_, backend_, device_
+    # set by subclasses' fit, with n_features_in_, backend_, device_
+    network_: Network
+    weights_: list[tuple[np.ndarray, np.ndarray]]
+    plan_: Plan
     _compiled: dict
 
     # ---- backend and memory ---------------------------------------------------------------------------------------
@@ -114,7 +117,6 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return threads.resolve_threads(self.n_jobs)
 
     def _encode(self, what: str, X: Any, width: int, out: np.ndarray | None = None) -> np.ndarray:
-        check_is_fitted(self, "weights_")
         source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision)
         return self._run(what, source, dtype, width, out)
 

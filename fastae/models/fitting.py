@@ -85,6 +85,7 @@ class FittedByBatches(DenseModel):
             state = self._begin(backend, network, source, dtype, n_rows, warm)
             state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
             validate = None if held_out is None else self._validator(backend, network, dtype, source, held_out, state)
+        self._live = None
         history = training.History()
 
         def publish() -> None:

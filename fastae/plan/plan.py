@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Plan:
     n_external: int = 0  # caller's arrays beyond the four spaces
     title: str = "plan"
 
-    @property
+    @cached_property
     def index(self) -> dict[str, int]:
         """Buffer name → position."""
         return {buffer.name: i for i, buffer in enumerate(self.buffers)}

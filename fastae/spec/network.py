@@ -154,7 +154,9 @@ def dense_network(
         reduction=reduction,
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=_penalties(penalties, code),
-        constraints=tuple(options.choose("constraints", c, options.CONSTRAINTS) for c in several("constraints", constraints)),
+        constraints=tuple(
+            options.choose("constraints", c, options.CONSTRAINTS) for c in several("constraints", constraints)
+        ),
         solver=options.choose("solver", solver, options.SOLVERS),
     )
 

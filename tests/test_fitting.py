@@ -1,0 +1,139 @@
+"""Fitting again and going on: warm starts, partial fits, refused calls, callbacks."""
+
+import copy
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import fastae
+
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(300, 4)) @ RNG.normal(size=(4, 12))).astype(np.float32)
+
+
+def quick(**parameters):
+    return fastae.Autoencoder(**{"n_components": 4, "max_iter": 3, "random_state": 0} | parameters)
+
+
+def bits(model):
+    return b"".join(w.tobytes() + b.tobytes() for w, b in model.weights_)
+
+
+@pytest.mark.parametrize("change", [
+    {"initializer": "xavir"}, {"solver": "adm"}, {"n_components": 0}, {"batch_size": -1}, {"learning_rate": -1},
+    {"loss": "binary_cross_entropy"}, {"backend": "cuda"}, {"early_stopping": True, "validation_fraction": 0.9999},
+])  # fmt: skip
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_a_refused_fit_changes_nothing(change, call):
+    model = quick().fit(X)
+    before, codes = copy.deepcopy(vars(model)), model.transform(X)
+    model.set_params(**change)
+    other = X[:, :9] if call == "fit" else X
+    if call == "partial_fit" and set(change) & {"initializer", "early_stopping"}:
+        pytest.skip("partial_fit reads neither once fitted")
+    with pytest.raises((ValueError, TypeError, ImportError)):
+        getattr(model, call)(other)
+    model.set_params(**{name: before[name] for name in change})
+    assert model.n_features_in_ == 12 and model.t_ == before["t_"] and model.loss_curve_ == before["loss_curve_"]
+    np.testing.assert_array_equal(model.transform(X), codes)
+    unfitted = quick(**change)
+    with pytest.raises((ValueError, TypeError, ImportError)):
+        getattr(unfitted, "fit" if "early_stopping" in change else call)(other)
+    assert not [name for name in vars(unfitted) if name.endswith("_")]
+
+
+def test_callbacks_see_the_present_weights():
+    scores = []
+    model = quick(max_iter=4, callbacks=[lambda info: scores.append(info.model.score(X))]).fit(X)
+    assert len(set(scores)) == 4 and scores[-1] == model.score(X)
+
+
+def test_a_warm_start_begins_its_schedule_anew_and_keeps_the_optimiser():
+    rates = []
+    model = quick(warm_start=True, max_iter=3, learning_rate=fastae.StepDecay(0.01, 0.1, every=2),
+                  callbacks=[lambda info: rates.append(info.learning_rate)]).fit(X)  # fmt: skip
+    steps = model.t_
+    model.fit(X)
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.001] * 2)
+    assert model.t_ == 2 * steps and model.n_iter_ == 3 and len(model.loss_curve_) == 3
+
+
+def test_a_warm_start_learns_after_a_schedule_that_ended_at_zero():
+    model = quick(warm_start=True, max_iter=2, learning_rate=fastae.Cosine(0.01)).fit(X)
+    before = bits(model)
+    assert bits(model.fit(X)) != before
+
+
+def test_early_stopping_ends_with_the_weights_of_the_best_epoch():
+    seen = []
+    model = quick(early_stopping=True, max_iter=40, learning_rate=0.05, n_iter_no_change=5,
+                  callbacks=[lambda info: seen.append((info.validation_loss, bits(info.model)))]).fit(X)  # fmt: skip
+    best = min(seen)[1]
+    assert best != seen[-1][1] and bits(model) == best
+
+
+def test_partial_fits_go_on_in_the_schedule():
+    schedule = fastae.Cosine(0.01)
+    whole = quick(max_iter=4, learning_rate=schedule, tol=0).fit(X)
+    parts = quick(max_iter=4, learning_rate=schedule)
+    for _ in range(4):
+        parts.partial_fit(X)
+    assert bits(whole) == bits(parts) and parts.n_iter_ == 4
+    assert parts.validation_scores_ is None and parts.best_validation_score_ is None
+
+
+def test_partial_fits_on_batches_of_changing_size_match_fresh_memory():
+    live, fresh = quick(), quick()
+    for rows in (64, 64, 100, 64, 64):
+        live.partial_fit(X[:rows])
+        fresh = copy.deepcopy(fresh).partial_fit(X[:rows])  # a copy has no working memory to reuse
+        assert bits(live) == bits(fresh)
+
+
+def test_partial_fit_takes_weights_changed_by_hand():
+    model = quick().partial_fit(X)
+    model.weights_[0][0][:] = 0.25
+    twin = copy.deepcopy(model)
+    assert bits(model.partial_fit(X)) == bits(twin.partial_fit(X))
+
+
+def test_another_rule_starts_its_state_anew():
+    model = quick(solver="momentum").fit(X).set_params(solver="adagrad")  # states of the same size
+    model.partial_fit(X)
+    assert np.isfinite(model.loss_) and model.t_ == 2
+
+
+def test_after_a_loss_that_was_not_finite_training_can_go_on():
+    model = quick(learning_rate=1e30, hidden_layer_sizes=(8,))
+    with pytest.raises(fastae.NonFiniteLossError, match="lower learning_rate, scale X"):
+        model.fit(X)
+    assert model.t_ == 0
+    first = model.set_params(learning_rate=1e-3).partial_fit(X).loss_
+    for _ in range(20):
+        model.partial_fit(X)
+    assert model.loss_ < first
+
+
+def test_zero_weights_among_the_held_out_rows():
+    weight = np.zeros(40)
+    weight[3] = 1
+    model = quick(early_stopping=True).fit(X[:40], sample_weight=weight)
+    assert np.isfinite(model.best_validation_score_)
+
+
+def test_codes_of_any_form_decode_alike():
+    pandas = pytest.importorskip("pandas")
+    model = quick().fit(X)
+    codes = model.transform(X)
+    expected = model.inverse_transform(codes)
+    np.testing.assert_array_equal(model.inverse_transform(scipy.sparse.csr_array(codes)), expected)
+    np.testing.assert_array_equal(model.inverse_transform(np.asfortranarray(codes)), expected)
+    model.set_output(transform="pandas")
+    frame = model.transform(X)
+    assert isinstance(frame, pandas.DataFrame)
+    np.testing.assert_array_equal(model.inverse_transform(frame), expected)
+    for bad, message in ((X, "X has 12 columns, codes .* n_components=4"), (codes[0], "Reshape your data"),
+                         (codes * np.nan, "Input X contains NaN")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            model.inverse_transform(bad)
