@@ -52,7 +52,10 @@ template <class T> struct Noise {
       (radius * cos2pi(Vec<T>::load(u2 + i))).store(a + i);
       (radius * sin2pi(Vec<T>::load(u2 + i))).store(b + i);
     }
-    for (int j = 0; j < n; ++j) out[j] = in[j] + (j & 1 ? b : a)[j / 2];
+    for (int j = 0; j < n; ++j) {
+      const T* deviates = j & 1 ? b : a;  // indexing the conditional itself upsets GCC's bounds sanitizer
+      out[j] = in[j] + deviates[j / 2];
+    }
   }
 };
 
