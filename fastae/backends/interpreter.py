@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import ModuleType
 
 import numpy as np
 
@@ -76,6 +77,12 @@ def run(plan: Plan, job: Job, kernels: dict) -> int:
             last = time.perf_counter()
             job.progress(number + 1)
     return job.n_steps
+
+
+def kernel_table(*modules: ModuleType) -> dict:
+    """Op kind → the function of that name in one of a backend's modules; a missing one fails here, at import."""
+    functions = {name: value for module in modules for name, value in vars(module).items() if callable(value)}
+    return {kind.name: functions[kind.name] for kind in schema.OP_KINDS}
 
 
 class Interpreter:
