@@ -6,7 +6,10 @@ from conftest import assert_close
 
 import fastae
 from fastae import ops
+from fastae.backends import available, get_backend
 from fastae.catalog import ACTIVATIONS, LOSSES, PENALTIES, UPDATE_RULES
+from fastae.plan import schema
+from fastae.plan.plan import Job, PlanBuilder, Source
 
 DTYPES = [np.float32, np.float64]
 ROWS = [row.name for row in ACTIVATIONS]
@@ -220,6 +223,79 @@ def test_a_row_is_the_same_alone_and_in_any_batch(native_backend):
         )
 
 
+def run_record(backend, dtype, arrays, kind, /, *, sources=(), order=None, **attributes):
+    """Runs one record over external arrays, by batches of 4 rows if ``order`` is given; returns its value."""
+    builder = PlanBuilder(dtype, 4)
+    m = 1 if order is None else len(order)
+    for name, array in arrays.items():
+        builder.external(name, array.shape[0] if order is None else schema.BATCH_ROWS, array.shape[1])
+    value = {"value": builder.value()} if "value" in schema.KIND[kind].ints else {}
+    builder.scalars(1)
+    builder.op(kind, **{name: name for name in arrays}, **attributes, **value)
+    plan, steps = builder.build(), -(-m // 4)
+    values = np.zeros((steps, max(plan.n_values, 1)))
+    job = Job([*plan.allocate(), *arrays.values()], sources, m, order, n_steps=steps, phases=schema.GRADIENT,
+              scalars=np.full((steps, 1), 0.1), values=values)  # fmt: skip
+    assert backend.run(backend.compile(plan), job) == steps
+    return values.sum()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "kind, attributes",
+    [("clip_gradient", {"mode": mode, "limit": 0.7}) for mode in range(len(schema.CLIP_MODES))]
+    + [("weight_penalty", {"penalty": i, "p0": 0.3, "p1": 0.4}) for i in range(len(PENALTIES))]
+    + [("project", {"kind": 0, "penalty": i, "p0": 0.5, "p1": 0.4}) for i in range(len(PENALTIES))]
+    + [("project", {"kind": kind, "p0": 0.4, "p1": 0.9}) for kind in range(1, len(schema.PROJECT_KINDS))],
+)
+def test_records_on_weights(tested_backend, kind, attributes, dtype):
+    names = schema.KIND[kind].slots
+    got = dict(zip(names, case(11, *[(37, 19)] * len(names), dtype=dtype), strict=True))
+    want = {name: array.astype(float) for name, array in got.items()}
+    value = run_record(tested_backend, dtype, got, kind, **attributes)
+    expected = run_record(get_backend("reference"), np.float64, want, kind, **attributes)
+    assert value == pytest.approx(expected, rel=64 * float(np.finfo(dtype).eps))
+    for name in names:
+        assert_close(got[name], want[name])
+
+
+@pytest.mark.parametrize("stored", ["f4", "f8", "f2", "bfloat16", "u1", "i1", "i4", "u8", "?", "csr f8", "csr u1"])
+def test_rows_of_any_dtype_into_an_array_with_gaps(backend, stored):
+    if stored == "bfloat16":
+        stored = pytest.importorskip("ml_dtypes").bfloat16
+    x = np.random.default_rng(12).integers(0, 2, (11, 10)) * 3
+    data = x.astype(stored.split()[-1] if isinstance(stored, str) else stored)
+    source = Source(data[:, :7], columns=7)
+    if isinstance(stored, str) and "csr" in stored:
+        row, column = np.nonzero(x[:, :7])
+        ends = np.searchsorted(row, np.arange(12))
+        source = Source(data[row, column], ends, column.astype(np.int32), 7)
+    order, room = np.arange(11)[::-1].copy(), np.full((11, 9), -1, np.float32)
+    run_record(backend, np.float32, {"x": room[:, 1:8]}, "gather", sources=(source,), order=order)
+    np.testing.assert_array_equal(room[:, 1:8], data[::-1, :7].astype(np.float32))
+    assert (room[:, [0, 8]] == -1).all()
+
+
+def test_elementwise_ops_reach_an_array_with_gaps(backend):
+    room, (x,) = np.zeros((5, 9), np.float32), case(13, (5, 7), dtype=np.float32)
+    room[:, 1:8] = x
+    y = room[:, 1:8]
+    run_record(backend, np.float32, {"x": x, "y": y}, "activation", order=np.arange(5),
+               activation=ROWS.index("relu"))  # fmt: skip
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+    assert not room[:, [0, 8]].any()
+
+
+def test_available_names_the_reason(monkeypatch):
+    from fastae import backends
+
+    monkeypatch.setenv("FASTAE_ISA", "none")
+    monkeypatch.setattr(backends, "_load", backends._load.__wrapped__)
+    reasons = available()
+    assert reasons["reference"] is None
+    assert reasons["native"] and "CUDA" in reasons["cuda"]
+
+
 X = np.zeros((4, 3), np.float32)
 
 
@@ -236,10 +312,14 @@ X = np.zeros((4, 3), np.float32)
         (lambda: ops.dense(X, np.eye(3), out=X), "shares memory"),
         (lambda: ops.dense(X, np.eye(3), out=np.empty((4, 3))), "dtype float64; wanted"),
         (lambda: ops.dense(X, np.eye(3), out=np.empty((8, 3), "f4")[::2]), "C-contiguous"),
+        (lambda: ops.activation("tanh", X[:-1], out=X[1:]), "overlaps an input"),
+        (lambda: ops.softmax(X[:-1], out=X[1:]), "overlaps an input"),
         (lambda: ops.dropout(X, 0.5, (0, 0, 300)), "stream"),
+        (lambda: ops.dropout(X, 0.5, (0, 0)), r"must be \(seed, epoch, stream\)"),
         (lambda: ops.loss("squared", X, X), "did you mean 'squared_error'"),
         (lambda: ops.update("adam", X, X, [], 0.1, 1), "states"),
         (lambda: ops.update("adam", X, X, [X.copy(), X.copy()], -1, 1), "learning_rate"),
+        (lambda: ops.update("adam", X, X.copy(), [np.zeros_like(X)] * 2, 1, 1), "shares memory with state"),
         (lambda: ops.dense(X, np.eye(3), backend="cuda"), "CUDA"),
         (lambda: ops.dense(X, np.eye(3), backend="navite"), "did you mean 'native'"),
     ],

@@ -21,7 +21,7 @@ def available() -> dict[str, str | None]:
         try:
             _load(name)
             reasons[name] = None
-        except ImportError as error:
+        except (ImportError, ValueError) as error:  # ValueError: FASTAE_ISA names what is not there
             reasons[name] = str(error)
     reasons["cuda"] = "this version of fastae has no CUDA backend"
     return reasons

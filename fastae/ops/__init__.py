@@ -2,7 +2,8 @@
 
 Each call is a plan of one or two ops over the caller's arrays, run by a backend like any other plan. float64 arrays
 are computed in float64, everything else in float32. Arrays of inputs are made contiguous where they are not; ``out``
-must have the right shape and dtype, be C-contiguous and writeable, and share no memory with an input.
+must have the right shape and dtype, be C-contiguous and writeable, and share no memory with an input, except that
+of elementwise ops, softmax and dropout it may be the input itself.
 ``key = (seed, epoch, stream)`` names a random mask: the same on every backend. ``n_threads=None`` takes
 FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
 """
@@ -24,6 +25,7 @@ from ._call import (
     Key,
     activation_attributes,
     as_rows,
+    check_apart,
     check_key,
     check_shape,
     output,
@@ -127,7 +129,7 @@ def activation(
 ) -> np.ndarray:
     """y = a(x), elementwise; x of any shape, ``out`` may be x itself."""
     a, shape = as_rows("x", x)
-    y = output("out", out, shape, a.dtype)
+    y = output("out", out, shape, a.dtype, same=a)
     slots = {"x": "x", "y": "y", **activation_attributes(name)}
     run_ops(backend, a.dtype, len(a), {"x": a, "y": y.reshape(a.shape)}, [("activation", slots)], {"x", "y"}, n_threads)
     return y
@@ -142,7 +144,7 @@ def activation_grad(
     kept, saved_shape = as_rows("saved", saved, g.dtype)
     if saved_shape != shape:
         raise ValueError(f"saved has shape {saved_shape}; wanted dy's, {shape}")
-    z = output("out", out, shape, g.dtype, saved)
+    z = output("out", out, shape, g.dtype, saved, same=g)
     slots = {"dy": "dy", "saved": "saved", "dz": "dz", **activation_attributes(name)}
     run_ops(backend, g.dtype, len(g), {"dy": g, "saved": kept, "dz": z.reshape(g.shape)}, [("activation_grad", slots)],
          {"dy", "saved", "dz"}, n_threads)  # fmt: skip
@@ -154,7 +156,7 @@ def softmax(
 ) -> np.ndarray:
     """Softmax over each row of z (m, n)."""
     a = real_array("z", z)
-    y = output("out", out, a.shape, a.dtype)
+    y = output("out", out, a.shape, a.dtype, same=a)
     if a.shape[1]:
         run_ops(backend, a.dtype, len(a), {"z": a, "y": y}, [("softmax", {"z": "z", "y": "y"})], {"z", "y"}, n_threads)
     return y
@@ -168,7 +170,7 @@ def dropout(
     a = real_array("x", x)
     rate = number("rate", rate, 0.0, 1.0, "left")
     key = check_key(key, rate)
-    y = output("out", out, a.shape, a.dtype)
+    y = output("out", out, a.shape, a.dtype, same=a)
     slots = {"x": "x", "y": "y", "rows": "rows", "rate": rate, "stream": key[2]}
     arrays = {"x": a, "y": y, "rows": row_ids(rows, len(a))}
     run_ops(backend, a.dtype, len(a), arrays, [("dropout", slots)], set(arrays), n_threads, key)
@@ -264,6 +266,7 @@ def update(
     g = real_array("grad", np.asarray(grad).reshape(1, -1), param.dtype)
     if g.size != param.size:
         raise ValueError(f"grad has {g.size} elements; wanted param's {param.size}")
+    check_apart({"param": param, **{f"state[{i}]": s for i, s in enumerate(state)}, "grad": g})
     names = {p.name: getattr(rule, p.name) for p in row.parameters}
     constants = [float(eval(text, {"__builtins__": {}}, {"lr": rate, "t": float(t), **names})) for _, text in row.step]
     flat = {name: array.reshape(1, -1) for name, array in arrays.items()} | {"g": g}

@@ -47,7 +47,11 @@ def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {array.shape}; wanted {shape}")
 
 
-def output(name: str, out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> np.ndarray:
+def output(
+    name: str, out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any,
+    same: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The caller's array for a result, or a new one; ``same``: the input that it may be, element for element."""
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray):
@@ -58,7 +62,18 @@ def output(name: str, out: np.ndarray | None, shape: tuple[int, ...], dtype: np.
         raise ValueError(f"{name} must be C-contiguous and writeable; allocate it with numpy.empty")
     if any(isinstance(array, np.ndarray) and np.may_share_memory(out, array) for array in inputs):
         raise ValueError(f"{name} shares memory with an input; give an array of its own")
+    if same is not None and out.ctypes.data != same.ctypes.data and np.may_share_memory(out, same):
+        raise ValueError(f"{name} overlaps an input that starts elsewhere; give that input itself or another array")
     return out
+
+
+def check_apart(arrays: dict[str, np.ndarray]) -> None:
+    """Refuses contiguous arrays of which two share memory."""
+    names = list(arrays)
+    for i, first in enumerate(names):
+        for second in names[:i]:
+            if np.may_share_memory(arrays[first], arrays[second]):
+                raise ValueError(f"{first} shares memory with {second}; give each an array of its own")
 
 
 def row_ids(rows: ArrayLike | None, m: int) -> np.ndarray:
@@ -76,6 +91,8 @@ def check_key(key: Key | None, rate: float) -> Key:
         if rate:
             raise ValueError("dropout needs key=(seed, epoch, stream); the mask is a function of it")
         return 0, 0, 0
+    if not isinstance(key, (tuple, list)) or len(key) != 3:
+        raise ValueError(f"key={key!r} must be (seed, epoch, stream)")
     seed, epoch, stream = key
     return (
         number("key[0] (seed)", seed, 0, 2**64 - 1, integer=True),
