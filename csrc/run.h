@@ -103,7 +103,8 @@ template <class T> struct Executor {
       for (int64_t r = 0; r < m; ++r)
         weight[r] = s.weight ? (T)s.weight[job.order ? job.order[start + r] : start + r] : T(1);
     }
-    if (!job.order && !s.indptr && s.dtype == (sizeof(T) == 8 ? source_dtype::f64 : source_dtype::f32) &&
+    // one buffer at most: a second gather is copied
+    if (alias < 0 && !job.order && !s.indptr && s.dtype == (sizeof(T) == 8 ? source_dtype::f64 : source_dtype::f32) &&
         plan.buffers[b].space == space::arena) {
       alias = b;
       alias_view = {(T*)s.data + start * s.row_stride, s.row_stride};
