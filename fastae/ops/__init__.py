@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..backends import get_backend
 from ..catalog import INDEX, UPDATE_RULES
 from ..plan import schema
-from ..plan.build import PACK_ROUND
+from ..plan.dense import PACK_ROUND
 from ..spec import options
 from ..spec.options import number, unknown
 from ._call import (

@@ -32,6 +32,7 @@ class Network:
     penalties: tuple[Any, ...] = ()
     constraints: tuple[Any, ...] = ()
     solver: Any = None
+    n_targets: int | None = None  # width of targets that are not the input (they come from source 1)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -40,6 +41,10 @@ class Network:
     @property
     def n_features(self) -> int:
         return self.encoder[0].n_in
+
+    @property
+    def target_width(self) -> int:
+        return self.n_features if self.n_targets is None else self.n_targets
 
     @property
     def n_components(self) -> int:

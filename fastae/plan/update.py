@@ -1,0 +1,36 @@
+"""Records of the update phase: clipping, the rule, the non-smooth part of penalties, constraints."""
+
+from __future__ import annotations
+
+from ..catalog import INDEX
+from ..spec import options
+from ..spec.network import Network
+from . import schema
+from .plan import PlanBuilder
+from .schema import UPDATE
+
+
+def update(builder: PlanBuilder, network: Network, rate_scalar: int, rule_scalar: int) -> None:
+    solver = network.solver
+    for mode, limit in enumerate((solver.clip_value, solver.clip_norm)):
+        if limit is not None:
+            builder.op("clip_gradient", UPDATE, g="grad", mode=mode, limit=limit)
+    states = {f"s{i}": f"state_{name}" for i, name in enumerate(solver._row.states)}
+    builder.op("update", UPDATE, w="theta", g="grad", rule=INDEX["update"][solver.name], scalar=rule_scalar,
+               **states, **{f"p{i}": v for i, v in enumerate(options.values(solver)[:4])})  # fmt: skip
+    for penalty in network.penalties:
+        if isinstance(penalty, options.PenaltyOption) and penalty._row.prox:
+            attributes = {f"p{i}": v for i, v in enumerate(options.values(penalty))}
+            for i in range(len(network.layers)):
+                builder.op("project", UPDATE, w=f"w{i}", kind=schema.PROJECT_KINDS.index("prox"), scalar=rate_scalar,
+                           penalty=INDEX["penalty"][penalty.name], **attributes)  # fmt: skip
+    for constraint in network.constraints:
+        match constraint:
+            case options.MaxNorm(limit=limit):
+                kind, attributes = "max_norm", {"p0": limit}
+            case options.WeightRange(low=low, high=high):
+                kind, attributes = "range", {"p0": low, "p1": high}
+            case _:
+                kind, attributes = "non_negative", {}
+        for i in range(len(network.layers)):
+            builder.op("project", UPDATE, w=f"w{i}", kind=schema.PROJECT_KINDS.index(kind), **attributes)
