@@ -16,6 +16,11 @@ template <class V, class T> struct ActIdentity {
     (void)p;
     return V(V(T(1.0)));
   }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    (void)y;
+    (void)p;
+    return V(V(T(0.0)));
+  }
 };
 template <class V, class T> struct ActSigmoid {
   static constexpr int from_x = 0;
@@ -26,6 +31,10 @@ template <class V, class T> struct ActSigmoid {
   static FASTAE_INLINE V dy(V y, const T* p) {
     (void)p;
     return V((y * (V(T(1.0)) - y)));
+  }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    (void)p;
+    return V(((y * (V(T(1.0)) - y)) * (V(T(1.0)) - (V(T(2.0)) * y))));
   }
 };
 template <class V, class T> struct ActTanh {
@@ -38,6 +47,10 @@ template <class V, class T> struct ActTanh {
     (void)p;
     return V(((V(T(1.0)) - y) * (V(T(1.0)) + y)));
   }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    (void)p;
+    return V((((V(T(-2.0)) * y) * (V(T(1.0)) - y)) * (V(T(1.0)) + y)));
+  }
 };
 template <class V, class T> struct ActReLU {
   static constexpr int from_x = 0;
@@ -48,6 +61,11 @@ template <class V, class T> struct ActReLU {
   static FASTAE_INLINE V dy(V y, const T* p) {
     (void)p;
     return V(select((y > V(T(0.0))), V(T(1.0)), V(T(0.0))));
+  }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    (void)y;
+    (void)p;
+    return V(V(T(0.0)));
   }
 };
 template <class V, class T> struct ActLeakyReLU {
@@ -60,6 +78,11 @@ template <class V, class T> struct ActLeakyReLU {
     const V slope(p[0]);
     return V(select((y > V(T(0.0))), V(T(1.0)), slope));
   }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    (void)y;
+    (void)p;
+    return V(V(T(0.0)));
+  }
 };
 template <class V, class T> struct ActELU {
   static constexpr int from_x = 0;
@@ -70,6 +93,10 @@ template <class V, class T> struct ActELU {
   static FASTAE_INLINE V dy(V y, const T* p) {
     const V alpha(p[0]);
     return V(select((y > V(T(0.0))), V(T(1.0)), (y + alpha)));
+  }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    const V alpha(p[0]);
+    return V(select((y > V(T(0.0))), V(T(0.0)), (y + alpha)));
   }
 };
 template <class V, class T> struct ActSELU {
@@ -82,6 +109,10 @@ template <class V, class T> struct ActSELU {
     (void)p;
     return V(select((y > V(T(0.0))), V(T(1.0507009873554805)), (y + V(T(1.7580993408473766)))));
   }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    (void)p;
+    return V(select((y > V(T(0.0))), V(T(0.0)), (y + V(T(1.7580993408473766)))));
+  }
 };
 template <class V, class T> struct ActExponential {
   static constexpr int from_x = 0;
@@ -90,6 +121,10 @@ template <class V, class T> struct ActExponential {
     return V(exp(x));
   }
   static FASTAE_INLINE V dy(V y, const T* p) {
+    (void)p;
+    return V(y);
+  }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
     (void)p;
     return V(y);
   }
@@ -104,6 +139,10 @@ template <class V, class T> struct ActSoftplus {
     (void)p;
     return V((-expm1((-y))));
   }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    (void)p;
+    return V(((-expm1((-y))) * exp((-y))));
+  }
 };
 template <class V, class T> struct ActGELU {
   static constexpr int from_x = 1;
@@ -115,6 +154,10 @@ template <class V, class T> struct ActGELU {
     (void)p;
     return V(((V(T(0.5)) * erfc((V(T(-0.7071067811865476)) * x))) + (x * (V(T(0.3989422804014327)) * exp(((V(T(-0.5)) * x) * x))))));
   }
+  static FASTAE_INLINE V d2y(V x, const T* p) {
+    (void)p;
+    return V(((V(T(0.3989422804014327)) * exp(((V(T(-0.5)) * x) * x))) * (V(T(2.0)) - (x * x))));
+  }
 };
 template <class V, class T> struct ActGELUTanh {
   static constexpr int from_x = 1;
@@ -124,7 +167,11 @@ template <class V, class T> struct ActGELUTanh {
   }
   static FASTAE_INLINE V dy(V x, const T* p) {
     (void)p;
-    return V((sigmoid((V(T(1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x)))) + (((x * sigmoid((V(T(1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x))))) * sigmoid((V(T(-1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x))))) * (V(T(1.5957691216057308)) + ((V(T(0.21406444881780076)) * x) * x)))));
+    return V((sigmoid((V(T(1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x)))) + (((x * sigmoid((V(T(1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x))))) * sigmoid((-(V(T(1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x)))))) * (V(T(1.5957691216057308)) + ((V(T(0.21406444881780076)) * x) * x)))));
+  }
+  static FASTAE_INLINE V d2y(V x, const T* p) {
+    (void)p;
+    return V(((sigmoid((V(T(1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x)))) * sigmoid((-(V(T(1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x)))))) * ((V(T(2.0)) * (V(T(1.5957691216057308)) + ((V(T(0.21406444881780076)) * x) * x))) + (x * ((((V(T(1.0)) - (V(T(2.0)) * sigmoid((V(T(1.5957691216057308)) * (x + (((V(T(0.044715)) * x) * x) * x)))))) * (V(T(1.5957691216057308)) + ((V(T(0.21406444881780076)) * x) * x))) * (V(T(1.5957691216057308)) + ((V(T(0.21406444881780076)) * x) * x))) + (V(T(0.4281288976356015)) * x))))));
   }
 };
 template <class V, class T> struct ActSiLU {
@@ -137,6 +184,10 @@ template <class V, class T> struct ActSiLU {
     (void)p;
     return V((sigmoid(x) * (V(T(1.0)) + (x * sigmoid((-x))))));
   }
+  static FASTAE_INLINE V d2y(V x, const T* p) {
+    (void)p;
+    return V(((sigmoid(x) * sigmoid((-x))) * (V(T(2.0)) + (x * (V(T(1.0)) - (V(T(2.0)) * sigmoid(x)))))));
+  }
 };
 template <class V, class T> struct ActHardSigmoid {
   static constexpr int from_x = 0;
@@ -147,6 +198,11 @@ template <class V, class T> struct ActHardSigmoid {
   static FASTAE_INLINE V dy(V y, const T* p) {
     (void)p;
     return V(select((y > V(T(0.0))), select((y < V(T(1.0))), V(T(0.16666666666666666)), V(T(0.0))), V(T(0.0))));
+  }
+  static FASTAE_INLINE V d2y(V y, const T* p) {
+    (void)y;
+    (void)p;
+    return V(V(T(0.0)));
   }
 };
 template <class V, class T> struct LossSquaredError {

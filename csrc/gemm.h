@@ -112,11 +112,11 @@ template <class T> FASTAE_INLINE int64_t gradient_left_size(int64_t n) {
   return ceil_div(n, kPanelRows) * (kPanelRows * kSegment + 2 * Vec<T>::N);
 }
 
-// dw (n,k) = dT x and db (n) = sum_r d for d (m,n), x (m,k); either may be null.
+// dw (n,k) = dT x and db (n) = sum_r d for d (m,n), x (m,k); either may be null. add: added to what they hold.
 // scratch: gradient_left_size(n) and packed_size(k, kSegment) elements.
 template <class T>
 void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m, int64_t n, int64_t k, T* dw, T* db,
-                     int threads, T* scratch) noexcept {
+                     int threads, T* scratch, bool add = false, bool add_bias = false) noexcept {
   constexpr int64_t W = kPanelColumns<T>;
   T* left = scratch;
   T* right = scratch + gradient_left_size<T>(n);
@@ -131,7 +131,7 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
         T sums[kPanelRows + 2 * Vec<T>::N];
         pack_rows(d + s * ldd + j, ldd, width, rows, left + task * stride, sums);
         if (db)
-          for (int64_t i = 0; i < width; ++i) db[j + i] = s ? db[j + i] + sums[i] : sums[i];
+          for (int64_t i = 0; i < width; ++i) db[j + i] = s || add_bias ? db[j + i] + sums[i] : sums[i];
       } else {
         const int64_t panel = task - row_panels, j = panel * W;
         pack_straight(x + s * ldx + j, ldx, smaller(W, k - j), rows, panel_vectors<T>(k, panel),
@@ -149,13 +149,29 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
         const int64_t end = smaller(kPanelRows, n - q * kPanelRows);
         for (int64_t i = 0; i < end;) {
           T* c = dw + (q * kPanelRows + i) * k + j;
-          const TileArgs<T> args = {rows,  left + q * stride + i, 1, right + panel * W * rows, c, k,
-                                    width, s ? kAddAfter : kSet};
+          const TileArgs<T> args = {rows,  left + q * stride + i,      1, right + panel * W * rows, c, k,
+                                    width, s || add ? kAddAfter : kSet};
           i += run_tile<T, true>(nv, end - i, args);
         }
       }
     });
   }
+}
+
+// db (n) = sum_r d, by the same chains as weight_gradient's
+template <class T>
+void bias_gradient(const T* d, int64_t ldd, int64_t m, int64_t n, T* db, int threads, bool add) noexcept {
+  constexpr int N = Vec<T>::N;
+  parallel(useful_threads(threads, (double)m * n), ceil_div(n, N), [&](int64_t task) {
+    const int64_t j = task * N;
+    const int lanes = (int)smaller(N, n - j);
+    for (int64_t s = 0; s < m; s += kSegment) {
+      Vec<T> sum(T(0));
+      for (int64_t r = s; r < smaller(m, s + kSegment); ++r) sum += Vec<T>::load(d + r * ldd + j, lanes);
+      if (s || add) sum = Vec<T>::load(db + j, lanes) + sum;
+      sum.store(db + j, lanes);
+    }
+  });
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 #include <time.h>
 
 #include "random.h"
-#include "source.h"
+#include "run_regularisers.h"
+#include "run_structure.h"
 #include "update.h"
 
 namespace fastae {
@@ -33,13 +34,36 @@ template <class T> struct Workspace {
     sums = plan.batch;
     for (int64_t i = 0; i < plan.n_ops; ++i) {
       const OpRecord& r = plan.ops[i];
+      const auto product = [&](int64_t n, int64_t depth) { packing = larger(packing, group(n, depth)); };
+      const auto gradient = [&](int64_t n, int64_t k) {
+        packing = larger(packing, gradient_left_size<T>(n) + packed_size<T>(k, kSegment));
+      };
       if (r.kind == op::dense) {
-        const int64_t w = r.slot[at_dense::s_w];
-        packing = larger(packing, group(rows(w), columns(w)));
+        product(columns(r.slot[at_dense::s_y]), columns(r.slot[at_dense::s_x]));
       } else if (r.kind == op::dense_grad) {
         const int64_t n = columns(r.slot[at_dense_grad::s_dz]), k = columns(r.slot[at_dense_grad::s_x]);
-        packing = larger(packing, group(k, n));
-        packing = larger(packing, gradient_left_size<T>(n) + packed_size<T>(k, kSegment));
+        product(k, n);
+        if (r.i[at_dense_grad::i_transposed]) gradient(k, n);
+        else gradient(n, k);
+      } else if (r.kind == op::decorrelation) {
+        const int64_t n = columns(r.slot[at_decorrelation::s_h]);
+        product(n, n);
+        gradient(n, n);
+        sums = larger(sums, n);
+      } else if (r.kind == op::orthogonality) {
+        const int64_t n = rows(r.slot[at_orthogonality::s_w]), k = columns(r.slot[at_orthogonality::s_w]);
+        product(n, k);
+        product(k, n);
+        if (r.i[at_orthogonality::i_columns]) {
+          product(k, k);
+          gradient(k, k);
+        }
+        sums = larger(sums, larger(n, k));
+      } else if (r.kind == op::projector) {
+        const int64_t q = rows(r.slot[at_projector::s_v]), k = columns(r.slot[at_projector::s_w]);
+        product(q, k);
+        product(k, q);
+        sums = larger(sums, rows(r.slot[at_projector::s_w]));
       } else if (r.kind == op::weight_penalty || r.kind == op::clip_gradient) {
         sums = larger(sums, ceil_div(rows(r.slot[0]) * columns(r.slot[0]), kFlatBlock));
       }
@@ -49,6 +73,7 @@ template <class T> struct Workspace {
 };
 
 template <class T> struct Executor {
+  typedef T Real;
   const PlanRecord& plan;
   const JobRecord& job;
   int threads;
@@ -144,13 +169,15 @@ template <class T> struct Executor {
     namespace at = at_pack;
     const View<T> w = real(o.slot[at::s_w]);
     const BufferRecord& r = plan.buffers[o.slot[at::s_w]];
-    pack_panels(w.p, w.ld, r.rows, r.columns, true, 0, panel_count<T>(r.rows), threads, real(o.slot[at::s_packed]).p);
+    const bool shared = o.i[at::i_transposed] != 0;
+    const int64_t n = shared ? r.columns : r.rows, k = shared ? r.rows : r.columns;
+    pack_panels(w.p, w.ld, n, k, !shared, 0, panel_count<T>(n), threads, real(o.slot[at::s_packed]).p);
   }
 
   void dense(const OpRecord& o, const double* f) {
     namespace at = at_dense;
     const View<T> x = real(o.slot[at::s_x]), w = real(o.slot[at::s_w]), y = real(o.slot[at::s_y]);
-    const int64_t n = plan.buffers[o.slot[at::s_w]].rows, k = width(o.slot[at::s_w]);
+    const int64_t n = width(o.slot[at::s_y]), k = width(o.slot[at::s_x]);
     const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
     const DenseEpilogue<T> finish = {y,
                                      real(o.slot[at::s_z]),
@@ -159,8 +186,8 @@ template <class T> struct Executor {
                                      (int)o.i[at::i_activation],
                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
                                      f[at::f_rate] > 0 ? &drop : nullptr};
-    multiply(x.p, x.ld, w.p, w.ld, true, (const T*)real(o.slot[at::s_packed]).p, m, n, k, y.p, y.ld, threads, packing,
-             finish);
+    multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], (const T*)real(o.slot[at::s_packed]).p, m, n, k, y.p, y.ld,
+             threads, packing, finish);
   }
 
   void activation(const OpRecord& o, const double* f) {
@@ -233,7 +260,13 @@ template <class T> struct Executor {
     const int64_t n = width(o.slot[at::s_dz]), k = width(o.slot[at::s_x]);
     T* dw = real(o.slot[at::s_dw]).p;
     T* db = real(o.slot[at::s_db]).p;
-    if (dw || db) weight_gradient(dz.p, dz.ld, x.p, x.ld, m, n, k, dw, db, threads, packing);
+    const bool shared = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, add_bias = o.i[at::i_add_bias] != 0;
+    if (shared) {
+      if (dw) weight_gradient(x.p, x.ld, dz.p, dz.ld, m, k, n, dw, (T*)nullptr, threads, packing, add);
+      if (db) bias_gradient(dz.p, dz.ld, m, n, db, threads, add_bias);
+    } else if (dw || db) {
+      weight_gradient(dz.p, dz.ld, x.p, x.ld, m, n, k, dw, db, threads, packing, add, add_bias);
+    }
     if (!dx) return;
     const View<T> w = real(o.slot[at::s_w]);
     const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
@@ -243,7 +276,7 @@ template <class T> struct Executor {
                                     (int)o.i[at::i_activation],
                                     {(T)f[at::f_p0], (T)f[at::f_p1]},
                                     f[at::f_rate] > 0 ? &drop : nullptr};
-    multiply(dz.p, dz.ld, w.p, w.ld, false, (const T*)nullptr, m, k, n, dx.p, dx.ld, threads, packing, finish);
+    multiply(dz.p, dz.ld, w.p, w.ld, shared, (const T*)nullptr, m, k, n, dx.p, dx.ld, threads, packing, finish);
   }
 
   void activity(const OpRecord& o, const double* f) {
@@ -320,6 +353,22 @@ template <class T> struct Executor {
       case op::softmax_grad: softmax_grad(o); break;
       case op::loss: loss(o, f); break;
       case op::dense_grad: dense_grad(o, f); break;
+      case op::take: run_take(*this, o); break;
+      case op::neighbour: run_neighbour(*this, o); break;
+      case op::fold_norm: run_fold_norm(*this, o, f); break;
+      case op::add: run_add(*this, o); break;
+      case op::maxout: run_maxout(*this, o); break;
+      case op::maxout_grad: run_maxout_grad(*this, o); break;
+      case op::batch_norm: run_batch_norm(*this, o, f); break;
+      case op::batch_norm_grad: run_batch_norm_grad(*this, o); break;
+      case op::layer_norm: run_layer_norm(*this, o, f); break;
+      case op::layer_norm_grad: run_layer_norm_grad(*this, o); break;
+      case op::pair: run_pair(*this, o, f); break;
+      case op::contractive: run_contractive(*this, o, f); break;
+      case op::scale_rows: run_scale_rows(*this, o); break;
+      case op::decorrelation: run_decorrelation(*this, o, f); break;
+      case op::orthogonality: run_orthogonality(*this, o, f); break;
+      case op::projector: run_projector(*this, o, f); break;
       case op::activity: activity(o, f); break;
       case op::kl_sparsity: kl_sparsity(o, f); break;
       case op::weight_penalty:

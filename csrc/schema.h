@@ -5,11 +5,11 @@
 namespace fastae {
 
 constexpr int kMaxSlots = 8;
-constexpr int kMaxInts = 3;
+constexpr int kMaxInts = 5;
 constexpr int kMaxFloats = 4;
 
 namespace op {
-enum Kind { gather, noise, dropout, pack, dense, activation, activation_grad, softmax, softmax_grad, loss, dense_grad, activity, kl_sparsity, weight_penalty, clip_gradient, update, project, count };
+enum Kind { gather, noise, dropout, take, neighbour, pack, fold_norm, dense, add, maxout, maxout_grad, batch_norm, batch_norm_grad, layer_norm, layer_norm_grad, activation, activation_grad, softmax, softmax_grad, loss, dense_grad, activity, kl_sparsity, pair, contractive, scale_rows, decorrelation, orthogonality, projector, weight_penalty, clip_gradient, update, project, count };
 }
 namespace at_gather {
 enum Slot { s_x, s_weight, s_rows };
@@ -25,13 +25,52 @@ enum Slot { s_x, s_y, s_rows };
 enum Int { i_stream };
 enum Float { f_rate };
 }
+namespace at_take {
+enum Slot { s_x, s_rows };
+enum Int { i_source };
+}
+namespace at_neighbour {
+enum Slot { s_rows, s_out, s_coefficient };
+enum Int { i_source, i_stream };
+}
 namespace at_pack {
 enum Slot { s_w, s_packed };
+enum Int { i_transposed };
+}
+namespace at_fold_norm {
+enum Slot { s_w, s_b, s_gamma, s_beta, s_mean, s_var, s_folded_w, s_folded_b };
+enum Int { i_transposed };
+enum Float { f_epsilon };
 }
 namespace at_dense {
 enum Slot { s_x, s_w, s_b, s_y, s_z, s_packed, s_rows };
-enum Int { i_activation, i_stream };
+enum Int { i_activation, i_stream, i_transposed };
 enum Float { f_p0, f_p1, f_rate };
+}
+namespace at_add {
+enum Slot { s_x, s_y, s_sum };
+}
+namespace at_maxout {
+enum Slot { s_z, s_y };
+}
+namespace at_maxout_grad {
+enum Slot { s_dy, s_z, s_dz };
+}
+namespace at_batch_norm {
+enum Slot { s_x, s_gamma, s_beta, s_y, s_mean, s_deviation, s_running_mean, s_running_var };
+enum Float { f_momentum, f_epsilon };
+}
+namespace at_batch_norm_grad {
+enum Slot { s_dy, s_x, s_gamma, s_mean, s_deviation, s_dx, s_dgamma, s_dbeta };
+enum Int { i_add };
+}
+namespace at_layer_norm {
+enum Slot { s_x, s_gamma, s_beta, s_y, s_statistics };
+enum Float { f_epsilon };
+}
+namespace at_layer_norm_grad {
+enum Slot { s_dy, s_x, s_gamma, s_statistics, s_dx, s_dgamma, s_dbeta };
+enum Int { i_add };
 }
 namespace at_activation {
 enum Slot { s_x, s_y };
@@ -56,7 +95,7 @@ enum Float { f_p0, f_p1, f_scale };
 }
 namespace at_dense_grad {
 enum Slot { s_dz, s_x, s_w, s_dx, s_dw, s_db, s_saved, s_rows };
-enum Int { i_activation, i_stream };
+enum Int { i_activation, i_stream, i_transposed, i_add, i_add_bias };
 enum Float { f_p0, f_p1, f_rate };
 }
 namespace at_activity {
@@ -68,6 +107,34 @@ namespace at_kl_sparsity {
 enum Slot { s_h, s_dh, s_mean };
 enum Int { i_value };
 enum Float { f_rho, f_weight };
+}
+namespace at_pair {
+enum Slot { s_h, s_h2, s_coefficient, s_dh, s_dh2, s_row_value };
+enum Int { i_value };
+enum Float { f_strength };
+}
+namespace at_contractive {
+enum Slot { s_h, s_dh, s_w, s_factor };
+enum Int { i_activation, i_value };
+enum Float { f_p0, f_p1, f_strength };
+}
+namespace at_scale_rows {
+enum Slot { s_w, s_factor, s_dw };
+}
+namespace at_decorrelation {
+enum Slot { s_h, s_dh, s_mean, s_centred, s_covariance, s_product };
+enum Int { i_value };
+enum Float { f_strength };
+}
+namespace at_orthogonality {
+enum Slot { s_w, s_dw, s_gram, s_product };
+enum Int { i_columns, i_value };
+enum Float { f_strength };
+}
+namespace at_projector {
+enum Slot { s_w, s_v, s_dw, s_coordinates, s_product };
+enum Int { i_value };
+enum Float { f_strength };
 }
 namespace at_weight_penalty {
 enum Slot { s_w, s_dw };

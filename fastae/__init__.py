@@ -19,9 +19,10 @@ _HOMES = {
     "exceptions": ("ModelFileError", "NonFiniteLossError"),
     "spec.options": (
         "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU", "SELU", "Exponential", "Softplus", "GELU",
-        "GELUTanh", "SiLU", "HardSigmoid", "Softmax",
+        "GELUTanh", "SiLU", "HardSigmoid", "Softmax", "Maxout", "BatchNorm", "LayerNorm",
         "SquaredError", "BinaryCrossEntropy", "Huber", "Absolute", "Poisson", "Multinomial", "CategoricalCrossEntropy",
-        "L1", "L2", "ElasticNet", "KLSparsity", "Activity", "ActivityL1",
+        "L1", "L2", "ElasticNet", "KLSparsity", "Activity", "ActivityL1", "Contractive", "Laplacian", "SVDProjector",
+        "Orthogonality", "Decorrelation", "OnLayers",
         "MaxNorm", "WeightRange", "NonNegative",
         "MaskingNoise", "GaussianNoise", "SaltAndPepperNoise", "SwapNoise",
         "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam", "AMSGrad", "AdamW", "Lion",

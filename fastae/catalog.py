@@ -50,12 +50,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Activation:
-    """y = a(x) and its derivative, from ``y`` where possible, else from the pre-activation ``x``."""
+    """y = a(x), its derivative and second derivative, from ``y`` where possible, else from the pre-activation ``x``.
+
+    ``d2y`` is taken from the same variable as ``dy``; the contractive penalty in closed form needs it.
+    """
 
     name: str
     label: str
     y: str
     dy: str
+    d2y: str | None = None
     parameters: tuple[Parameter, ...] = ()
     low: float = float("-inf")  # closure of the range of y for default parameters; used in diagnostics and checks
     high: float = float("inf")
@@ -129,17 +133,24 @@ _SQRT_HALF = 0.70710678118654752440
 _INV_SQRT_2PI = 0.39894228040143267794
 _SQRT_2_OVER_PI = 0.79788456080286535588
 _GELU_CUBIC = 0.044715
+_GELU_U = f"{2 * _SQRT_2_OVER_PI!r} * (x + {_GELU_CUBIC!r} * x * x * x)"  # the sigmoid's argument and its derivative
+_GELU_DU = f"{2 * _SQRT_2_OVER_PI!r} + {6 * _SQRT_2_OVER_PI * _GELU_CUBIC!r} * x * x"
 
 ACTIVATIONS: tuple[Activation, ...] = (
-    Activation("identity", "Identity", y="x", dy="1"),
-    Activation("sigmoid", "Sigmoid", y="sigmoid(x)", dy="y * (1 - y)", low=0.0, high=1.0),
-    Activation("tanh", "Tanh", y="tanh(x)", dy="(1 - y) * (1 + y)", low=-1.0, high=1.0),
-    Activation("relu", "ReLU", y="max(x, 0)", dy="select(y > 0, 1, 0)", low=0.0, init_gain="he"),
+    Activation("identity", "Identity", y="x", dy="1", d2y="0"),
+    Activation(
+        "sigmoid", "Sigmoid", y="sigmoid(x)", dy="y * (1 - y)", d2y="y * (1 - y) * (1 - 2 * y)", low=0.0, high=1.0
+    ),
+    Activation(
+        "tanh", "Tanh", y="tanh(x)", dy="(1 - y) * (1 + y)", d2y="-2 * y * (1 - y) * (1 + y)", low=-1.0, high=1.0
+    ),
+    Activation("relu", "ReLU", y="max(x, 0)", dy="select(y > 0, 1, 0)", d2y="0", low=0.0, init_gain="he"),
     Activation(
         "leaky_relu",
         "LeakyReLU",
         y="select(x < 0, slope * x, x)",
         dy="select(y > 0, 1, slope)",
+        d2y="0",
         parameters=(Parameter("slope", 0.01, 0.0, 1.0, "left"),),
         init_gain="he",
     ),
@@ -148,6 +159,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "ELU",
         y="select(x < 0, alpha * expm1(min(x, 0)), x)",
         dy="select(y > 0, 1, y + alpha)",
+        d2y="select(y > 0, 0, y + alpha)",
         parameters=(Parameter("alpha", 1.0, 0.0, float("inf"), "neither"),),
         low=-1.0,
         init_gain="he",
@@ -157,29 +169,39 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "SELU",
         y=f"select(x < 0, {_SELU_SA!r} * expm1(min(x, 0)), {_SELU_SCALE!r} * x)",
         dy=f"select(y > 0, {_SELU_SCALE!r}, y + {_SELU_SA!r})",
+        d2y=f"select(y > 0, 0, y + {_SELU_SA!r})",
         low=-_SELU_SA,
         init_gain="lecun",
     ),
-    Activation("exponential", "Exponential", y="exp(x)", dy="y", low=0.0),
-    Activation("softplus", "Softplus", y="max(x, 0) + log1p(exp(-fabs(x)))", dy="-expm1(-y)", low=0.0, init_gain="he"),
+    Activation("exponential", "Exponential", y="exp(x)", dy="y", d2y="y", low=0.0),
+    Activation(
+        "softplus",
+        "Softplus",
+        y="max(x, 0) + log1p(exp(-fabs(x)))",
+        dy="-expm1(-y)",
+        d2y="-expm1(-y) * exp(-y)",
+        low=0.0,
+        init_gain="he",
+    ),
     Activation(
         "gelu",
         "GELU",
         y=f"0.5 * x * erfc(-{_SQRT_HALF!r} * x)",
         dy=f"0.5 * erfc(-{_SQRT_HALF!r} * x) + x * ({_INV_SQRT_2PI!r} * exp(-0.5 * x * x))",
+        d2y=f"{_INV_SQRT_2PI!r} * exp(-0.5 * x * x) * (2 - x * x)",
         low=-0.17,
         init_gain="he",
     ),
     Activation(
         "gelu_tanh",
         "GELUTanh",
-        # 0.5 (1 + tanh u) = sigmoid(2u): no cancellation for negative x
-        y=f"x * sigmoid({2 * _SQRT_2_OVER_PI!r} * (x + {_GELU_CUBIC!r} * x * x * x))",
-        dy=(
-            f"sigmoid({2 * _SQRT_2_OVER_PI!r} * (x + {_GELU_CUBIC!r} * x * x * x))"
-            f" + x * sigmoid({2 * _SQRT_2_OVER_PI!r} * (x + {_GELU_CUBIC!r} * x * x * x))"
-            f" * sigmoid({-2 * _SQRT_2_OVER_PI!r} * (x + {_GELU_CUBIC!r} * x * x * x))"
-            f" * ({2 * _SQRT_2_OVER_PI!r} + {6 * _SQRT_2_OVER_PI * _GELU_CUBIC!r} * x * x)"
+        # 0.5 (1 + tanh u/2) = sigmoid(u): no cancellation for negative x
+        y=f"x * sigmoid({_GELU_U})",
+        dy=f"sigmoid({_GELU_U}) + x * sigmoid({_GELU_U}) * sigmoid(-({_GELU_U})) * ({_GELU_DU})",
+        d2y=(
+            f"sigmoid({_GELU_U}) * sigmoid(-({_GELU_U})) * (2 * ({_GELU_DU})"
+            f" + x * ((1 - 2 * sigmoid({_GELU_U})) * ({_GELU_DU}) * ({_GELU_DU})"
+            f" + {12 * _SQRT_2_OVER_PI * _GELU_CUBIC!r} * x))"
         ),
         low=-0.171,
         init_gain="he",
@@ -189,6 +211,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "SiLU",
         y="x * sigmoid(x)",
         dy="sigmoid(x) * (1 + x * sigmoid(-x))",
+        d2y="sigmoid(x) * sigmoid(-x) * (2 + x * (1 - 2 * sigmoid(x)))",
         low=-0.279,
         init_gain="he",
     ),
@@ -198,6 +221,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         # the line x/6 + 1/2 cut to [0, 1]
         y=f"min(max(x * {1 / 6!r} + 0.5, 0), 1)",
         dy=f"select(y > 0, select(y < 1, {1 / 6!r}, 0), 0)",
+        d2y="0",
         low=0.0,
         high=1.0,
     ),

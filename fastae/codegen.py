@@ -228,7 +228,7 @@ def _functions(row) -> list[tuple[str, list[str], str]]:
     """(suffix, arguments, text) of each scalar function of a row."""
     match row:
         case catalog.Activation():
-            return [("y", ["x"], row.y), ("dy", [row.needs], row.dy)]
+            return [("y", ["x"], row.y), ("dy", [row.needs], row.dy), ("d2y", [row.needs], row.d2y or "0")]
         case catalog.Loss():
             return [("value", ["y", "t"], row.value), ("dy", ["y", "t"], row.dy)]
         case catalog.Penalty():
@@ -246,7 +246,7 @@ def _table(name: str, rows, suffixes: list[str]) -> str:
 
 
 _TABLES = (
-    ("ACTIVATION", "activation", ["y", "dy"]),
+    ("ACTIVATION", "activation", ["y", "dy", "d2y"]),
     ("LOSS", "loss", ["value", "dy"]),
     ("PENALTY", "penalty", ["value", "dw", "smooth", "prox"]),
     ("UPDATE", "update", ["update"]),

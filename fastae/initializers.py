@@ -195,19 +195,21 @@ def from_arrays(arrays: Any, network: Network) -> list[tuple[np.ndarray, np.ndar
     arrays = list(arrays)
     if len(arrays) != len(layers):
         raise ValueError(f"got {len(arrays)} pairs (W, b), the network has {len(layers)} layers; give one pair each")
-    pairs = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for i, (pair, layer) in enumerate(zip(arrays, layers, strict=True)):
         try:
             w, b = pair
         except (TypeError, ValueError):
             raise ValueError(f"layer {i}: got {type(pair).__name__}, wanted a pair (W, b)") from None
         w = np.array(w, dtype=np.float64)
-        b = np.zeros(layer.n_out) if b is None else np.array(b, dtype=np.float64).reshape(-1)
-        if w.shape != (layer.n_out, layer.n_in) or b.shape != (layer.n_out,):
+        b = np.zeros(layer.n_units) if b is None else np.array(b, dtype=np.float64).reshape(-1)
+        if w.shape != (layer.n_units, layer.n_in) or b.shape != (layer.n_units,):
             raise ValueError(
-                f"layer {i}: W has shape {w.shape}, b {b.shape}; wanted {(layer.n_out, layer.n_in)} and "
-                f"{(layer.n_out,)}: W is (out, in)"
+                f"layer {i}: W has shape {w.shape}, b {b.shape}; wanted {(layer.n_units, layer.n_in)} and "
+                f"{(layer.n_units,)}: W is (out, in)"
             )
+        if layer.tied is not None and not np.array_equal(w, pairs[layer.tied][0].T):
+            raise ValueError(f"layer {i}: W is tied to layer {layer.tied} and must be its transpose; untie the weights")
         if not (np.isfinite(w).all() and np.isfinite(b).all()):
             raise ValueError(f"layer {i}: weights contain NaN or infinity; give finite ones")
         pairs.append((w, b))
@@ -216,13 +218,19 @@ def from_arrays(arrays: Any, network: Network) -> list[tuple[np.ndarray, np.ndar
 
 def initial_weights(initializer: Any, network: Network, seed: int, sample: np.ndarray | None = None) -> list:
     """(W, b) of every layer in float64: a function of (initializer, network, seed, sample)."""
-    if isinstance(initializer, (list, tuple)):
-        return from_arrays(initializer, network)
     layers = network.layers
+    if isinstance(initializer, (list, tuple)):
+        if not all(isinstance(item, (str, Initializer)) for item in initializer):
+            return from_arrays(initializer, network)
+        if len(initializer) != len(layers):
+            raise ValueError(f"initializer has {len(initializer)} items for {len(layers)} layers; give one each")
+        return _layered([choose("initializer", item, INITIALIZERS) for item in initializer], layers, seed)
     chosen: list[Initializer]
     if isinstance(initializer, str) and initializer == "auto":
         chosen = [
-            _BY_GAIN["xavier" if layer.activation.name == "softmax" else layer.activation._row.init_gain]
+            _BY_GAIN[
+                "he" if layer.pieces > 1 else layer.activation._row.init_gain if layer.activation._row else "xavier"
+            ]
             for layer in layers
         ]
     else:
@@ -241,21 +249,29 @@ def initial_weights(initializer: Any, network: Network, seed: int, sample: np.nd
 
 
 def _layered(chosen, layers, seed: int) -> list:
-    pairs = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for i, (option, layer) in enumerate(zip(chosen, layers, strict=True)):
         rng = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), i]))
-        pairs.append((option.weights(rng, layer.n_out, layer.n_in), np.zeros(layer.n_out)))
+        w = option.weights(rng, layer.n_units, layer.n_in) if layer.tied is None else pairs[layer.tied][0].T
+        pairs.append((w, np.zeros(layer.n_units)))
     return pairs
+
+
+def principal_directions(sample: np.ndarray, n: int) -> np.ndarray:
+    """The n leading right singular vectors (n, p) of the centred sample; rows of zeros where it has fewer."""
+    _, _, v = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
+    directions = np.zeros((n, sample.shape[1]))
+    directions[: min(n, len(v))] = v[:n]
+    return directions
 
 
 def _pca(network: Network, chosen, seed: int, sample: np.ndarray | None) -> list:
     if sample is None:
         raise ValueError("initializer='pca' needs data; call fit, or give the weights as arrays")
     pairs = _layered(chosen, network.layers, seed)
-    mean = sample.mean(axis=0)
-    _, _, v = np.linalg.svd(sample - mean, full_matrices=False)
+    mean, v = sample.mean(axis=0), principal_directions(sample, network.n_features)
     first, last = pairs[0][0], pairs[-1][0]
-    k = min(len(v), first.shape[0], last.shape[1])
+    k = min(len(v), len(sample), first.shape[0], last.shape[1])
     first[:k], last[:, :k] = v[:k], v[:k].T
     pairs[0][1][:k] = -v[:k] @ mean
     pairs[-1][1][:] = mean

@@ -231,7 +231,7 @@ BAD = [
     ({"max_iter": 0}, "max_iter=0"),
     ({"tol": -1}, "tol=-1"),
     ({"n_jobs": 0}, "n_jobs"),
-    ({"penalties": [fastae.KLSparsity()]}, "KLSparsity needs a code in"),
+    ({"penalties": [fastae.KLSparsity()]}, "KLSparsity needs activities in"),
     ({"loss": "binary_cross_entropy"}, "X has values from"),
     ({"loss": "poisson"}, "X has values from"),
     ({"loss": "multinomial"}, "X has values from"),

@@ -13,7 +13,7 @@ from fastae.io.model_file import decode, encode
 from fastae.plan import schema
 from fastae.plan.build import evaluation_plan, inference_plan, training_plan
 from fastae.spec import options
-from fastae.spec.network import dense_network
+from fastae.spec.network import Placed, dense_network
 
 TABLES = {
     "activation": options.OUTPUT_ACTIVATIONS,
@@ -85,9 +85,9 @@ def test_kl_sparsity_wants_a_code_between_0_and_1(name):
     row = options.ACTIVATIONS[name]._row
     make = {"n_components": 2, "code_activation": name, "penalties": "kl_sparsity"}
     if row.low >= 0 and row.high <= 1:
-        assert dense_network(3, **make).penalties == (fastae.KLSparsity(),)
+        assert dense_network(3, **make).penalties == (Placed(fastae.KLSparsity(), (0,)),)
     else:
-        with pytest.raises(ValueError, match="KLSparsity needs a code"):
+        with pytest.raises(ValueError, match="KLSparsity needs activities"):
             dense_network(3, **make)
 
 

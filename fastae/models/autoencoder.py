@@ -12,6 +12,7 @@ from ..initializers import from_arrays
 from ..schedules import schedule
 from ..spec.network import Network, dense_network, several
 from ..spec.options import number
+from . import weights
 from .base import seed_of
 from .fitting import FittedByBatches, Optimizer
 
@@ -28,8 +29,9 @@ class Autoencoder(FittedByBatches):
     decoder_layer_sizes : ints or None
         Widths of the decoder's hidden layers; None mirrors the encoder.
     activation, code_activation, output_activation : name or option, such as ``fastae.LeakyReLU(0.2)``
-        ``code_activation="auto"`` is identity when there are hidden layers, else ``activation``. ``"softmax"`` is
-        allowed for the output.
+        ``activation`` may also be a sequence, one per hidden layer, encoder's first. ``code_activation="auto"`` is
+        identity when there are hidden layers, else ``activation``. ``"softmax"`` is allowed for the output,
+        ``fastae.Maxout(pieces)`` for hidden layers and the code.
     loss : name or option
         ``"squared_error"``, ``"binary_cross_entropy"`` (X in [0, 1]; the output is a sigmoid), ``"huber"``,
         ``"absolute"``, ``"poisson"`` (the output is the rate), ``"multinomial"``, ``"categorical_cross_entropy"``.
@@ -37,13 +39,20 @@ class Autoencoder(FittedByBatches):
         Mean over rows and features, or sum over features and mean over rows.
     dropout : float or one per hidden layer
         Rate on hidden layers, not on the code or the output.
+    normalization : None, "batch", "layer", ``fastae.BatchNorm(…)``, ``fastae.LayerNorm(…)``, or one per hidden layer
+        Of the pre-activations of hidden layers. After training a batch normalisation is folded into the weights.
+    skip_connections : bool
+        Every hidden layer as wide as its input adds that input to its output.
+    tied_weights : bool
+        The decoder uses the encoder's weights transposed (biases are its own); needs a mirrored decoder.
     noise : None, name or option, such as ``fastae.MaskingNoise(0.3)``
         Corrupts the input in training; the target stays clean.
     penalties, constraints : sequences of options
-        ``fastae.L1(1e-4)``, ``L2``, ``ElasticNet`` (weights), ``KLSparsity``, ``ActivityL1`` (code); ``MaxNorm``,
-        ``WeightRange``, ``NonNegative``.
-    initializer : name, option, or list of (W, b) with W (out, in)
-        ``"auto"`` chooses by activation: He for the ReLU family, LeCun for SELU, else Xavier, all uniform.
+        On weights ``fastae.L1(1e-4)``, ``L2``, ``ElasticNet``, ``SVDProjector``, ``Orthogonality``; on the code
+        ``KLSparsity``, ``ActivityL1``, ``Contractive``, ``Laplacian``, ``Decorrelation``; ``MaxNorm``, ``WeightRange``,
+        ``NonNegative``. ``fastae.OnLayers(option, layers)`` puts one on chosen layers.
+    initializer : name, option, list of one per layer, or list of (W, b) with W (out, in)
+        ``"auto"`` chooses by activation: He for the ReLU family and maxout, LeCun for SELU, else Xavier, all uniform.
     solver : name or option, such as ``fastae.Adam(beta1=0.9, clip_norm=1.0)``
     learning_rate : float or schedule, such as ``fastae.Cosine(1e-3)``
     batch_size : int or "auto"
@@ -72,7 +81,9 @@ class Autoencoder(FittedByBatches):
 
     Attributes
     ----------
-    weights_ : list of (W, b), encoder's layers first; W (out, in)
+    weights_ : list of (W, b), encoder's layers first; W (out, in), of a maxout layer (pieces · out, in); a tied
+        decoder's W are views of the encoder's
+    norms_ : list of None or dict per layer: gamma, beta, and running mean, var of batch normalisation
     n_iter_ : int, epochs of the last fit, or of all partial fits
     loss_, loss_curve_ : float, list; mean objective of each epoch
     validation_scores_, best_validation_score_ : −(loss of the held-out rows) per epoch, and the best; None without
@@ -96,6 +107,9 @@ class Autoencoder(FittedByBatches):
         loss="squared_error",
         reduction="mean",
         dropout=0.0,
+        normalization=None,
+        skip_connections=False,
+        tied_weights=False,
         noise=None,
         penalties=(),
         constraints=(),
@@ -127,6 +141,9 @@ class Autoencoder(FittedByBatches):
         self.loss = loss
         self.reduction = reduction
         self.dropout = dropout
+        self.normalization = normalization
+        self.skip_connections = skip_connections
+        self.tied_weights = tied_weights
         self.noise = noise
         self.penalties = penalties
         self.constraints = constraints
@@ -163,6 +180,9 @@ class Autoencoder(FittedByBatches):
             loss=self.loss,
             reduction=self.reduction,
             dropout=self.dropout,
+            normalization=self.normalization,
+            skip_connections=self.skip_connections,
+            tied_weights=self.tied_weights,
             noise=self.noise,
             penalties=self.penalties,
             constraints=self.constraints,
@@ -218,19 +238,19 @@ class Autoencoder(FittedByBatches):
             **parameters,
         )
         network = model._network(pairs[0][0].shape[1])
-        weights = from_arrays(pairs, network)
-        double = all(w.dtype == np.float64 for w, _ in pairs)
+        checked = from_arrays(pairs, network)
+        dtype = np.float64 if all(w.dtype == np.float64 for w, _ in pairs) else np.float32
         model._restore(
-            network, [(w, b) if double else (w.astype(np.float32), b.astype(np.float32)) for w, b in weights]
+            network, [(w.astype(dtype), b.astype(dtype)) for w, b in checked], weights.initial_norms(network)
         )
         return model
 
-    def _restore(self, network: Network, weights: list) -> None:
+    def _restore(self, network: Network, pairs: weights.Weights, norms: weights.Norms) -> None:
         """Fitted attributes of a model that was not trained here."""
         self.network_ = network
-        self.weights_ = weights
+        self.weights_, self.norms_ = pairs, norms
         self.n_features_in_ = network.n_features
-        self.n_parameters_ = sum(w.size + b.size for w, b in weights)
+        self.n_parameters_ = weights.n_parameters(network)
         self.seed_ = seed_of(self.random_state)
         self.n_iter_ = self.t_ = 0
         self.loss_curve_, self.loss_ = [], np.nan
@@ -242,9 +262,9 @@ class Autoencoder(FittedByBatches):
     def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
         """Tensors and JSON-able state for the model file."""
         check_is_fitted(self, "weights_")
-        tensors = {}
-        for i, (w, b) in enumerate(self.weights_):
-            tensors[f"w{i}"], tensors[f"b{i}"] = w, b
+        tensors = weights.tensors(self.network_, self.weights_, self.norms_)
+        if getattr(self, "basis_", None) is not None:
+            tensors["basis"] = self.basis_
         if self._state is not None:
             tensors["optimizer"] = self._state.memory
         state = {
@@ -262,10 +282,12 @@ class Autoencoder(FittedByBatches):
 
     def _set_model_state(self, tensors: dict[str, np.ndarray], state: dict) -> None:
         network = self._network(int(state["n_features"]))
-        pairs = [(tensors[f"w{i}"], tensors[f"b{i}"]) for i in range(len(network.layers))]
+        pairs, norms = weights.from_tensors(network, tensors)
         checked = from_arrays(pairs, network)
         dtype = np.dtype(np.float64) if pairs[0][0].dtype == np.float64 else np.dtype(np.float32)
-        self._restore(network, [(w.astype(dtype), b.astype(dtype)) for w, b in checked])
+        self._restore(network, [(w.astype(dtype), b.astype(dtype)) for w, b in checked], norms)
+        if network.n_directions:
+            self.basis_ = np.array(tensors["basis"], dtype=np.float64).reshape(network.n_directions, network.n_features)
         if state["feature_names"]:
             self.feature_names_in_ = np.array(state["feature_names"], dtype=object)
         self.seed_ = int(state["seed"])

@@ -18,6 +18,7 @@ from ..plan.plan import Job, Plan, Source
 from ..spec import options
 from ..spec.network import Network
 from ..validation import check_rows
+from . import weights
 
 
 def seed_of(random_state: Any) -> int:
@@ -37,13 +38,10 @@ def seed_of(random_state: Any) -> int:
 class _Compiled:
     """A plan on a backend with its memory: parameters cast to the plan's dtype, weights packed at the first run."""
 
-    def __init__(self, backend: Any, plan: Plan, weights: list[tuple[np.ndarray, np.ndarray]]):
+    def __init__(self, backend: Any, plan: Plan):
         self.plan, self.backend = plan, backend
         self.handle = backend.compile(plan)
         self.spaces = plan.allocate()
-        for i, (w, b) in enumerate(weights):
-            plan.view(self.spaces, f"w{i}")[...] = w
-            plan.view(self.spaces, f"b{i}")[...] = b
         # the packed weights live in the arena; Python backends use the rest of it too, so they take turns
         self.lock = threading.Lock()
         self.packed = False
@@ -68,7 +66,8 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     # set by subclasses' fit, with n_features_in_, backend_, device_
     network_: Network
-    weights_: list[tuple[np.ndarray, np.ndarray]]
+    weights_: weights.Weights
+    norms_: weights.Norms
     plan_: Plan
     _compiled: dict
 
@@ -103,7 +102,9 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 plan = evaluation_plan(network, dtype, loss=options.LOSSES["squared_error"]())
             else:
                 plan = inference_plan(network, dtype, part=what)
-            cache[key] = _Compiled(backend, plan, self.weights_)
+            compiled = _Compiled(backend, plan)
+            weights.write(plan, compiled.spaces, network, self.weights_, self.norms_)
+            cache[key] = compiled
         return cache[key]
 
     def __getstate__(self) -> dict:

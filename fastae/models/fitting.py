@@ -10,14 +10,16 @@ from typing import Any, Self
 import numpy as np
 
 from .. import training
-from ..initializers import PCAInit, initial_weights
+from ..initializers import PCAInit, initial_weights, principal_directions
 from ..plan import schema
 from ..plan.build import evaluation_plan, training_plan
 from ..plan.plan import Plan, Source
 from ..spec import options
 from ..spec.network import Network, target_range
 from ..validation import check_rows, check_target, check_weight
+from . import weights
 from .base import DenseModel, _Compiled, seed_of
+from .graph import neighbour_graph, source_rows
 
 
 @dataclass
@@ -84,6 +86,7 @@ class FittedByBatches(DenseModel):
             n_rows = source.n_rows if rows is None else len(rows)
             state = self._begin(backend, network, source, dtype, n_rows, warm)
             state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
+            sources = self._sources(network, source, held_out)
             validate = None if held_out is None else self._validator(backend, network, dtype, source, held_out, state)
         self._live = None
         history = training.History()
@@ -92,7 +95,7 @@ class FittedByBatches(DenseModel):
             self._finish(backend, network, state, history, state.epochs - state.first_epoch)
 
         try:
-            training.fit(backend, self.plan_, state, (source,), settings, rows=rows, validate=validate, model=self,
+            training.fit(backend, self.plan_, state, sources, settings, rows=rows, validate=validate, model=self,
                          history=history, publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
@@ -119,14 +122,15 @@ class FittedByBatches(DenseModel):
                 state = self._begin(backend, network, source, dtype, source.n_rows, not first)
                 live = _Live(key, self.plan_, backend.compile(self.plan_), state)
             else:
-                self._load(live.plan, live.state.spaces, self.weights_)  # they are the user's to change
+                weights.write(live.plan, live.state.spaces, network, self.weights_, self.norms_)  # the user's to change
                 self.plan_ = live.plan
+            sources = self._sources(network, source, None)
         self._live, state = live, live.state
         history = training.History(losses=getattr(self, "loss_curve_", []))
         order = training.epoch_order(backend, settings, state.epochs, None, source.n_rows)
         try:
             history.losses.append(training.run_epoch(
-                backend, live.plan, live.handle, state, (source,), order, source.n_rows, settings))  # fmt: skip
+                backend, live.plan, live.handle, state, sources, order, source.n_rows, settings))  # fmt: skip
         finally:
             self._finish(backend, network, state, history, state.epochs)
         return self
@@ -180,8 +184,13 @@ class FittedByBatches(DenseModel):
         """Memory with the weights to start from; sets plan_."""
         self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=source.weight is not None)
         spaces = self.plan_.allocate()
-        weights = self.weights_ if warm else self._initial_weights(network, source)
-        self._load(self.plan_, spaces, weights)
+        if warm:
+            weights.write(self.plan_, spaces, network, self.weights_, self.norms_)
+        else:
+            initial = self._initial_weights(network, source)
+            weights.write(self.plan_, spaces, network, initial, weights.initial_norms(network))
+        if network.n_directions:
+            self.plan_.view(spaces, "basis")[...] = self._basis(network, source, warm)
         old = self._state if warm else None
         if old is None:
             return training.State(spaces)
@@ -195,17 +204,24 @@ class FittedByBatches(DenseModel):
         pca = self.initializer == "pca" if isinstance(self.initializer, str) else isinstance(self.initializer, PCAInit)
         return initial_weights(self.initializer, network, self.seed_, _first_rows(source, 4096) if pca else None)
 
-    @staticmethod
-    def _load(plan: Plan, spaces: list[np.ndarray], weights: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        for i, (w, b) in enumerate(weights):
-            plan.view(spaces, f"w{i}")[...] = w
-            plan.view(spaces, f"b{i}")[...] = b
+    def _basis(self, network: Network, source: Source, warm: bool) -> np.ndarray:
+        """Principal directions (n_directions, p) for an `SVDProjector`; a warm start keeps the earlier ones."""
+        if not warm or getattr(self, "basis_", None) is None:
+            self.basis_ = principal_directions(_first_rows(source, 4096), network.n_directions)
+        return self.basis_
+
+    def _sources(self, network: Network, source: Source, held_out: np.ndarray | None) -> tuple[Source, ...]:
+        """The rows, and the graph between them where a `Laplacian` needs it."""
+        option = network.penalty(options.Laplacian)
+        if option is None:
+            return (source,)
+        return source, neighbour_graph(option, source, held_out)
 
     def _validator(self, backend: Any, network: Network, dtype: np.dtype, source: Source, held_out: np.ndarray,
                    state: training.State):  # fmt: skip
         """The function that gives the mean loss of the held-out rows under the weights of ``state``."""
         values = np.empty((len(held_out), 1))
-        compiled = _Compiled(backend, evaluation_plan(network, dtype), [])
+        compiled = _Compiled(backend, evaluation_plan(network, dtype))
         weight = None if source.weight is None or not source.weight[held_out].any() else source.weight[held_out]
 
         def validate() -> float:
@@ -224,10 +240,7 @@ class FittedByBatches(DenseModel):
         self._forget_compiled()
         self.network_ = network
         plan = self.plan_
-        self.weights_ = [
-            (plan.view(state.spaces, f"w{i}").copy(), plan.view(state.spaces, f"b{i}")[0].copy())
-            for i in range(len(network.layers))
-        ]
+        self.weights_, self.norms_ = weights.read(plan, state.spaces, network)
         self._state = Optimizer(state.spaces[schema.STATE], network.solver.name, plan.dtype, state.steps, state.epochs,
                                 state.first_epoch, state.learning_rate)  # fmt: skip
         self.n_iter_ = epochs
@@ -237,16 +250,12 @@ class FittedByBatches(DenseModel):
         validated = history.validation_losses
         self.validation_scores_ = [-v for v in validated] if validated else None
         self.best_validation_score_ = -min(validated) if validated else None
-        self.n_parameters_ = sum(w.size + b.size for w, b in self.weights_)
+        self.n_parameters_ = weights.n_parameters(network)
         self.backend_ = backend.name
         self.device_ = "cpu"
 
 
 def _first_rows(source: Source, limit: int) -> np.ndarray:
     """At most ``limit`` rows as a float64 array."""
-    if source.indptr is None:
-        return np.asarray(source.data[:limit], dtype=np.float64)
-    from scipy.sparse import csr_array
-
-    matrix = csr_array((source.data, source.indices, source.indptr), shape=(source.n_rows, source.columns))
-    return matrix[:limit].toarray().astype(np.float64)
+    rows = source_rows(source)[:limit]
+    return np.asarray(rows if source.indptr is None else rows.toarray(), dtype=np.float64)

@@ -7,10 +7,10 @@ each of the rule's states is a copy of that layout. Padding stays zero under eve
 from __future__ import annotations
 
 from ..spec.network import Network
-from .dense import Forward, backward, gather, noise, pack, parameters
+from .dense import Backward, Forward, formula, gather, noise, pack, parameters, statistics
 from .losses import final_activation, loss_attributes, shown_activation
 from .plan import Plan, PlanBuilder
-from .regularisers import weight_penalties
+from .regularisers import Penalties
 from .schema import ARENA, BATCH_ROWS, FLOAT64, GRAD, THETA
 from .update import update
 
@@ -26,22 +26,30 @@ def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False
     layers = network.layers
     parameters(builder, layers, (THETA, GRAD))
     builder.flat(network.solver._row.states)
+    statistics(builder, layers)
     data_value, penalty_value = builder.value(), builder.value()
     rate_scalar = builder.scalars(1)
     rule_scalar = builder.scalars(len(network.solver._row.step))
 
     x, target = gather(builder, network, weighted=weighted)
-    h = x if network.noise is None else noise(builder, network.noise, x, network.n_features)
-    forward = Forward(builder, training=True)
-    for i, layer in enumerate(layers):
-        h = forward.layer(i, layer, h, last_activation=final_activation(network) if i == len(layers) - 1 else None)
+    h = start = x if network.noise is None else noise(builder, network.noise, x, network.n_features)
+    forward, backward = Forward(builder, layers, training=True), Backward(builder, layers)
+    final = final_activation(network)
+    for i in range(len(layers)):
+        h = forward.layer(i, h, last_activation=final if i == len(layers) - 1 else None)
+    penalties = Penalties(builder, network, penalty_value)
+    penalties.register(backward, forward, start)
     row_value = builder.buffer("row_value", BATCH_ROWS, 1, ARENA, FLOAT64)
-    softmax_output = h if final_activation(network).name == "softmax" else None
     delta = builder.buffer("delta", BATCH_ROWS, builder.columns(h))
     builder.op("loss", y=h, target=target, weight="weight" if weighted else None, dy=delta, row_value=row_value,
                value=data_value, **loss_attributes(network.loss, network))  # fmt: skip
-    backward(builder, network, forward, delta, softmax_output, penalty_value)
-    weight_penalties(builder, network, penalty_value)
+    if final.name == "softmax":
+        builder.op("softmax_grad", dy=delta, y=h, dz=delta)
+    elif final.name != "identity":
+        builder.op("activation_grad", dy=delta, saved=forward.traces[-1].saved, dz=delta, **formula(final))
+    backward.run(forward, delta, chained=True)
+    penalties.second_passes(backward)
+    penalties.on_weights()
     update(builder, network, rate_scalar, rule_scalar)
     return builder.build()
 
@@ -50,16 +58,17 @@ def evaluation_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, lo
     """``row_value`` (N, 1) float64: each row's loss; with ``loss`` another one, of reconstruction against input."""
     builder = PlanBuilder(dtype, batch, "evaluation")
     row_value = builder.external("row_value", BATCH_ROWS, 1, FLOAT64)
-    parameters(builder, network.layers)
-    packed = pack(builder, network.layers)
+    layers = network.layers
+    parameters(builder, layers)
+    statistics(builder, layers)
+    packed = pack(builder, layers, range(len(layers)))
     h, target = gather(builder, network, weighted=False)
-    forward = Forward(builder, training=False)
-    for i, layer in enumerate(network.layers):
-        final = i == len(network.layers) - 1
+    forward = Forward(builder, layers, training=False)
+    for i in range(len(layers)):
         activation = None
-        if final:
+        if i == len(layers) - 1:
             activation = final_activation(network) if loss is None else shown_activation(network)
-        h = forward.layer(i, layer, h, last_activation=activation, packed=packed[i])
+        h = forward.layer(i, h, last_activation=activation, packed=packed[i])
     attributes = loss_attributes(network.loss if loss is None else loss, network)
     if loss is not None:
         attributes["scale"] = 1.0 / network.target_width
@@ -69,20 +78,21 @@ def evaluation_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, lo
 
 def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode") -> Plan:
     """part: "encode" (X → code), "decode" (code → X̂) or "reconstruct" (X → X̂); result in the external ``out``."""
-    encoder, decoder = network.encoder, network.decoder
-    layers = {"encode": encoder, "decode": decoder, "reconstruct": encoder + decoder}[part]
-    offset = len(encoder) if part == "decode" else 0
+    layers, n_encoder = network.layers, len(network.encoder)
+    first, last = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers)), "reconstruct": (0, len(layers))}[part]
+    chosen = range(first, last)
     builder = PlanBuilder(dtype, batch, part)
-    out = builder.external("out", BATCH_ROWS, layers[-1].n_out)
-    parameters(builder, network.layers)
-    packed = pack(builder, layers, offset)
-    h = builder.buffer("x", BATCH_ROWS, layers[0].n_in)
+    out = builder.external("out", BATCH_ROWS, layers[chosen[-1]].n_out)
+    parameters(builder, layers)
+    statistics(builder, layers)
+    packed = pack(builder, layers, chosen)
+    h = builder.buffer("x", BATCH_ROWS, layers[chosen[0]].n_in)
     builder.op("gather", x=h, source=0)
-    forward = Forward(builder, training=False)
-    for i, layer in enumerate(layers, offset):
-        final = i == offset + len(layers) - 1
+    forward = Forward(builder, layers, training=False)
+    for i in chosen:
+        final = i == chosen[-1]
         shown = shown_activation(network) if final and part != "encode" else None
-        h = forward.layer(i, layer, h, last_activation=shown, packed=packed[i - offset], out=out if final else None)
+        h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=out if final else None)
     return builder.build()
 
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..catalog import INDEX
 from ..spec import options
 from ..spec.network import Layer, Network
 from . import schema
-from .losses import final_activation
 from .plan import PlanBuilder
-from .regularisers import activities, activity
-from .schema import ARENA, BATCH_ROWS, INT64, PREPARE, THETA
+from .schema import ARENA, BATCH_ROWS, FLOAT64, INT64, PREPARE, THETA
 
 PACK_ROUND = 64  # columns of the widest packed panel
 
 
 def parameters(builder: PlanBuilder, layers: tuple[Layer, ...], spaces=(THETA,)) -> None:
+    """Trainable parameters layer by layer: w, b, and gamma, beta of a normalisation; tied layers have no w."""
     for space, prefix in zip(spaces, ("", "d"), strict=False):
         for i, layer in enumerate(layers):
-            builder.buffer(f"{prefix}w{i}", layer.n_out, layer.n_in, space)
-            builder.buffer(f"{prefix}b{i}", 1, layer.n_out, space)
+            for name, rows, columns in layer.parameters:
+                builder.buffer(f"{prefix}{name}{i}", rows, columns, space)
+
+
+def statistics(builder: PlanBuilder, layers: tuple[Layer, ...]) -> None:
+    """Running means and variances, behind the parameters: no update rule touches them."""
+    for i, layer in enumerate(layers):
+        for name, rows, columns in layer.statistics:
+            builder.buffer(f"{name}{i}", rows, columns, THETA)
+
+
+def weight_of(layers: tuple[Layer, ...], i: int) -> dict[str, Any]:
+    """Record attributes of layer i's weights: its own, or another layer's transposed."""
+    tied = layers[i].tied
+    return {"w": f"w{i}"} if tied is None else {"w": f"w{tied}", "transposed": 1}
 
 
 def formula(layer_activation: Any) -> dict[str, Any]:
@@ -60,67 +74,192 @@ def noise(builder: PlanBuilder, noise, x: str, width: int) -> str:
     return y
 
 
+@dataclass
+class Trace:
+    """What the backward pass needs of a layer: names of buffers."""
+
+    layer: Layer
+    x: str
+    y: str
+    stream: int = 0
+    saved: str = ""  # what the activation's derivative is taken from
+    z: str = ""  # input of the normalisation
+    u: str = ""  # input of maxout
+    statistics: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the derivative can be fused into the product of the layer behind."""
+        return self.layer.norm is None and not self.layer.residual and self.layer.pieces == 1
+
+
 class Forward:
-    """Emits the forward pass and remembers what the backward pass needs of each layer."""
+    """Emits the forward pass and remembers what the backward pass needs of each layer.
 
-    def __init__(self, builder: PlanBuilder, training: bool):
-        self.builder, self.training = builder, training
-        self.saved: list[str | None] = []  # what the derivative is taken from
-        self.inputs: list[str] = []
-        self.streams: list[int] = []
+    A second pass through the same layers (``branch``) draws the same masks for the same row ids.
+    """
 
-    def layer(self, i: int, layer: Layer, x: str, *, last_activation=None, out: str | None = None, packed=None) -> str:
+    def __init__(self, builder: PlanBuilder, layers: tuple[Layer, ...], training: bool, *, branch: str = "",
+                 rows: str = "rows", streams: list[int] | None = None):  # fmt: skip
+        self.builder, self.layers, self.training = builder, layers, training
+        self.branch, self.rows = branch, rows
+        self.traces: list[Trace] = []
+        self.streams = [builder.stream() if training and layer.dropout else 0 for layer in layers] if (
+            streams is None) else streams  # fmt: skip
+
+    def layer(self, i: int, x: str, *, last_activation=None, out: str | None = None, packed=None) -> str:
         """Adds layer i; ``last_activation`` replaces the layer's own (the loss may own it)."""
+        layer, builder, tag = self.layers[i], self.builder, f"{self.branch}{i}"
         activation = last_activation or layer.activation
-        builder = self.builder
-        softmax = activation.name == "softmax"
-        y = out or builder.buffer(f"y{i}", BATCH_ROWS, layer.n_out)
-        z = None
-        if self.training and not softmax and activation._row.needs == "x":
-            z = builder.buffer(f"z{i}", BATCH_ROWS, layer.n_out)
-        rate = layer.dropout if self.training else 0.0
-        stream = builder.stream() if rate else 0
-        attributes = {} if softmax else formula(activation)
-        builder.op("dense", x=x, w=f"w{i}", b=f"b{i}", y=y, z=z, packed=packed, rows="rows" if rate else None,
-                   stream=stream, rate=rate, **attributes)  # fmt: skip
-        if softmax:
-            builder.op("softmax", z=y, y=y)
-        self.inputs.append(x)
-        self.saved.append(z or y)
-        self.streams.append(stream)
-        return y
-
-
-def backward(builder, network: Network, forward: Forward, delta: str, softmax_output, penalty_value: int) -> None:
-    layers, code = network.layers, len(network.encoder) - 1
-    final = final_activation(network)
-    if softmax_output:
-        builder.op("softmax_grad", dy=delta, y=softmax_output, dz=delta)
-    elif not _identity(final):
-        builder.op("activation_grad", dy=delta, saved=forward.saved[-1], dz=delta, **formula(final))
-    on_code = activities(network)
-    for i in range(len(layers) - 1, -1, -1):
-        common = {"dz": delta, "x": forward.inputs[i], "w": f"w{i}", "dw": f"dw{i}", "db": f"db{i}"}
-        if i == 0:
-            builder.op("dense_grad", **common)
-            return
-        before = layers[i - 1]
-        chain = {"saved": forward.saved[i - 1], "stream": forward.streams[i - 1], "rate": before.dropout,
-                 "rows": "rows" if before.dropout else None, **formula(before.activation)}  # fmt: skip
-        delta = builder.buffer(f"delta{i}", BATCH_ROWS, layers[i].n_in)
-        if i - 1 == code and on_code:  # penalties add to dL/dh before the derivative is taken
-            builder.op("dense_grad", dx=delta, **common)
-            for number, penalty in enumerate(on_code):
-                activity(builder, penalty, number, forward.inputs[i], delta, penalty_value)
-            builder.op("activation_grad", dy=delta, dz=delta, **chain)
+        folded = not self.training and isinstance(layer.norm, options.BatchNorm)
+        norm = None if folded else layer.norm
+        trace = Trace(layer, x, "", self.streams[i] if self.training else 0)
+        self.traces.append(trace)
+        weights: dict[str, Any] = {**weight_of(self.layers, i), "b": f"b{i}"}
+        if folded:
+            weights |= {"w": f"folded_w{i}", "b": f"folded_b{i}"}
+        mask = {"rows": self.rows, "stream": trace.stream, "rate": layer.dropout} if (
+            self.training and layer.dropout) else {}  # fmt: skip
+        y = out or builder.buffer(f"y{tag}", BATCH_ROWS, layer.n_out)
+        trace.y = trace.saved = y
+        if norm is None and layer.pieces == 1 and activation.name != "softmax":
+            if self.training and activation._row.needs == "x":
+                trace.saved = builder.buffer(f"z{tag}", BATCH_ROWS, layer.n_out)
+            builder.op("dense", x=x, y=y, z=None if trace.saved == y else trace.saved, packed=packed, **weights,
+                       **mask, **formula(activation))  # fmt: skip
         else:
-            builder.op("dense_grad", dx=delta, **common, **chain)
+            z = builder.buffer(f"z{tag}", BATCH_ROWS, layer.n_units)
+            builder.op("dense", x=x, y=z, packed=packed, **weights)
+            u = z if norm is None else self._normalise(i, trace, norm, z)
+            if activation.name == "softmax":
+                builder.op("softmax", z=u, y=y)
+            elif layer.pieces > 1:
+                trace.u = u
+                builder.op("maxout", z=u, y=y)
+            else:
+                trace.saved = u if activation._row.needs == "x" else y
+                builder.op("activation", x=u, y=y, **formula(activation))
+            if mask:
+                builder.op("dropout", x=y, y=y, **mask)
+        if layer.residual:
+            trace.y = builder.buffer(f"sum{tag}", BATCH_ROWS, layer.n_out) if self.training else y
+            builder.op("add", x=x, y=y, sum=trace.y)
+        return trace.y
+
+    def _normalise(self, i: int, trace: Trace, norm: Any, z: str) -> str:
+        builder, tag, n = self.builder, f"{self.branch}{i}", trace.layer.n_units
+        u = builder.buffer(f"u{tag}", BATCH_ROWS, n) if self.training else z
+        trace.z = z
+        common = {"x": z, "y": u, "gamma": f"gamma{i}", "beta": f"beta{i}", "epsilon": norm.epsilon}
+        if isinstance(norm, options.BatchNorm):
+            trace.statistics = {name: builder.buffer(f"batch_{name}{tag}", 1, n, ARENA, FLOAT64)
+                                for name in ("mean", "deviation")}  # fmt: skip
+            running = {} if self.branch else {"running_mean": f"mean{i}", "running_var": f"var{i}"}
+            builder.op("batch_norm", **common, **trace.statistics, **running, momentum=norm.momentum)
+        else:
+            if self.training:
+                trace.statistics = {"statistics": builder.buffer(f"statistics_{tag}", BATCH_ROWS, 2, ARENA, FLOAT64)}
+            builder.op("layer_norm", **common, **trace.statistics)
+        return u
 
 
-def pack(builder: PlanBuilder, layers, first: int = 0) -> list[str]:
-    names = []
-    for i, layer in enumerate(layers, first):
-        rows = -(-layer.n_out // PACK_ROUND) * PACK_ROUND
-        names.append(builder.buffer(f"packed{i}", rows, layer.n_in))
-        builder.op("pack", PREPARE, w=f"w{i}", packed=names[-1])
+class Backward:
+    """Emits the backward pass of one or more forward passes through the same layers.
+
+    ``on_output[i]``: functions (trace, dL/dy) that add the gradient of a penalty on layer i's output;
+    ``after[i]``: functions to call when the gradient of layer i's weights is there.
+    """
+
+    def __init__(self, builder: PlanBuilder, layers: tuple[Layer, ...]):
+        self.builder, self.layers = builder, layers
+        self.written: set[str] = set()
+        self.on_output: dict[int, list[Callable[[Trace, str], None]]] = {}
+        self.after: dict[int, list[Callable[[], None]]] = {}
+
+    def run(self, forward: Forward, delta: str, *, chained: bool) -> None:
+        """From dL/dy of the last layer of ``forward`` (``chained``: dL/dz) to the gradients of all parameters."""
+        builder, traces = self.builder, forward.traces
+        main = not forward.branch
+        for i in range(len(traces) - 1, -1, -1):
+            trace, outer = traces[i], delta
+            if not chained:
+                for penalty in self.on_output.get(i, []) if main else []:
+                    penalty(trace, delta)
+                delta = self._to_preactivation(forward, i, delta)
+            common = {"dz": delta, "x": trace.x, **self._gradients(i)}
+            if i == 0:
+                builder.op("dense_grad", **common)
+                self._finish(i, main)
+                return
+            before = traces[i - 1]
+            dx = builder.buffer(f"delta{forward.branch}{i}", BATCH_ROWS, trace.layer.n_in)
+            chained = before.plain and not trace.layer.residual and not (main and self.on_output.get(i - 1))
+            chain = self._chain(forward, before) if chained else {}
+            builder.op("dense_grad", dx=dx, **common, **chain)
+            self._finish(i, main)
+            if trace.layer.residual:
+                builder.op("add", x=outer, y=dx, sum=dx)
+            delta = dx
+
+    def _finish(self, i: int, main: bool) -> None:
+        for action in self.after.get(i, []) if main else []:
+            action()
+
+    def _gradients(self, i: int) -> dict[str, Any]:
+        """Weights of layer i and where their gradients go, added to what a tied layer or branch has written before."""
+        weights = weight_of(self.layers, i)
+        dw, db = f"d{weights['w']}", f"db{i}"
+        add = {"add": int(dw in self.written), "add_bias": int(db in self.written)}
+        self.written |= {dw, db}
+        return {**weights, "dw": dw, "db": db, **add}
+
+    @staticmethod
+    def _chain(forward: Forward, trace: Trace) -> dict[str, Any]:
+        layer = trace.layer
+        mask = {"rows": forward.rows, "stream": trace.stream, "rate": layer.dropout} if layer.dropout else {}
+        return {"saved": trace.saved, **mask, **formula(layer.activation)}
+
+    def _to_preactivation(self, forward: Forward, i: int, dy: str) -> str:
+        """dL/dz from dL/dy of layer i: activation, dropout, normalisation. dL/dy is kept for a residual layer."""
+        builder, trace = self.builder, forward.traces[i]
+        layer, tag = trace.layer, f"{forward.branch}{i}"
+        keep = layer.residual and i > 0
+        du = dy
+        if layer.pieces > 1:
+            if layer.dropout:
+                du = builder.buffer(f"dropped{tag}", BATCH_ROWS, layer.n_out) if keep else dy
+                builder.op("dropout", x=dy, y=du, rows=forward.rows, stream=trace.stream, rate=layer.dropout)
+            dz = builder.buffer(f"du{tag}", BATCH_ROWS, layer.n_units)
+            builder.op("maxout_grad", dy=du, z=trace.u, dz=dz)
+            du = dz
+        elif layer.activation.name != "identity" or layer.dropout:
+            du = builder.buffer(f"du{tag}", BATCH_ROWS, layer.n_out) if keep else dy
+            builder.op("activation_grad", dy=dy, dz=du, **self._chain(forward, trace))
+        if layer.norm is None:
+            return du
+        dz = builder.buffer(f"dz{tag}", BATCH_ROWS, layer.n_units) if keep and du == dy else du
+        names = (f"dgamma{i}", f"dbeta{i}")
+        add = int(names[0] in self.written)
+        self.written |= set(names)
+        kind = "batch_norm_grad" if isinstance(layer.norm, options.BatchNorm) else "layer_norm_grad"
+        builder.op(kind, dy=du, x=trace.z, gamma=f"gamma{i}", dx=dz, dgamma=names[0], dbeta=names[1], add=add,
+                   **trace.statistics)  # fmt: skip
+        return dz
+
+
+def pack(builder: PlanBuilder, layers: tuple[Layer, ...], chosen: range) -> dict[int, str]:
+    """Weights of the chosen layers in the backend's own layout, a fixed normalisation folded in."""
+    names = {}
+    for i in chosen:
+        layer, weights = layers[i], weight_of(layers, i)
+        if isinstance(layer.norm, options.BatchNorm):
+            shape = (layer.n_units, layer.n_in)
+            folded = {"folded_w": builder.buffer(f"folded_w{i}", *(shape if layer.tied is None else shape[::-1])),
+                      "folded_b": builder.buffer(f"folded_b{i}", 1, layer.n_units)}  # fmt: skip
+            own = {name: f"{name}{i}" for name in ("b", "gamma", "beta", "mean", "var")}
+            builder.op("fold_norm", PREPARE, **weights, **own, **folded, epsilon=layer.norm.epsilon)
+            weights["w"] = folded["folded_w"]
+        rows = -(-layer.n_units // PACK_ROUND) * PACK_ROUND
+        names[i] = builder.buffer(f"packed{i}", rows, layer.n_in)
+        builder.op("pack", PREPARE, packed=names[i], **weights)
     return names

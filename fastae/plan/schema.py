@@ -41,13 +41,79 @@ OP_KINDS: tuple[OpKind, ...] = (
         doc="y (m,p) <- corrupted x; kind 0 gaussian(amount = std), 1 masking, 2 salt and pepper, 3 swap (rate)",
     ),
     OpKind("dropout", ("x", "y", "rows"), ("stream",), ("rate",), doc="y (m,p) <- inverted dropout of x"),
-    OpKind("pack", ("w", "packed"), doc="packed <- w (n,k) in the backend's own layout for repeated products"),
+    OpKind(
+        "take",
+        ("x", "rows"),
+        ("source",),
+        doc="x (m,p) <- the rows of source that ``rows`` names",
+    ),
+    OpKind(
+        "neighbour",
+        ("rows", "out", "coefficient"),
+        ("source", "stream"),
+        doc=(
+            "out (m,1) int64 <- a neighbour of each row in the CSR graph ``source``, drawn by edge weight; "
+            "coefficient (m,1) <- half the row's sum of weights; a row without neighbours is its own, with 0"
+        ),
+    ),
+    OpKind(
+        "pack",
+        ("w", "packed"),
+        ("transposed",),
+        doc="packed <- w (n,k) in the backend's own layout for repeated products; transposed: w is (k,n)",
+    ),
+    OpKind(
+        "fold_norm",
+        ("w", "b", "gamma", "beta", "mean", "var", "folded_w", "folded_b"),
+        ("transposed",),
+        ("epsilon",),
+        doc="folded_w, folded_b <- weights that give batch_norm(x wT + b) with fixed mean, var; transposed: w is (k,n)",
+    ),
     OpKind(
         "dense",
         ("x", "w", "b", "y", "z", "packed", "rows"),
-        ("activation", "stream"),
+        ("activation", "stream", "transposed"),
         ("p0", "p1", "rate"),
-        doc="[z] = x wT + [b]; y = dropout(a(z)); x (m,k) w (n,k) b (n) y,z (m,n). [packed]: w packed earlier",
+        doc=(
+            "[z] = x wT + [b]; y = dropout(a(z)); x (m,k) w (n,k) b (n) y,z (m,n). [packed]: w packed earlier; "
+            "transposed: w is (k,n), shared with another layer"
+        ),
+    ),
+    OpKind("add", ("x", "y", "sum"), doc="sum (m,n) = x + y; sum may be y"),
+    OpKind("maxout", ("z", "y"), doc="y[r,j] = max_q z[r, q n + j]; z (m, k n), y (m,n)"),
+    OpKind(
+        "maxout_grad", ("dy", "z", "dz"), doc="dz[r, q n + j] = dy[r,j] at the lowest q that is the largest, else 0"
+    ),
+    OpKind(
+        "batch_norm",
+        ("x", "gamma", "beta", "y", "mean", "deviation", "running_mean", "running_var"),
+        (),
+        ("momentum", "epsilon"),
+        row_local=False,
+        doc=(
+            "y = (x - mean) / deviation gamma + beta; mean, deviation (1,n) float64 <- the batch's mean and "
+            "sqrt(variance + epsilon); [running_mean, running_var] <- (1 - momentum) old + momentum batch (unbiased)"
+        ),
+    ),
+    OpKind(
+        "batch_norm_grad",
+        ("dy", "x", "gamma", "mean", "deviation", "dx", "dgamma", "dbeta"),
+        ("add",),
+        row_local=False,
+        doc="gradients of batch_norm; add: dgamma, dbeta are added to; dx may be dy",
+    ),
+    OpKind(
+        "layer_norm",
+        ("x", "gamma", "beta", "y", "statistics"),
+        (),
+        ("epsilon",),
+        doc="y = (x - mean_r) / deviation_r gamma + beta by rows; [statistics] (m,2) float64 <- mean_r, deviation_r",
+    ),
+    OpKind(
+        "layer_norm_grad",
+        ("dy", "x", "gamma", "statistics", "dx", "dgamma", "dbeta"),
+        ("add",),
+        doc="gradients of layer_norm; add: dgamma, dbeta are added to; dx may be dy",
     ),
     OpKind("activation", ("x", "y"), ("activation",), ("p0", "p1"), doc="y (m,n) <- a(x); may be in place"),
     OpKind(
@@ -72,11 +138,12 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "dense_grad",
         ("dz", "x", "w", "dx", "dw", "db", "saved", "rows"),
-        ("activation", "stream"),
+        ("activation", "stream", "transposed", "add", "add_bias"),
         ("p0", "p1", "rate"),
         doc=(
             "[dw] (n,k) = dzT x, [db] (n) = sum_r dz, [dx] (m,k) = dropout'(dz w) a'(saved): activation, saved, stream "
-            "and rate are those of the layer that made x (identity, empty, 0 where there is none to fuse)"
+            "and rate are those of the layer that made x (identity, empty, 0 where there is none to fuse). "
+            "transposed: w, dw are (k,n); add, add_bias: dw, db are added to"
         ),
     ),
     OpKind(
@@ -93,6 +160,60 @@ OP_KINDS: tuple[OpKind, ...] = (
         ("rho", "weight"),
         row_local=False,
         doc="mean (1,n) float64 <- batch mean of h; value += weight sum_j KL(rho||mean_j); dh += its gradient / m",
+    ),
+    OpKind(
+        "pair",
+        ("h", "h2", "coefficient", "dh", "dh2", "row_value"),
+        ("value",),
+        ("strength",),
+        doc=(
+            "row_value[r] = strength [coefficient[r]] |h_r - h2_r|^2; value += mean over rows; dh += its gradient / m, "
+            "dh2 = minus that"
+        ),
+    ),
+    OpKind(
+        "contractive",
+        ("h", "dh", "w", "factor"),
+        ("activation", "value"),
+        ("p0", "p1", "strength"),
+        doc=(
+            "value += strength mean_r sum_j a'(r,j)^2 |w_j|^2; dh += its gradient / a' / m; factor (1,n) float64 <- "
+            "2 strength mean_r a'(r,j)^2, for scale_rows. h (m,n): y, or z, as the catalogue says"
+        ),
+    ),
+    OpKind("scale_rows", ("w", "factor", "dw"), doc="dw[j,:] += factor[j] w[j,:]"),
+    OpKind(
+        "decorrelation",
+        ("h", "dh", "mean", "centred", "covariance", "product"),
+        ("value",),
+        ("strength",),
+        row_local=False,
+        doc=(
+            "value += strength / 2 sum_{i != j} C_ij^2, C (n,n) the batch's covariance (over m); dh += its gradient; "
+            "mean (1,n) float64, centred and product (m,n), covariance (n,n) are working memory"
+        ),
+    ),
+    OpKind(
+        "orthogonality",
+        ("w", "dw", "gram", "product"),
+        ("columns", "value"),
+        ("strength",),
+        row_local=False,
+        doc=(
+            "value += strength / 2 |w wT - I|^2 (columns: |wT w - I|^2); dw += its gradient; gram (n,n) (columns: "
+            "(k,k)) and product (n,k) are working memory"
+        ),
+    ),
+    OpKind(
+        "projector",
+        ("w", "v", "dw", "coordinates", "product"),
+        ("value",),
+        ("strength",),
+        row_local=False,
+        doc=(
+            "value += strength / 2 |w (I - vT v)|^2, v (q,k) with orthonormal rows; dw += its gradient; "
+            "coordinates (n,q), product (n,k) are working memory"
+        ),
     ),
     OpKind(
         "weight_penalty",

@@ -7,6 +7,7 @@ from ..spec import options
 from ..spec.network import Network
 from . import schema
 from .plan import PlanBuilder
+from .regularisers import penalty_attributes
 from .schema import UPDATE
 
 
@@ -18,19 +19,19 @@ def update(builder: PlanBuilder, network: Network, rate_scalar: int, rule_scalar
     states = {f"s{i}": f"state_{name}" for i, name in enumerate(solver._row.states)}
     builder.op("update", UPDATE, w="theta", g="grad", rule=INDEX["update"][solver.name], scalar=rule_scalar,
                **states, **{f"p{i}": v for i, v in enumerate(options.values(solver)[:4])})  # fmt: skip
-    for penalty in network.penalties:
-        if isinstance(penalty, options.PenaltyOption) and penalty._row.prox:
-            attributes = {f"p{i}": v for i, v in enumerate(options.values(penalty))}
-            for i in range(len(network.layers)):
+    own = [i for i, layer in enumerate(network.layers) if layer.tied is None]
+    for placed in network.penalties:
+        if isinstance(placed.option, options.PenaltyOption) and placed.option._row.prox:
+            for i in sorted(set(placed.layers) & set(own)):
                 builder.op("project", UPDATE, w=f"w{i}", kind=schema.PROJECT_KINDS.index("prox"), scalar=rate_scalar,
-                           penalty=INDEX["penalty"][penalty.name], **attributes)  # fmt: skip
-    for constraint in network.constraints:
-        match constraint:
+                           **penalty_attributes(placed.option))  # fmt: skip
+    for placed in network.constraints:
+        match placed.option:
             case options.MaxNorm(limit=limit):
                 kind, attributes = "max_norm", {"p0": limit}
             case options.WeightRange(low=low, high=high):
                 kind, attributes = "range", {"p0": low, "p1": high}
             case _:
                 kind, attributes = "non_negative", {}
-        for i in range(len(network.layers)):
+        for i in sorted(set(placed.layers) & set(own)):
             builder.op("project", UPDATE, w=f"w{i}", kind=schema.PROJECT_KINDS.index(kind), **attributes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -12,12 +13,45 @@ from .options import number, unknown
 
 @dataclass(frozen=True)
 class Layer:
-    """y = dropout(a(x Wᵀ + b)); W (n_out, n_in)."""
+    """y = dropout(a(norm(x Wᵀ + b))) [+ x]; W (n_units, n_in), n_units = n_out · pieces of a maxout layer."""
 
     n_in: int
     n_out: int
     activation: Any
     dropout: float = 0.0
+    norm: Any = None
+    residual: bool = False
+    tied: int | None = None  # the layer whose W is this one's, transposed
+
+    @property
+    def pieces(self) -> int:
+        return self.activation.pieces if isinstance(self.activation, options.Maxout) else 1
+
+    @property
+    def n_units(self) -> int:
+        return self.n_out * self.pieces
+
+    @property
+    def parameters(self) -> tuple[tuple[str, int, int], ...]:
+        """(name, rows, columns) of the layer's own trainable arrays."""
+        w = () if self.tied is not None else (("w", self.n_units, self.n_in),)
+        scale = () if self.norm is None else (("gamma", 1, self.n_units), ("beta", 1, self.n_units))
+        return (*w, ("b", 1, self.n_units), *scale)
+
+    @property
+    def statistics(self) -> tuple[tuple[str, int, int], ...]:
+        """(name, rows, columns) of arrays that training keeps beside the parameters."""
+        if not isinstance(self.norm, options.BatchNorm):
+            return ()
+        return ("mean", 1, self.n_units), ("var", 1, self.n_units)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A penalty or constraint and the layers that it acts on."""
+
+    option: Any
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -29,8 +63,8 @@ class Network:
     loss: options.LossOption
     reduction: str = "mean"
     noise: Any = None
-    penalties: tuple[Any, ...] = ()
-    constraints: tuple[Any, ...] = ()
+    penalties: tuple[Placed, ...] = ()
+    constraints: tuple[Placed, ...] = ()
     solver: Any = None
     n_targets: int | None = None  # width of targets that are not the input (they come from source 1)
 
@@ -45,6 +79,23 @@ class Network:
     @property
     def target_width(self) -> int:
         return self.n_features if self.n_targets is None else self.n_targets
+
+    @property
+    def graph_source(self) -> int:
+        """Which source of rows the graph of a `Laplacian` is."""
+        return 1 if self.n_targets is None else 2
+
+    def penalty(self, kind: type) -> Any:
+        """The penalty of a kind that can be there once, or None."""
+        return next((placed.option for placed in self.penalties if isinstance(placed.option, kind)), None)
+
+    @property
+    def n_directions(self) -> int:
+        """Principal directions of an `SVDProjector`, 0 without one."""
+        option = self.penalty(options.SVDProjector)
+        if option is None:
+            return 0
+        return min(self.n_features, option.n_components or self.n_components)
 
     @property
     def n_components(self) -> int:
@@ -91,17 +142,91 @@ def _output(value: Any, loss: options.LossOption) -> Any:
     )
 
 
-def _penalties(values: Any, code: Any) -> tuple[Any, ...]:
-    chosen = tuple(options.choose("penalties", p, options.ALL_PENALTIES) for p in several("penalties", values))
-    for penalty in chosen:
-        if isinstance(penalty, options.KLSparsity):
-            row = code._row
-            if row.low < 0 or row.high > 1:
-                raise ValueError(
-                    f"KLSparsity needs a code in [0, 1]; code_activation={row.name!r} gives "
-                    f"[{row.low:g}, {row.high:g}]; use code_activation='sigmoid' or an L1 penalty on the activity"
-                )
-    return chosen
+def _resolve(layers: Any, n_encoder: int, n_layers: int) -> tuple[int, ...]:
+    """Indices that the ``layers`` of `OnLayers` mean."""
+    code, last = n_encoder - 1, n_layers - 1
+    named = {
+        "encoder": range(n_encoder), "decoder": range(n_encoder, n_layers), "code": (code,), "output": (last,),
+        "hidden": [i for i in range(n_layers) if i not in (code, last)], "all": range(n_layers),
+    }  # fmt: skip
+    if isinstance(layers, str):
+        if layers not in named:
+            raise unknown("OnLayers.layers", layers, named)
+        return tuple(named[layers])
+    chosen = []
+    for i in (layers,) if isinstance(layers, Integral) else layers:
+        number("OnLayers.layers", i, -n_layers, last, integer=True)
+        chosen.append(int(i) % n_layers)
+    return tuple(sorted(set(chosen)))
+
+
+def _place(what: str, values: Any, table: dict, layers: tuple[Layer, ...], n_encoder: int) -> tuple[Placed, ...]:
+    """Penalties or constraints with the layers that each acts on."""
+    placed = []
+    for value in several(what, values):
+        option = options.choose(what, value.option if isinstance(value, options.OnLayers) else value, table)
+        code = type(option) in options.ACTIVITY_PENALTIES.values() or isinstance(option, options.Orthogonality)
+        where = _resolve("code" if code else "all", n_encoder, len(layers))
+        if type(option) in options.ENCODER_PENALTIES.values():
+            where = (0,) if isinstance(option, options.SVDProjector) else (n_encoder - 1,)
+        if isinstance(value, options.OnLayers):
+            if type(option) in options.ENCODER_PENALTIES.values():
+                raise ValueError(f"{type(option).__name__} belongs to the encoder as a whole; give it without OnLayers")
+            where = _resolve(value.layers, n_encoder, len(layers))
+        placed.append(Placed(option, where))
+    return tuple(placed)
+
+
+def _check_penalties(penalties: tuple[Placed, ...], layers: tuple[Layer, ...], n_encoder: int) -> None:
+    for kind in (options.Laplacian, options.SVDProjector):
+        if sum(isinstance(p.option, kind) for p in penalties) > 1:
+            raise ValueError(f"penalties has more than one {kind.__name__}; add their strengths up in one")
+    for option, where in ((p.option, p.layers) for p in penalties):
+        if isinstance(option, options.KLSparsity):
+            for i in where:
+                row = layers[i].activation._row
+                if row is None or row.low < 0 or row.high > 1 or layers[i].residual:
+                    name = layers[i].activation.name
+                    reach = "" if row is None else f" with range [{row.low:g}, {row.high:g}]"
+                    raise ValueError(
+                        f"KLSparsity needs activities in [0, 1]; layer {i} has activation {name!r}{reach}; use "
+                        "code_activation='sigmoid' (or a sigmoid there) or an L1 penalty on the activity"
+                    )
+        elif isinstance(option, options.Contractive) and option.method == "exact" and not exact_contraction(
+            layers, n_encoder
+        ):  # fmt: skip
+            raise ValueError(
+                "Contractive(method='exact') needs an encoder of one layer without normalisation, maxout or "
+                "skip connection; use method='sampled'"
+            )
+        elif type(option) in options.ACTIVITY_PENALTIES.values() and len(layers) - 1 in where:
+            raise ValueError(f"{type(option).__name__} acts on the code or hidden layers, not on the output layer")
+
+
+def exact_contraction(layers: tuple[Layer, ...], n_encoder: int) -> bool:
+    """Whether the encoder's Jacobian has the closed form a'(z) W."""
+    first = layers[0]
+    row = first.activation._row
+    return n_encoder == 1 and first.norm is None and not first.residual and row is not None and row.d2y is not None
+
+
+def _per_layer(name: str, value: Any, n: int, one: Any) -> tuple[Any, ...]:
+    """``one(value)`` for each of n hidden layers, or for each item of a sequence of n."""
+    if not isinstance(value, (list, tuple)):
+        return (one(value),) * n
+    if len(value) != n:
+        raise ValueError(f"{name}={value!r} must be one value, or one for each of the {n} hidden layers")
+    return tuple(one(item) for item in value)
+
+
+def _tied(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Decoder layers that use the encoder's weights transposed."""
+    if [(layer.n_out, layer.n_in) for layer in encoder[::-1]] != [(layer.n_in, layer.n_out) for layer in decoder]:
+        raise ValueError("tied_weights=True needs a mirrored decoder; leave decoder_layer_sizes at None")
+    if any(layer.pieces > 1 for layer in encoder + decoder):
+        raise ValueError("tied_weights=True cannot go with maxout layers, whose weights have no transpose; untie them")
+    last = len(encoder) - 1
+    return tuple(dataclasses.replace(layer, tied=last - i) for i, layer in enumerate(decoder))
 
 
 def dense_network(
@@ -116,6 +241,9 @@ def dense_network(
     loss: Any = "squared_error",
     reduction: str = "mean",
     dropout: Any = 0.0,
+    normalization: Any = None,
+    skip_connections: bool = False,
+    tied_weights: bool = False,
     noise: Any = None,
     penalties: Any = (),
     constraints: Any = (),
@@ -123,45 +251,53 @@ def dense_network(
 ) -> Network:
     """The network of an `Autoencoder`, from its parameters.
 
-    ``dropout`` is one rate for all hidden layers or one per hidden layer, encoder's first.
+    ``activation``, ``dropout`` and ``normalization`` are one value for all hidden layers or one per hidden layer,
+    encoder's first.
     """
     n_components = number("n_components", n_components, 1, 2**26, integer=True)
     hidden = sizes("hidden_layer_sizes", hidden_layer_sizes)
     mirrored = hidden[::-1] if decoder_layer_sizes is None else sizes("decoder_layer_sizes", decoder_layer_sizes)
-    inner = options.choose("activation", activation, options.ACTIVATIONS)
+    n_hidden = len(hidden) + len(mirrored)
+    inner = _per_layer("activation", activation, n_hidden,
+                       lambda a: options.choose("activation", a, options.LAYER_ACTIVATIONS))  # fmt: skip
     if isinstance(code_activation, str) and code_activation == "auto":
-        code = options.ACTIVATIONS["identity"]() if hidden else inner
-    else:
-        code = options.choose("code_activation", code_activation, options.ACTIVATIONS)
+        code_activation = "identity" if hidden or isinstance(activation, (list, tuple)) else activation
+    code = options.choose("code_activation", code_activation, options.LAYER_ACTIVATIONS)
     loss = options.choose("loss", loss, options.ALL_LOSSES)
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ("mean", "sum"))
-    n_hidden = len(hidden) + len(mirrored)
-    if not isinstance(dropout, (list, tuple)):
-        dropout = (number("dropout", dropout, 0.0, 1.0, "left"),) * n_hidden
-    rates = tuple(dropout)
-    if len(rates) != n_hidden:
-        raise ValueError(f"dropout={dropout!r} must be one rate, or one for each of the {n_hidden} hidden layers")
-    rates = tuple(number("dropout", rate, 0.0, 1.0, "left") for rate in rates)
-    encoder_rates, decoder_rates = rates[: len(hidden)], rates[len(hidden) :]
+    rates = _per_layer("dropout", dropout, n_hidden, lambda r: number("dropout", r, 0.0, 1.0, "left"))
+    norms = _per_layer("normalization", normalization, n_hidden,
+                       lambda n: None if n is None else options.choose("normalization", n, options.NORMALIZATIONS)
+                       )  # fmt: skip
 
-    def chain(widths: tuple[int, ...], layer_rates: tuple[float, ...], last: Any) -> tuple[Layer, ...]:
+    def chain(widths: tuple[int, ...], first: int, last: Any) -> tuple[Layer, ...]:
         layers = []
-        for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
-            final = i == len(widths) - 2
-            layers.append(Layer(n_in, n_out, last if final else inner, 0.0 if final else layer_rates[i]))
-        return tuple(layers)
+        for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:-1], strict=False), first):
+            residual = bool(skip_connections) and n_in == n_out
+            layers.append(Layer(n_in, n_out, inner[i], rates[i], norms[i], residual))
+        return (*layers, Layer(widths[-2], widths[-1], last))
 
+    encoder = chain((n_features, *hidden, n_components), 0, code)
+    decoder = chain((n_components, *mirrored, n_features), len(hidden), _output(output_activation, loss))
+    if tied_weights:
+        decoder = _tied(encoder, decoder)
+    layers = encoder + decoder
+    if skip_connections and not any(layer.residual for layer in layers):
+        raise ValueError(
+            f"skip_connections=True needs a hidden layer as wide as its input; got widths {n_features}, {hidden}, "
+            f"{n_components}, {mirrored}; repeat a width, such as (256, 256)"
+        )
+    placed = _place("penalties", penalties, options.ALL_PENALTIES, layers, len(encoder))
+    _check_penalties(placed, layers, len(encoder))
     return Network(
-        encoder=chain((n_features, *hidden, n_components), encoder_rates, code),
-        decoder=chain((n_components, *mirrored, n_features), decoder_rates, _output(output_activation, loss)),
+        encoder=encoder,
+        decoder=decoder,
         loss=loss,
         reduction=reduction,
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
-        penalties=_penalties(penalties, code),
-        constraints=tuple(
-            options.choose("constraints", c, options.CONSTRAINTS) for c in several("constraints", constraints)
-        ),
+        penalties=placed,
+        constraints=_place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder)),
         solver=options.choose("solver", solver, options.SOLVERS),
     )
 

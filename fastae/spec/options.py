@@ -120,6 +120,41 @@ class Softmax(Option):
     """Softmax over the row; for the output layer."""
 
     name = "softmax"
+    _row = None
+
+
+@dataclass(frozen=True)
+class Maxout(Option):
+    """y_j = max over ``pieces`` affine maps of unit j (Goodfellow et al. 2013); W holds the first map of every unit,
+    then the second of every unit, and so on.
+    """
+
+    pieces: int = 2
+    name = "maxout"
+    _row = None
+
+    def __post_init__(self) -> None:
+        number("Maxout.pieces", self.pieces, 2, 1024, integer=True)
+
+
+@dataclass(frozen=True)
+class BatchNorm(Option):
+    """Each unit's pre-activation normalised over the batch (Ioffe & Szegedy 2015), over running averages afterwards.
+
+    momentum : weight of a batch in the running mean and (unbiased) variance
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    _intervals = {"momentum": (0.0, 1.0, "right"), "epsilon": (0.0, math.inf, "neither")}
+
+
+@dataclass(frozen=True)
+class LayerNorm(Option):
+    """Each row's pre-activations of a layer normalised over the units (Ba, Kiros, Hinton 2016)."""
+
+    epsilon: float = 1e-5
+    _intervals = {"epsilon": (0.0, math.inf, "neither")}
 
 
 @dataclass(frozen=True)
@@ -163,6 +198,110 @@ class ActivityL1(Option):
 
     strength: float = 1e-4
     _intervals = {"strength": (0.0, math.inf, "left")}
+
+
+@dataclass(frozen=True)
+class Contractive(Option):
+    """strength · mean over rows of ‖∂h/∂x‖²_F, h the code (Rifai et al. 2011).
+
+    method : "exact", "sampled" or "auto"
+        "exact" is the closed form Σ_j a'(z_j)² ‖w_j‖² of an encoder with one layer. "sampled" is the estimate
+        ‖h(x + ε) − h(x)‖² / std² with ε ~ N(0, std²), drawn anew for each row and epoch (Alain & Bengio 2014), for any
+        depth and activation; its error falls with std². "auto" takes the closed form where there is one.
+    std : float, of the perturbation
+    """
+
+    strength: float = 0.1
+    method: str = "auto"
+    std: float = 0.01
+    _intervals = {"strength": (0.0, math.inf, "left"), "std": (0.0, math.inf, "neither")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in ("auto", "exact", "sampled"):
+            raise unknown("Contractive.method", self.method, ("auto", "exact", "sampled"))
+
+
+@dataclass(frozen=True, eq=False)
+class Laplacian(Option):
+    """strength · tr(HᵀLH) / N, H the codes of all N rows, L = D − S the Laplacian of a graph between rows.
+
+    Close rows get close codes (Belkin & Niyogi 2003). Per batch it is estimated from one edge (i, j) of each of its
+    rows, drawn by weight anew in each epoch: ½ d_i ‖h_i − h_j‖², d_i = Σ_j S_ij, whose expectation is the whole sum.
+
+    graph : sparse matrix (N, N) of non-negative weights between the rows given to ``fit``, or the number of nearest
+        neighbours of the graph that ``fit`` makes of its rows (weights 1, symmetric). A matrix is not stored in
+        model files.
+    """
+
+    graph: Any = 10
+    strength: float = 0.01
+    _intervals = {"strength": (0.0, math.inf, "left")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.graph is not None and not hasattr(self.graph, "tocsr"):
+            number("Laplacian.graph", self.graph, 1, 2**31, integer=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Laplacian) or self.strength != other.strength:
+            return False
+        return self.graph is other.graph or (isinstance(self.graph, int) and self.graph == other.graph)
+
+    def __hash__(self) -> int:
+        return hash((self.graph if isinstance(self.graph, int) else id(self.graph), self.strength))
+
+
+@dataclass(frozen=True)
+class SVDProjector(Option):
+    """½ strength ‖W₁(I − V Vᵀ)‖²_F: first-layer weights are drawn to the span of the leading principal directions V.
+
+    n_components : int or None, directions in V; None takes the code's width. They come from the rows given to ``fit``
+        (the first 4,096 of them), or are given to ``fit`` by an earlier one in a warm start.
+    """
+
+    strength: float = 1e-2
+    n_components: int | None = None
+    _intervals = {"strength": (0.0, math.inf, "left")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_components is not None:
+            number("SVDProjector.n_components", self.n_components, 1, 2**31, integer=True)
+
+
+@dataclass(frozen=True)
+class Orthogonality(Option):
+    """½ strength ‖W Wᵀ − I‖²_F on the code layer's weights (‖Wᵀ W − I‖²_F where it has more units than inputs)."""
+
+    strength: float = 1e-2
+    _intervals = {"strength": (0.0, math.inf, "left")}
+
+
+@dataclass(frozen=True)
+class Decorrelation(Option):
+    """½ strength Σ_{i≠j} C_ij², C the covariance of the code's units over the batch (DeCov: Cogswell et al. 2016)."""
+
+    strength: float = 1e-2
+    _intervals = {"strength": (0.0, math.inf, "left")}
+
+
+@dataclass(frozen=True)
+class OnLayers(Option):
+    """A penalty or constraint on chosen layers instead of where it belongs by default.
+
+    option : weight penalty (default: all layers), activity penalty, Decorrelation, Orthogonality (default: the code's
+        layer), or constraint (default: all layers), by object or name
+    layers : "encoder", "decoder", "code", "output", "hidden", "all", an index into the encoder's and decoder's layers
+        counted through from 0 (negative ones from the end), or a sequence of indices
+    """
+
+    option: Any
+    layers: Any = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", tuple(self.layers))
 
 
 @dataclass(frozen=True)
@@ -226,9 +365,14 @@ class SwapNoise(Option):
 
 NOISES = {"masking": MaskingNoise, "gaussian": GaussianNoise, "salt_and_pepper": SaltAndPepperNoise, "swap": SwapNoise}
 OUTPUT_ACTIVATIONS = {**ACTIVATIONS, "softmax": Softmax}
+LAYER_ACTIVATIONS = {**ACTIVATIONS, "maxout": Maxout}
+NORMALIZATIONS = {"batch": BatchNorm, "layer": LayerNorm}
 ALL_LOSSES = {**LOSSES, "multinomial": Multinomial, "categorical_cross_entropy": CategoricalCrossEntropy}
 CONSTRAINTS = {"max_norm": MaxNorm, "non_negative": NonNegative, "weight_range": WeightRange}
-ALL_PENALTIES = {**PENALTIES, "kl_sparsity": KLSparsity, "activity_l1": ActivityL1, "activity": Activity}
+ACTIVITY_PENALTIES = {"kl_sparsity": KLSparsity, "activity_l1": ActivityL1, "activity": Activity,
+                      "decorrelation": Decorrelation}  # fmt: skip
+ENCODER_PENALTIES = {"contractive": Contractive, "laplacian": Laplacian, "svd_projector": SVDProjector}
+ALL_PENALTIES = {**PENALTIES, **ACTIVITY_PENALTIES, "orthogonality": Orthogonality, **ENCODER_PENALTIES}
 
 
 def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .. import interpreter
-from . import dense, losses, random, regularisers, update
+from . import activities, dense, losses, norm, random, regularisers, update
+
+MODULES = (activities, dense, losses, norm, random, regularisers, update)
 
 
 def on_contiguous(kernel):
@@ -32,10 +34,7 @@ class NumbaBackend(interpreter.Interpreter):
     """Computes in the plan's dtype; compiled code is cached on disk between processes."""
 
     name = "numba"
-    kernels = {
-        kind: on_contiguous(kernel)
-        for kind, kernel in interpreter.kernel_table(dense, losses, random, regularisers, update).items()
-    }
+    kernels = {kind: on_contiguous(kernel) for kind, kernel in interpreter.kernel_table(*MODULES).items()}
 
     def permutation(self, seed: int, epoch: int, n: int) -> np.ndarray:
         """Order of n rows in an epoch, int64; a function of (seed, epoch)."""

@@ -47,9 +47,22 @@ def pack(step, op, v):
     """Nothing to do: products take weights as they lie."""
 
 
+def take(step, op, v):
+    source, rows = step.job.sources[op.ints["source"]], v["rows"][:, 0]
+    if source.indptr is not None:
+        scatter(source.data, source.indptr, source.indices, rows, v["x"])
+    else:
+        v["x"][...] = source.data[rows]
+
+
+def weight(op, v):
+    """w as (units, inputs)."""
+    return v["w"].T if op.ints["transposed"] else v["w"]
+
+
 def dense(step, op, v):
     y, z = v["y"], v.get("z")
-    np.matmul(v["x"], v["w"].T, out=y)
+    np.matmul(v["x"], weight(op, v).T, out=y)
     if "b" in v:
         y += v["b"]
     if z is not None:
@@ -88,20 +101,62 @@ def activation_grad(step, op, v):
 def dense_grad(step, op, v):
     dz = v["dz"]
     if "dw" in v:
-        np.matmul(dz.T, v["x"], out=v["dw"])
+        left, right = (v["x"], dz) if op.ints["transposed"] else (dz, v["x"])
+        if op.ints["add"]:
+            v["dw"] += left.T @ right
+        else:
+            np.matmul(left.T, right, out=v["dw"])
     if "db" in v:
-        column_sums(dz, v["db"][0])
+        column_sums(dz, v["db"][0], op.ints["add_bias"])
     if "dx" in v:
-        np.matmul(dz, v["w"], out=v["dx"])
+        np.matmul(dz, weight(op, v), out=v["dx"])
         _chain(step, op, v, v["dx"], v["dx"])
 
 
 @_jit
-def column_sums(dz, out):
-    out[:] = 0
+def column_sums(dz, out, add):
+    if not add:
+        out[:] = 0
     for r in range(dz.shape[0]):
         for j in range(dz.shape[1]):
             out[j] += dz[r, j]
+
+
+def add(step, op, v):
+    np.add(v["x"], v["y"], out=v["sum"])
+
+
+@_jit
+def largest_pieces(z, y):
+    n = y.shape[1]
+    for r in range(y.shape[0]):
+        for j in range(n):
+            top = z[r, j]
+            for q in range(j + n, z.shape[1], n):
+                if z[r, q] > top or z[r, q] != z[r, q]:
+                    top = z[r, q]
+            y[r, j] = top
+
+
+def maxout(step, op, v):
+    largest_pieces(v["z"], v["y"])
+
+
+@_jit
+def to_largest_piece(dy, z, dz):
+    n = dy.shape[1]
+    for r in range(dy.shape[0]):
+        for j in range(n):
+            best = j
+            for q in range(j + n, z.shape[1], n):
+                if z[r, q] > z[r, best]:
+                    best = q
+            for q in range(j, z.shape[1], n):
+                dz[r, q] = dy[r, j] if q == best else 0
+
+
+def maxout_grad(step, op, v):
+    to_largest_piece(v["dy"], v["z"], v["dz"])
 
 
 @_jit

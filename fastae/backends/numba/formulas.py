@@ -23,6 +23,13 @@ def identity_dy(y, p, g, out):
 
 
 @_jit
+def identity_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = T(0.0)
+
+
+@_jit
 def sigmoid_y(x, p, out):
     T = out.dtype.type
     for i in range(out.size):
@@ -34,6 +41,13 @@ def sigmoid_dy(y, p, g, out):
     T = out.dtype.type
     for i in range(out.size):
         out[i] = g[i] * (y[i] * (T(1.0) - y[i]))
+
+
+@_jit
+def sigmoid_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = ((y[i] * (T(1.0) - y[i])) * (T(1.0) - (T(2.0) * y[i])))
 
 
 @_jit
@@ -51,6 +65,13 @@ def tanh_dy(y, p, g, out):
 
 
 @_jit
+def tanh_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = (((T(-2.0) * y[i]) * (T(1.0) - y[i])) * (T(1.0) + y[i]))
+
+
+@_jit
 def relu_y(x, p, out):
     T = out.dtype.type
     for i in range(out.size):
@@ -62,6 +83,13 @@ def relu_dy(y, p, g, out):
     T = out.dtype.type
     for i in range(out.size):
         out[i] = g[i] * primitives.select((y[i] > T(0.0)), T(1.0), T(0.0))
+
+
+@_jit
+def relu_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = T(0.0)
 
 
 @_jit
@@ -79,6 +107,13 @@ def leaky_relu_dy(y, p, g, out):
 
 
 @_jit
+def leaky_relu_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = T(0.0)
+
+
+@_jit
 def elu_y(x, p, out):
     T = out.dtype.type
     for i in range(out.size):
@@ -90,6 +125,13 @@ def elu_dy(y, p, g, out):
     T = out.dtype.type
     for i in range(out.size):
         out[i] = g[i] * primitives.select((y[i] > T(0.0)), T(1.0), (y[i] + p[0]))
+
+
+@_jit
+def elu_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = primitives.select((y[i] > T(0.0)), T(0.0), (y[i] + p[0]))
 
 
 @_jit
@@ -107,6 +149,13 @@ def selu_dy(y, p, g, out):
 
 
 @_jit
+def selu_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = primitives.select((y[i] > T(0.0)), T(0.0), (y[i] + T(1.7580993408473766)))
+
+
+@_jit
 def exponential_y(x, p, out):
     T = out.dtype.type
     for i in range(out.size):
@@ -118,6 +167,13 @@ def exponential_dy(y, p, g, out):
     T = out.dtype.type
     for i in range(out.size):
         out[i] = g[i] * y[i]
+
+
+@_jit
+def exponential_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = y[i]
 
 
 @_jit
@@ -135,6 +191,13 @@ def softplus_dy(y, p, g, out):
 
 
 @_jit
+def softplus_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = ((-primitives.expm1((-y[i]))) * primitives.exp((-y[i])))
+
+
+@_jit
 def gelu_y(x, p, out):
     T = out.dtype.type
     for i in range(out.size):
@@ -149,6 +212,13 @@ def gelu_dy(x, p, g, out):
 
 
 @_jit
+def gelu_d2y(x, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = ((T(0.3989422804014327) * primitives.exp(((T(-0.5) * x[i]) * x[i]))) * (T(2.0) - (x[i] * x[i])))
+
+
+@_jit
 def gelu_tanh_y(x, p, out):
     T = out.dtype.type
     for i in range(out.size):
@@ -159,7 +229,14 @@ def gelu_tanh_y(x, p, out):
 def gelu_tanh_dy(x, p, g, out):
     T = out.dtype.type
     for i in range(out.size):
-        out[i] = g[i] * (primitives.sigmoid((T(1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i])))) + (((x[i] * primitives.sigmoid((T(1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i]))))) * primitives.sigmoid((T(-1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i]))))) * (T(1.5957691216057308) + ((T(0.21406444881780076) * x[i]) * x[i]))))
+        out[i] = g[i] * (primitives.sigmoid((T(1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i])))) + (((x[i] * primitives.sigmoid((T(1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i]))))) * primitives.sigmoid((-(T(1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i])))))) * (T(1.5957691216057308) + ((T(0.21406444881780076) * x[i]) * x[i]))))
+
+
+@_jit
+def gelu_tanh_d2y(x, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = ((primitives.sigmoid((T(1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i])))) * primitives.sigmoid((-(T(1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i])))))) * ((T(2.0) * (T(1.5957691216057308) + ((T(0.21406444881780076) * x[i]) * x[i]))) + (x[i] * ((((T(1.0) - (T(2.0) * primitives.sigmoid((T(1.5957691216057308) * (x[i] + (((T(0.044715) * x[i]) * x[i]) * x[i])))))) * (T(1.5957691216057308) + ((T(0.21406444881780076) * x[i]) * x[i]))) * (T(1.5957691216057308) + ((T(0.21406444881780076) * x[i]) * x[i]))) + (T(0.4281288976356015) * x[i])))))
 
 
 @_jit
@@ -177,6 +254,13 @@ def silu_dy(x, p, g, out):
 
 
 @_jit
+def silu_d2y(x, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = ((primitives.sigmoid(x[i]) * primitives.sigmoid((-x[i]))) * (T(2.0) + (x[i] * (T(1.0) - (T(2.0) * primitives.sigmoid(x[i]))))))
+
+
+@_jit
 def hard_sigmoid_y(x, p, out):
     T = out.dtype.type
     for i in range(out.size):
@@ -188,6 +272,13 @@ def hard_sigmoid_dy(y, p, g, out):
     T = out.dtype.type
     for i in range(out.size):
         out[i] = g[i] * primitives.select((y[i] > T(0.0)), primitives.select((y[i] < T(1.0)), T(0.16666666666666666), T(0.0)), T(0.0))
+
+
+@_jit
+def hard_sigmoid_d2y(y, p, out):
+    T = out.dtype.type
+    for i in range(out.size):
+        out[i] = T(0.0)
 
 
 @_jit
@@ -420,19 +511,19 @@ def lion_update(w, g, m, c, p):
 
 
 ACTIVATION = (
-    (identity_y, identity_dy),  # identity
-    (sigmoid_y, sigmoid_dy),  # sigmoid
-    (tanh_y, tanh_dy),  # tanh
-    (relu_y, relu_dy),  # relu
-    (leaky_relu_y, leaky_relu_dy),  # leaky_relu
-    (elu_y, elu_dy),  # elu
-    (selu_y, selu_dy),  # selu
-    (exponential_y, exponential_dy),  # exponential
-    (softplus_y, softplus_dy),  # softplus
-    (gelu_y, gelu_dy),  # gelu
-    (gelu_tanh_y, gelu_tanh_dy),  # gelu_tanh
-    (silu_y, silu_dy),  # silu
-    (hard_sigmoid_y, hard_sigmoid_dy),  # hard_sigmoid
+    (identity_y, identity_dy, identity_d2y),  # identity
+    (sigmoid_y, sigmoid_dy, sigmoid_d2y),  # sigmoid
+    (tanh_y, tanh_dy, tanh_d2y),  # tanh
+    (relu_y, relu_dy, relu_d2y),  # relu
+    (leaky_relu_y, leaky_relu_dy, leaky_relu_d2y),  # leaky_relu
+    (elu_y, elu_dy, elu_d2y),  # elu
+    (selu_y, selu_dy, selu_d2y),  # selu
+    (exponential_y, exponential_dy, exponential_d2y),  # exponential
+    (softplus_y, softplus_dy, softplus_d2y),  # softplus
+    (gelu_y, gelu_dy, gelu_d2y),  # gelu
+    (gelu_tanh_y, gelu_tanh_dy, gelu_tanh_d2y),  # gelu_tanh
+    (silu_y, silu_dy, silu_d2y),  # silu
+    (hard_sigmoid_y, hard_sigmoid_dy, hard_sigmoid_d2y),  # hard_sigmoid
 )
 LOSS = (
     (squared_error_value, squared_error_dy),  # squared_error

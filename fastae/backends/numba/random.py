@@ -108,3 +108,33 @@ def noise(step, op, v):
     real = v["x"].dtype.type
     low, high = real(op.floats["low"]), real(op.floats["high"])
     apply_noise(kind, v["x"], v["rows"], *key(step), op.ints["stream"], amount, threshold, low, high, v["y"])
+
+
+@_jit
+def draw_neighbours(data, indptr, indices, rows, seed, epoch, stream, out, coefficient):
+    w = np.empty(4, np.uint64)
+    for r in range(len(rows)):
+        row = rows[r]
+        first, last = indptr[row], indptr[row + 1]
+        total = 0.0
+        for q in range(first, last):
+            total += data[q]
+        coefficient[r] = 0.5 * total
+        out[r] = row
+        if not total > 0:
+            continue
+        block(seed, epoch, stream, row, 0, w)
+        target = (np.float64(w[0]) + 0.5) * 2.0**-32 * total
+        reached = 0.0
+        for q in range(first, last):
+            reached += data[q]
+            out[r] = indices[q]
+            if reached > target:
+                break
+
+
+def neighbour(step, op, v):
+    """A neighbour of each row, drawn by edge weight from one word; half the row's weights."""
+    graph = step.job.sources[op.ints["source"]]
+    draw_neighbours(graph.data, graph.indptr, graph.indices, v["rows"][:, 0], *key(step), op.ints["stream"],
+                    v["out"][:, 0], v["coefficient"][:, 0])  # fmt: skip

@@ -1,38 +1,16 @@
-"""Penalties on activities and weights, projections."""
+"""Penalties on weights, projections."""
 
 import numpy as np
 from numba import njit
 
 from ...plan.schema import PROJECT_KINDS
+from ..reference.regularisers import orthogonality, projector, scale_rows  # BLAS products, on weights only
 from . import formulas
 from .dense import flat, parameters
-from .losses import row_sums
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
 
-
-def activity(step, op, v):
-    value, slope, _, _ = formulas.PENALTY[op.ints["penalty"]]
-    h, dh = v["h"], v["dh"]
-    p, each, rows = parameters(op, h.dtype), np.empty_like(h), np.empty(len(h))
-    value(flat(h), p, flat(each))
-    row_sums(each, rows)
-    if "row_value" in v:
-        v["row_value"][:, 0] = rows
-    step.add_value(op, float(rows.mean()))
-    slope(flat(h), p, flat(each))
-    dh += each / h.dtype.type(len(h))
-
-
-def kl_sparsity(step, op, v):
-    """weight Σ_j KL(ρ ‖ q_j), q the batch mean cut to [1e-7, 1 − 1e-7], where the derivative is 0."""
-    h, rho, weight = v["h"], op.floats["rho"], op.floats["weight"]
-    mean = h.mean(axis=0, dtype=np.float64)
-    v["mean"][0] = mean
-    q = np.clip(mean, 1e-7, 1 - 1e-7)
-    step.add_value(op, float(weight * (rho * np.log(rho / q) + (1 - rho) * np.log((1 - rho) / (1 - q))).sum()))
-    slope = np.where(q == mean, (1 - rho) / (1 - q) - rho / q, 0.0)
-    v["dh"] += (weight / len(h) * slope).astype(h.dtype)
+__all__ = ["orthogonality", "project", "projector", "scale_rows", "weight_penalty"]
 
 
 def weight_penalty(step, op, v):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from .. import interpreter
-from . import dense, losses, random, regularisers, update
+from . import activities, dense, losses, norm, random, regularisers, update
+
+MODULES = (activities, dense, losses, norm, random, regularisers, update)
 
 
 class ReferenceBackend(interpreter.Interpreter):
     """Computes every op in float64 whatever the plan's dtype, and stores in the plan's."""
 
     name = "reference"
-    kernels = interpreter.kernel_table(dense, losses, random, regularisers, update)
+    kernels = interpreter.kernel_table(*MODULES)
 
     def permutation(self, seed: int, epoch: int, n: int) -> np.ndarray:
         """Order of n rows in an epoch, int64; a function of (seed, epoch)."""

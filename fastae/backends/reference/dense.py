@@ -24,19 +24,29 @@ def pack(step, op, v):
     """Nothing to do: products take weights as they lie."""
 
 
+def take(step, op, v):
+    v["x"][...] = step.read(step.job.sources[op.ints["source"]], v["rows"][:, 0])
+
+
+def weight(op, v):
+    """w as (units, inputs)."""
+    w = v["w"].astype(np.float64)
+    return w.T if op.ints.get("transposed", 0) else w
+
+
 def dense(step, op, v):
-    z = v["x"].astype(np.float64) @ v["w"].astype(np.float64).T
+    z = v["x"].astype(np.float64) @ weight(op, v).T
     if "b" in v:
         z = z + v["b"]
     if "z" in v:
         v["z"][...] = z
-    y, _ = formulas.ACTIVATION[op.ints["activation"]]
+    y = formulas.ACTIVATION[op.ints["activation"]][0]
     factor = kept(step, op, v["rows"], z.shape[1]) if op.floats.get("rate", 0.0) else 1.0
     v["y"][...] = dropped(y(z, parameters(op)), factor)
 
 
 def activation(step, op, v):
-    y, _ = formulas.ACTIVATION[op.ints["activation"]]
+    y = formulas.ACTIVATION[op.ints["activation"]][0]
     v["y"][...] = y(v["x"].astype(np.float64), parameters(op))
 
 
@@ -60,14 +70,42 @@ def activation_grad(step, op, v):
     v["dz"][...] = _chain(step, op, v, v["dy"].astype(np.float64))
 
 
+def gradient(v, name, value, add):
+    """Stores a parameter's gradient, or adds it where another op has written before."""
+    v[name][...] = v[name] + value if add else value
+
+
 def dense_grad(step, op, v):
     dz = v["dz"].astype(np.float64)
     if "dw" in v:
-        v["dw"][...] = dz.T @ v["x"].astype(np.float64)
+        dw = dz.T @ v["x"].astype(np.float64)
+        gradient(v, "dw", dw.T if op.ints["transposed"] else dw, op.ints["add"])
     if "db" in v:
-        v["db"][...] = dz.sum(axis=0)
+        gradient(v, "db", dz.sum(axis=0), op.ints["add_bias"])
     if "dx" in v:
-        v["dx"][...] = _chain(step, op, v, dz @ v["w"].astype(np.float64))
+        v["dx"][...] = _chain(step, op, v, dz @ weight(op, v))
+
+
+def add(step, op, v):
+    v["sum"][...] = v["x"] + v["y"]
+
+
+def _pieces(v, dy):
+    """z as (m, pieces, n), and which piece of each unit is largest."""
+    z = v["z"].astype(np.float64).reshape(len(dy), -1, dy.shape[1])
+    return z, z.argmax(axis=1)[:, None, :]
+
+
+def maxout(step, op, v):
+    z, largest = _pieces(v, v["y"])
+    v["y"][...] = np.take_along_axis(z, largest, axis=1)[:, 0, :]
+
+
+def maxout_grad(step, op, v):
+    z, largest = _pieces(v, v["dy"])
+    dz = np.zeros_like(z)
+    np.put_along_axis(dz, largest, v["dy"].astype(np.float64)[:, None, :], axis=1)
+    v["dz"][...] = dz.reshape(v["dz"].shape)
 
 
 def softmax(step, op, v):

@@ -14,12 +14,20 @@ def identity_dy(y, p):
     return np.full_like(y, 1.0)
 
 
+def identity_d2y(y, p):
+    return np.full_like(y, 0.0)
+
+
 def sigmoid_y(x, p):
     return primitives.sigmoid(x)
 
 
 def sigmoid_dy(y, p):
     return (y * (1.0 - y))
+
+
+def sigmoid_d2y(y, p):
+    return ((y * (1.0 - y)) * (1.0 - (2.0 * y)))
 
 
 def tanh_y(x, p):
@@ -30,12 +38,20 @@ def tanh_dy(y, p):
     return ((1.0 - y) * (1.0 + y))
 
 
+def tanh_d2y(y, p):
+    return (((-2.0 * y) * (1.0 - y)) * (1.0 + y))
+
+
 def relu_y(x, p):
     return np.maximum(x, 0.0)
 
 
 def relu_dy(y, p):
     return np.where((y > 0.0), 1.0, 0.0)
+
+
+def relu_d2y(y, p):
+    return np.full_like(y, 0.0)
 
 
 def leaky_relu_y(x, p):
@@ -46,12 +62,20 @@ def leaky_relu_dy(y, p):
     return np.where((y > 0.0), 1.0, p[0])
 
 
+def leaky_relu_d2y(y, p):
+    return np.full_like(y, 0.0)
+
+
 def elu_y(x, p):
     return np.where((x < 0.0), (p[0] * np.expm1(np.minimum(x, 0.0))), x)
 
 
 def elu_dy(y, p):
     return np.where((y > 0.0), 1.0, (y + p[0]))
+
+
+def elu_d2y(y, p):
+    return np.where((y > 0.0), 0.0, (y + p[0]))
 
 
 def selu_y(x, p):
@@ -62,11 +86,19 @@ def selu_dy(y, p):
     return np.where((y > 0.0), 1.0507009873554805, (y + 1.7580993408473766))
 
 
+def selu_d2y(y, p):
+    return np.where((y > 0.0), 0.0, (y + 1.7580993408473766))
+
+
 def exponential_y(x, p):
     return np.exp(x)
 
 
 def exponential_dy(y, p):
+    return y
+
+
+def exponential_d2y(y, p):
     return y
 
 
@@ -78,6 +110,10 @@ def softplus_dy(y, p):
     return (-np.expm1((-y)))
 
 
+def softplus_d2y(y, p):
+    return ((-np.expm1((-y))) * np.exp((-y)))
+
+
 def gelu_y(x, p):
     return ((0.5 * x) * primitives.erfc((-0.7071067811865476 * x)))
 
@@ -86,12 +122,20 @@ def gelu_dy(x, p):
     return ((0.5 * primitives.erfc((-0.7071067811865476 * x))) + (x * (0.3989422804014327 * np.exp(((-0.5 * x) * x)))))
 
 
+def gelu_d2y(x, p):
+    return ((0.3989422804014327 * np.exp(((-0.5 * x) * x))) * (2.0 - (x * x)))
+
+
 def gelu_tanh_y(x, p):
     return (x * primitives.sigmoid((1.5957691216057308 * (x + (((0.044715 * x) * x) * x)))))
 
 
 def gelu_tanh_dy(x, p):
-    return (primitives.sigmoid((1.5957691216057308 * (x + (((0.044715 * x) * x) * x)))) + (((x * primitives.sigmoid((1.5957691216057308 * (x + (((0.044715 * x) * x) * x))))) * primitives.sigmoid((-1.5957691216057308 * (x + (((0.044715 * x) * x) * x))))) * (1.5957691216057308 + ((0.21406444881780076 * x) * x))))
+    return (primitives.sigmoid((1.5957691216057308 * (x + (((0.044715 * x) * x) * x)))) + (((x * primitives.sigmoid((1.5957691216057308 * (x + (((0.044715 * x) * x) * x))))) * primitives.sigmoid((-(1.5957691216057308 * (x + (((0.044715 * x) * x) * x)))))) * (1.5957691216057308 + ((0.21406444881780076 * x) * x))))
+
+
+def gelu_tanh_d2y(x, p):
+    return ((primitives.sigmoid((1.5957691216057308 * (x + (((0.044715 * x) * x) * x)))) * primitives.sigmoid((-(1.5957691216057308 * (x + (((0.044715 * x) * x) * x)))))) * ((2.0 * (1.5957691216057308 + ((0.21406444881780076 * x) * x))) + (x * ((((1.0 - (2.0 * primitives.sigmoid((1.5957691216057308 * (x + (((0.044715 * x) * x) * x)))))) * (1.5957691216057308 + ((0.21406444881780076 * x) * x))) * (1.5957691216057308 + ((0.21406444881780076 * x) * x))) + (0.4281288976356015 * x)))))
 
 
 def silu_y(x, p):
@@ -102,12 +146,20 @@ def silu_dy(x, p):
     return (primitives.sigmoid(x) * (1.0 + (x * primitives.sigmoid((-x)))))
 
 
+def silu_d2y(x, p):
+    return ((primitives.sigmoid(x) * primitives.sigmoid((-x))) * (2.0 + (x * (1.0 - (2.0 * primitives.sigmoid(x))))))
+
+
 def hard_sigmoid_y(x, p):
     return np.minimum(np.maximum(((x * 0.16666666666666666) + 0.5), 0.0), 1.0)
 
 
 def hard_sigmoid_dy(y, p):
     return np.where((y > 0.0), np.where((y < 1.0), 0.16666666666666666, 0.0), 0.0)
+
+
+def hard_sigmoid_d2y(y, p):
+    return np.full_like(y, 0.0)
 
 
 def squared_error_value(y, t, p):
@@ -259,19 +311,19 @@ def lion_update(w, g, s, c, p):
 
 
 ACTIVATION = (
-    (identity_y, identity_dy),  # identity
-    (sigmoid_y, sigmoid_dy),  # sigmoid
-    (tanh_y, tanh_dy),  # tanh
-    (relu_y, relu_dy),  # relu
-    (leaky_relu_y, leaky_relu_dy),  # leaky_relu
-    (elu_y, elu_dy),  # elu
-    (selu_y, selu_dy),  # selu
-    (exponential_y, exponential_dy),  # exponential
-    (softplus_y, softplus_dy),  # softplus
-    (gelu_y, gelu_dy),  # gelu
-    (gelu_tanh_y, gelu_tanh_dy),  # gelu_tanh
-    (silu_y, silu_dy),  # silu
-    (hard_sigmoid_y, hard_sigmoid_dy),  # hard_sigmoid
+    (identity_y, identity_dy, identity_d2y),  # identity
+    (sigmoid_y, sigmoid_dy, sigmoid_d2y),  # sigmoid
+    (tanh_y, tanh_dy, tanh_d2y),  # tanh
+    (relu_y, relu_dy, relu_d2y),  # relu
+    (leaky_relu_y, leaky_relu_dy, leaky_relu_d2y),  # leaky_relu
+    (elu_y, elu_dy, elu_d2y),  # elu
+    (selu_y, selu_dy, selu_d2y),  # selu
+    (exponential_y, exponential_dy, exponential_d2y),  # exponential
+    (softplus_y, softplus_dy, softplus_d2y),  # softplus
+    (gelu_y, gelu_dy, gelu_d2y),  # gelu
+    (gelu_tanh_y, gelu_tanh_dy, gelu_tanh_d2y),  # gelu_tanh
+    (silu_y, silu_dy, silu_d2y),  # silu
+    (hard_sigmoid_y, hard_sigmoid_dy, hard_sigmoid_d2y),  # hard_sigmoid
 )
 LOSS = (
     (squared_error_value, squared_error_dy),  # squared_error

@@ -74,6 +74,19 @@ def noise(step, op, v):
     v["y"][...] = y
 
 
+def neighbour(step, op, v):
+    """A neighbour of each row, drawn by edge weight from one word; half the row's weights."""
+    graph = step.job.sources[op.ints["source"]]
+    drawn = words(step.job.seed, step.job.epoch, op.ints["stream"], v["rows"][:, 0], 1)[:, 0]
+    for r, (row, word) in enumerate(zip(v["rows"][:, 0], drawn, strict=True)):
+        span = slice(graph.indptr[row], graph.indptr[row + 1])
+        sums = np.cumsum(graph.data[span], dtype=np.float64)
+        total = sums[-1] if len(sums) else 0.0
+        v["coefficient"][r, 0] = 0.5 * total
+        q = np.searchsorted(sums, (float(word) + 0.5) * 2.0**-32 * total, side="right")
+        v["out"][r, 0] = graph.indices[span][min(q, len(sums) - 1)] if total > 0 else row
+
+
 def permutation(seed, epoch, n):
     """Fisher–Yates; index i draws 64 bits from columns 2i, 2i + 1 of the shuffle stream, 2¹⁹ indices a row."""
     order = np.arange(n, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Penalties on activities and weights, projections."""
+"""Penalties on weights, projections."""
 
 import numpy as np
 
@@ -7,25 +7,25 @@ from . import formulas
 from .dense import parameters
 
 
-def activity(step, op, v):
-    value, slope, _, _ = formulas.PENALTY[op.ints["penalty"]]
-    h = v["h"].astype(np.float64)
-    rows = value(h, parameters(op)).sum(axis=1)
-    if "row_value" in v:
-        v["row_value"][:, 0] = rows
-    step.add_value(op, float(rows.mean()))
-    v["dh"][...] = v["dh"] + slope(h, parameters(op)) / len(h)
+def orthogonality(step, op, v):
+    """½ strength |w wᵀ − I|², or |wᵀ w − I|²."""
+    w, strength = v["w"].astype(np.float64), op.floats["strength"]
+    gram = w.T @ w if op.ints["columns"] else w @ w.T
+    gram -= np.eye(len(gram))
+    step.add_value(op, float(0.5 * strength * (gram * gram).sum()))
+    v["dw"][...] = v["dw"] + 2 * strength * (w @ gram if op.ints["columns"] else gram @ w)
 
 
-def kl_sparsity(step, op, v):
-    """weight Σ_j KL(ρ ‖ q_j), q the batch mean cut to [1e-7, 1 − 1e-7], where the derivative is 0."""
-    h, rho, weight = v["h"].astype(np.float64), op.floats["rho"], op.floats["weight"]
-    mean = h.mean(axis=0)
-    v["mean"][0] = mean
-    q = np.clip(mean, 1e-7, 1 - 1e-7)
-    step.add_value(op, float(weight * (rho * np.log(rho / q) + (1 - rho) * np.log((1 - rho) / (1 - q))).sum()))
-    slope = np.where(q == mean, (1 - rho) / (1 - q) - rho / q, 0.0)
-    v["dh"][...] = v["dh"] + weight / len(h) * slope
+def projector(step, op, v):
+    """½ strength |w (I − vᵀ v)|²."""
+    w, basis, strength = v["w"].astype(np.float64), v["v"].astype(np.float64), op.floats["strength"]
+    rest = w - w @ basis.T @ basis
+    step.add_value(op, float(0.5 * strength * (rest * rest).sum()))
+    v["dw"][...] = v["dw"] + strength * rest
+
+
+def scale_rows(step, op, v):
+    v["dw"][...] = v["dw"] + v["factor"].T * v["w"]
 
 
 def weight_penalty(step, op, v):
