@@ -206,7 +206,7 @@ class Plan {
       records.push_back(held.back().record);
       check_order(order, n_rows, held.back().rows);
     }
-    check_gathers(records);
+    check_gathers(records, held.empty() ? 0 : held.front().rows);
     if (record_.n_scalars > 0 && (!scalars || scalars->size() < n_steps * record_.n_scalars))
       refuse("scalars must be float64 (n_steps, n_scalars)");
     if (record_.n_values > 0 && (!values || values->size() < n_steps * record_.n_values))
@@ -279,11 +279,17 @@ class Plan {
     if (n_rows > 0 && most >= static_cast<uint64_t>(rows)) refuse("order names a row that the source does not have");
   }
 
-  void check_gathers(const std::vector<fastae::SourceRecord>& sources) const {
+  void check_gathers(const std::vector<fastae::SourceRecord>& sources, int64_t rows_of_graph) const {
     for (const fastae::OpRecord& o : ops_) {
-      if (o.kind != fastae::op::gather) continue;
-      const int64_t s = o.i[fastae::at_gather::i_source];
+      if (o.kind != fastae::op::gather && o.kind != fastae::op::take && o.kind != fastae::op::neighbour) continue;
+      const int64_t s = o.i[fastae::at_gather::i_source];  // the first integer of all three
       if (s < 0 || s >= static_cast<int64_t>(sources.size())) refuse("a source of rows is missing");
+      if (o.kind == fastae::op::neighbour) {
+        const fastae::SourceRecord& g = sources[static_cast<size_t>(s)];
+        if (!g.indptr || g.dtype != fastae::source_dtype::f64 || g.columns != rows_of_graph)
+          refuse("a graph must be a square CSR source of float64 weights with a row per row of source 0");
+        continue;
+      }
       if (sources[static_cast<size_t>(s)].columns != buffers_[static_cast<size_t>(o.slot[0])].columns)
         refuse("a source does not have the plan's columns");
     }

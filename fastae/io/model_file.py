@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import __version__
 from ..exceptions import ModelFileError
+from ..spec.options import Option
 
 FORMAT_VERSION = 1
 _PREFIX = ".fastae-"
@@ -133,7 +134,9 @@ def encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        kept = value.stored() if isinstance(value, Option) else {f.name: getattr(value, f.name) for f in
+                                                                 dataclasses.fields(value)}  # fmt: skip
+        fields = {name: encode(item) for name, item in kept.items()}
         return {"option": type(value).__name__, "fields": fields}
     raise TypeError(f"{value!r} cannot be stored in a model file")
 

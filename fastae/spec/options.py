@@ -52,6 +52,10 @@ class Option:
             if value is not None:
                 number(f"{type(self).__name__}.{name}", value, low, high, closed)
 
+    def stored(self) -> dict[str, Any]:
+        """Fields as a model file keeps them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
 
 class ActivationOption(Option):
     _row: catalog.Activation
@@ -240,13 +244,17 @@ class Laplacian(Option):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.graph is not None and not hasattr(self.graph, "tocsr"):
+        matrix = hasattr(self.graph, "tocsr") or getattr(self.graph, "ndim", 0) == 2
+        if self.graph is not None and not matrix:
             number("Laplacian.graph", self.graph, 1, 2**31, integer=True)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Laplacian) or self.strength != other.strength:
             return False
         return self.graph is other.graph or (isinstance(self.graph, int) and self.graph == other.graph)
+
+    def stored(self) -> dict[str, Any]:
+        return {"graph": self.graph if isinstance(self.graph, int) else None, "strength": self.strength}
 
     def __hash__(self) -> int:
         return hash((self.graph if isinstance(self.graph, int) else id(self.graph), self.strength))
