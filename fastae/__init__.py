@@ -26,6 +26,7 @@ _HOMES = {
         "MaxNorm", "WeightRange", "NonNegative",
         "MaskingNoise", "GaussianNoise", "SaltAndPepperNoise", "SwapNoise",
         "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam", "AMSGrad", "AdamW", "Lion",
+        "LBFGS", "ConjugateGradient",
     ),
     "schedules": (
         "ConstantRate", "StepDecay", "ExponentialDecay", "Cosine", "LinearWarmup", "OneCycle", "ReduceOnPlateau",

@@ -9,7 +9,11 @@ import ctypes
 import functools
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
+from typing import Any
 
 MAX_THREADS = 256
 """Most threads that one call uses; the native pool has the same limit."""
@@ -148,3 +152,31 @@ def register_threadpoolctl() -> bool:
 
     threadpoolctl.register(FastaeController)
     return True
+
+
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limits: Any = None
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keeps BLAS to one thread in the whole process while any caller is inside.
+
+    For scipy's optimisers: a dot product that BLAS cuts over threads has other bits for another number of them.
+    Callers are counted, so that fits in several threads don't restore each other's limits.
+    """
+    from threadpoolctl import threadpool_limits
+
+    global _blas_users, _blas_limits
+    with _blas_lock:
+        if _blas_users == 0:
+            _blas_limits = threadpool_limits(1, user_api="blas")
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limits.restore_original_limits()

@@ -19,6 +19,7 @@ from .exceptions import NonFiniteLossError
 from .plan import schema
 from .plan.plan import Job, Plan, Source
 from .schedules import ReduceOnPlateau, Schedule
+from .spec.options import FullBatchOption
 
 SPLIT_EPOCH = 2**32 - 1  # the permutation that chooses the held-out rows
 
@@ -36,7 +37,7 @@ class State:
 
 @dataclass(frozen=True)
 class EpochInfo:
-    """What a callback is told after each epoch."""
+    """What a callback is told after each epoch, or iteration of a full-batch solver (its learning rate is NaN)."""
 
     epoch: int
     loss: float
@@ -146,46 +147,79 @@ def fit(
     history = History() if history is None else history
     handle = backend.compile(plan)
     n_rows = sources[0].n_rows if rows is None else len(rows)
-    bar = _Bar(settings, n_rows, plan.batch)
-    best_weights: np.ndarray | None = None
-    best, stale = np.inf, 0
-    try:
+    with Monitor(settings, state, history, n_rows, plan.batch, validate, model, publish) as monitor:
         for _ in range(settings.max_iter):
-            begin = time.perf_counter()
             order = epoch_order(backend, settings, state.epochs, rows, n_rows)
-            loss = run_epoch(backend, plan, handle, state, sources, order, n_rows, settings, bar.progress)
-            history.losses.append(loss)
-            validation = None
-            watched = loss
-            if validate is not None:
-                watched = validation = validate()
-                history.validation_losses.append(validation)
-                if validation < history.best_validation or best_weights is None:
-                    history.best_validation = validation
-                    best_weights = state.spaces[schema.THETA].copy()
-            rate = _next_rate(settings, state, history)
-            info = EpochInfo(state.epochs, loss, validation, rate, time.perf_counter() - begin, model)
-            bar.epoch(info)
-            # an improvement must be relative to what there is to improve
-            stale = 0 if watched < best - settings.tol * abs(best) or not np.isfinite(best) else stale + 1
-            best = min(best, watched)
-            if settings.callbacks and publish is not None:
-                publish()
-            if any([callback(info) for callback in settings.callbacks]):
-                history.stopped_by = "callback"
+            loss = run_epoch(backend, plan, handle, state, sources, order, n_rows, settings, monitor.progress)
+            if monitor.epoch(loss):
                 break
-            if stale >= settings.n_iter_no_change:
-                history.stopped_by = "tol"
-                break
-    finally:
-        bar.close()
-        if best_weights is not None:
-            state.spaces[schema.THETA][:] = best_weights
     return history
 
 
+class Monitor:
+    """What follows each epoch, whoever made it: held-out rows, history, callbacks, and whether to stop.
+
+    Leaving the context puts the weights back that were best on the held-out rows, when there are any.
+    """
+
+    def __init__(
+        self, settings: Settings, state: State, history: History, n_rows: int, batch: int,
+        validate: Callable[[], float] | None, model: Any, publish: Callable[[], None] | None,
+    ):  # fmt: skip
+        self.settings, self.state, self.history = settings, state, history
+        self.validate, self.model, self.publish = validate, model, publish
+        self.bar = _Bar(settings, n_rows, batch)
+        self.progress = self.bar.progress
+        self.best_weights: np.ndarray | None = None
+        self.best, self.stale = np.inf, 0
+        self.begin = time.perf_counter()
+
+    def epoch(self, loss: float) -> bool:
+        """Takes the epoch's loss and the present weights of ``state`` in; returns whether training should stop."""
+        settings, state, history = self.settings, self.state, self.history
+        history.losses.append(loss)
+        validation = None
+        watched = loss
+        if self.validate is not None:
+            watched = validation = self.validate()
+            history.validation_losses.append(validation)
+            if validation < history.best_validation or self.best_weights is None:
+                history.best_validation = validation
+                self.best_weights = state.spaces[schema.THETA].copy()
+        rate = _next_rate(settings, state, history)
+        info = EpochInfo(state.epochs, loss, validation, rate, time.perf_counter() - self.begin, self.model)
+        self.bar.epoch(info)
+        # an improvement must be relative to what there is to improve
+        improved = watched < self.best - settings.tol * abs(self.best) or not np.isfinite(self.best)
+        self.stale = 0 if improved else self.stale + 1
+        self.best = min(self.best, watched)
+        if settings.callbacks and self.publish is not None:
+            self.publish()
+        if any([callback(info) for callback in settings.callbacks]):
+            history.stopped_by = "callback"
+            return True
+        if self.stale >= settings.n_iter_no_change:
+            history.stopped_by = "tol"
+            return True
+        self.begin = time.perf_counter()
+        return False
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+        if self.best_weights is not None:
+            self.state.spaces[schema.THETA][:] = self.best_weights
+
+
 def _next_rate(settings: Settings, state: State, history: History) -> float:
-    """The rate of the epoch just done; a schedule that watches the loss decides the next one here."""
+    """The rate of the epoch just done; a schedule that watches the loss decides the next one here.
+
+    NaN for full-batch solvers, whose line search finds the length of each step.
+    """
+    if isinstance(settings.rule, FullBatchOption):
+        return np.nan
     if not isinstance(settings.schedule, ReduceOnPlateau):
         return float(settings.schedule.rates(np.array([state.epochs - state.first_epoch - 1.0]), settings.max_iter)[0])
     rate = settings.schedule.learning_rate if state.learning_rate is None else state.learning_rate

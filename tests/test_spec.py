@@ -19,7 +19,7 @@ TABLES = {
     "activation": options.OUTPUT_ACTIVATIONS,
     "loss": options.ALL_LOSSES,
     "penalties": options.ALL_PENALTIES,
-    "solver": options.SOLVERS,
+    "solver": options.ALL_SOLVERS,
     "noise": options.NOISES,
     "constraints": options.CONSTRAINTS,
     "initializer": INITIALIZERS,

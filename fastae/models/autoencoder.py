@@ -18,7 +18,7 @@ from .fitting import FittedByBatches, Optimizer
 
 
 class Autoencoder(FittedByBatches):
-    """A dense autoencoder of any depth, trained by minibatches on compiled kernels.
+    """A dense autoencoder of any depth, trained on compiled kernels, by minibatches or on all rows at once.
 
     Parameters
     ----------
@@ -54,14 +54,22 @@ class Autoencoder(FittedByBatches):
     initializer : name, option, list of one per layer, or list of (W, b) with W (out, in)
         ``"auto"`` chooses by activation: He for the ReLU family and maxout, LeCun for SELU, else Xavier, all uniform.
     solver : name or option, such as ``fastae.Adam(beta1=0.9, clip_norm=1.0)``
+        Update rules take a step per batch. The full-batch solvers ``"lbfgs"`` and ``"cg"`` (``fastae.LBFGS``,
+        ``fastae.ConjugateGradient``) minimise the objective over all rows by `scipy.optimize`, computed in float64
+        whatever X is; they use neither ``learning_rate`` nor ``batch_size`` nor ``shuffle``, draw dropout, noise and
+        neighbours once, and have no ``partial_fit``. ``"lbfgs"`` takes all penalties (L1 and ElasticNet give true
+        zeros), ``WeightRange`` and ``NonNegative``; ``"cg"`` neither L1, ElasticNet nor constraints. Where something
+        couples rows (``KLSparsity``, ``Decorrelation``, ``BatchNorm``, ``SwapNoise``) they hold the activations of
+        all rows in memory.
     learning_rate : float or schedule, such as ``fastae.Cosine(1e-3)``
     batch_size : int or "auto"
         min(256, rows) for "auto".
     max_iter : int
-        Epochs.
+        Epochs, or iterations of a full-batch solver, which warns when it has not converged by then.
     tol, n_iter_no_change : float, int
         Training stops when the loss (of the held-out rows with ``early_stopping``) has not improved by more than
-        ``tol`` times its size for ``n_iter_no_change`` epochs.
+        ``tol`` times its size for ``n_iter_no_change`` epochs. A full-batch solver has also converged when the largest
+        element of the gradient is at most ``tol`` times what it was at the start.
     shuffle : bool
     early_stopping, validation_fraction : bool, float
         Holds rows out and puts the weights back that were best on them.
@@ -84,8 +92,8 @@ class Autoencoder(FittedByBatches):
     weights_ : list of (W, b), encoder's layers first; W (out, in), of a maxout layer (pieces · out, in); a tied
         decoder's W are views of the encoder's
     norms_ : list of None or dict per layer: gamma, beta, and running mean, var of batch normalisation
-    n_iter_ : int, epochs of the last fit, or of all partial fits
-    loss_, loss_curve_ : float, list; mean objective of each epoch
+    n_iter_ : int, epochs or iterations of the last fit, or epochs of all partial fits
+    loss_, loss_curve_ : float, list; mean objective of each epoch, or the objective after each iteration
     validation_scores_, best_validation_score_ : −(loss of the held-out rows) per epoch, and the best; None without
     n_features_in_, feature_names_in_, backend_, device_, n_parameters_, t_ (steps of the optimiser), seed_, plan_
 

@@ -1,4 +1,4 @@
-"""Fitting: from parameters and rows to fitted attributes, by `fastae.training`."""
+"""Fitting: from parameters and rows to fitted attributes, by `fastae.training` or `fastae.full_batch`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from sklearn.utils.metaestimators import available_if
 
-from .. import training
+from .. import full_batch, training
 from ..initializers import PCAInit, initial_weights, principal_directions
 from ..plan import schema
 from ..plan.build import evaluation_plan, training_plan
@@ -58,6 +59,15 @@ class _Live:
     state: training.State
 
 
+def _takes_batches(estimator: Any) -> bool:
+    if options.is_full_batch(estimator.solver):
+        raise AttributeError(
+            f"partial_fit is there for solvers that go batch by batch; solver={estimator.solver!r} looks at all rows "
+            "at once; use an update rule such as solver='adam', or fit with warm_start=True"
+        )
+    return True
+
+
 class FittedByBatches(DenseModel):
     """Base of estimators whose ``_network`` is trained on minibatches of its own input.
 
@@ -73,7 +83,8 @@ class FittedByBatches(DenseModel):
         X : array, sparse matrix or frame (N, p)
         y : ignored
         sample_weight : (N,), weight of each row's loss; only ratios matter
-        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
+        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
+        solver that has not converged is a scikit-learn ConvergenceWarning.
         """
         warm = self.warm_start and hasattr(self, "weights_")
         with self._unchanged_on_error():
@@ -87,25 +98,27 @@ class FittedByBatches(DenseModel):
             state = self._begin(backend, network, source, dtype, n_rows, warm)
             state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
             sources = self._sources(network, source, held_out)
-            validate = None if held_out is None else self._validator(backend, network, dtype, source, held_out, state)
+            validate = None if held_out is None else self._validator(backend, network, source, held_out, state)
         self._live = None
         history = training.History()
 
         def publish() -> None:
-            self._finish(backend, network, state, history, state.epochs - state.first_epoch)
+            self._finish(backend, network, dtype, state, history, state.epochs - state.first_epoch)
 
+        train = full_batch.fit if options.is_full_batch(network.solver) else training.fit
         try:
-            training.fit(backend, self.plan_, state, sources, settings, rows=rows, validate=validate, model=self,
-                         history=history, publish=publish)  # fmt: skip
+            train(backend, self.plan_, state, sources, settings, rows=rows, validate=validate, model=self,
+                  history=history, publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
         return self
 
+    @available_if(_takes_batches)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
-        the call).
+        the call). Not there (AttributeError) with a full-batch solver.
         """
         first = not hasattr(self, "weights_")
         with self._unchanged_on_error():
@@ -132,7 +145,7 @@ class FittedByBatches(DenseModel):
             history.losses.append(training.run_epoch(
                 backend, live.plan, live.handle, state, sources, order, source.n_rows, settings))  # fmt: skip
         finally:
-            self._finish(backend, network, state, history, state.epochs)
+            self._finish(backend, network, dtype, state, history, state.epochs)
         return self
 
     # ---- the steps of a fit ---
@@ -182,7 +195,11 @@ class FittedByBatches(DenseModel):
         self, backend: Any, network: Network, source: Source, dtype: np.dtype, n_rows: int, warm: bool
     ) -> training.State:
         """Memory with the weights to start from; sets plan_."""
-        self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=source.weight is not None)
+        weighted = source.weight is not None
+        if options.is_full_batch(network.solver):
+            self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)
+        else:
+            self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=weighted)
         spaces = self.plan_.allocate()
         if warm:
             weights.write(self.plan_, spaces, network, self.weights_, self.norms_)
@@ -217,11 +234,10 @@ class FittedByBatches(DenseModel):
             return (source,)
         return source, neighbour_graph(option, source, held_out)
 
-    def _validator(self, backend: Any, network: Network, dtype: np.dtype, source: Source, held_out: np.ndarray,
-                   state: training.State):  # fmt: skip
+    def _validator(self, backend: Any, network: Network, source: Source, held_out: np.ndarray, state: training.State):
         """The function that gives the mean loss of the held-out rows under the weights of ``state``."""
         values = np.empty((len(held_out), 1))
-        compiled = _Compiled(backend, evaluation_plan(network, dtype))
+        compiled = _Compiled(backend, evaluation_plan(network, self.plan_.dtype))
         weight = None if source.weight is None or not source.weight[held_out].any() else source.weight[held_out]
 
         def validate() -> float:
@@ -234,14 +250,15 @@ class FittedByBatches(DenseModel):
         return validate
 
     def _finish(
-        self, backend: Any, network: Network, state: training.State, history: training.History, epochs: int
-    ) -> None:
+        self, backend: Any, network: Network, dtype: np.dtype, state: training.State, history: training.History,
+        epochs: int,
+    ) -> None:  # fmt: skip
         """Fitted attributes from the state."""
         self._forget_compiled()
         self.network_ = network
         plan = self.plan_
-        self.weights_, self.norms_ = weights.read(plan, state.spaces, network)
-        self._state = Optimizer(state.spaces[schema.STATE], network.solver.name, plan.dtype, state.steps, state.epochs,
+        self.weights_, self.norms_ = weights.read(plan, state.spaces, network, dtype)
+        self._state = Optimizer(state.spaces[schema.STATE], network.solver.name, dtype, state.steps, state.epochs,
                                 state.first_epoch, state.learning_rate)  # fmt: skip
         self.n_iter_ = epochs
         self.t_ = state.steps

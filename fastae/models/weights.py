@@ -36,14 +36,14 @@ def write(plan: Plan, spaces: list[np.ndarray], network: Network, weights: Weigh
             plan.view(spaces, f"{name}{i}")[...] = array
 
 
-def read(plan: Plan, spaces: list[np.ndarray], network: Network) -> tuple[Weights, Norms]:
-    """Copies of a plan's parameters; a tied layer's W is a view of its owner's."""
+def read(plan: Plan, spaces: list[np.ndarray], network: Network, dtype: Any) -> tuple[Weights, Norms]:
+    """Copies of a plan's parameters in a dtype of their own; a tied layer's W is a view of its owner's."""
     weights: Weights = []
     norms: Norms = []
     for i, layer in enumerate(network.layers):
-        w = plan.view(spaces, f"w{i}").copy() if layer.tied is None else weights[layer.tied][0].T
-        weights.append((w, plan.view(spaces, f"b{i}")[0].copy()))
-        norms.append({name: plan.view(spaces, f"{name}{i}")[0].copy() for name in norm_names(layer)} or None)
+        w = plan.view(spaces, f"w{i}").astype(dtype) if layer.tied is None else weights[layer.tied][0].T
+        weights.append((w, plan.view(spaces, f"b{i}")[0].astype(dtype)))
+        norms.append({name: plan.view(spaces, f"{name}{i}")[0].astype(dtype) for name in norm_names(layer)} or None)
     return weights, norms
 
 

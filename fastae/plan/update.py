@@ -11,14 +11,19 @@ from .regularisers import penalty_attributes
 from .schema import UPDATE
 
 
-def update(builder: PlanBuilder, network: Network, rate_scalar: int, rule_scalar: int) -> None:
-    solver = network.solver
+def rule(builder: PlanBuilder, solver: options.SolverOption, rule_scalar: int) -> None:
     for mode, limit in enumerate((solver.clip_value, solver.clip_norm)):
         if limit is not None:
             builder.op("clip_gradient", UPDATE, g="grad", mode=mode, limit=limit)
     states = {f"s{i}": f"state_{name}" for i, name in enumerate(solver._row.states)}
     builder.op("update", UPDATE, w="theta", g="grad", rule=INDEX["update"][solver.name], scalar=rule_scalar,
                **states, **{f"p{i}": v for i, v in enumerate(options.values(solver)[:4])})  # fmt: skip
+
+
+def update(builder: PlanBuilder, network: Network, rate_scalar: int, rule_scalar: int) -> None:
+    solver = network.solver
+    if not isinstance(solver, options.FullBatchOption):  # those read the projections below, and step themselves
+        rule(builder, solver, rule_scalar)
     own = [i for i, layer in enumerate(network.layers) if layer.tied is None]
     for placed in network.penalties:
         if isinstance(placed.option, options.PenaltyOption) and placed.option._row.prox:

@@ -298,7 +298,7 @@ def dense_network(
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=placed,
         constraints=_place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder)),
-        solver=options.choose("solver", solver, options.SOLVERS),
+        solver=options.choose("solver", solver, options.ALL_SOLVERS),
     )
 
 

@@ -45,12 +45,13 @@ class Option:
     """Base of all options: checks each field against the interval that the class declares for it."""
 
     _intervals: dict[str, tuple[float, float, str]] = {}
+    _integers = False  # whether those fields are whole numbers
 
     def __post_init__(self) -> None:
         for name, (low, high, closed) in self._intervals.items():
             value = getattr(self, name)
             if value is not None:
-                number(f"{type(self).__name__}.{name}", value, low, high, closed)
+                number(f"{type(self).__name__}.{name}", value, low, high, closed, self._integers)
 
     def stored(self) -> dict[str, Any]:
         """Fields as a model file keeps them."""
@@ -79,6 +80,7 @@ class PenaltyOption(Option):
 
 class SolverOption(Option):
     _row: catalog.UpdateRule
+    name: str
     clip_value: float | None
     clip_norm: float | None
 
@@ -117,6 +119,46 @@ _CLIP_FIELDS = [("clip_value", "float | None", None), ("clip_norm", "float | Non
 SOLVERS = {row.name: _from_row(row, SolverOption, _CLIP_FIELDS, _CLIPS) for row in catalog.UPDATE_RULES}
 for _table in (ACTIVATIONS, LOSSES, PENALTIES, SOLVERS):
     globals().update({cls.__name__: cls for cls in _table.values()})
+
+
+class FullBatchOption(Option):
+    """A solver of `scipy.optimize` on the objective over all rows: it has no update rule of the catalogue.
+
+    ``max_evaluations`` : int or None, objectives after which no further iteration begins
+    """
+
+    _row = catalog.UpdateRule("none", "None", body=(), step=())
+    _integers = True
+    name: str
+    max_evaluations: int | None
+
+
+@dataclass(frozen=True)
+class LBFGS(FullBatchOption):
+    """Limited-memory BFGS with bounds, ``scipy.optimize``'s L-BFGS-B (Byrd, Lu, Nocedal, Zhu 1995).
+
+    history : int, pairs of steps and gradient changes that stand for the curvature
+    max_evaluations : int or None, objectives after which no further iteration begins
+    """
+
+    history: int = 10
+    max_evaluations: int | None = None
+    name = "lbfgs"
+    _intervals = {"history": (1, 2**31 - 1, "both"), "max_evaluations": (1, 2**31 - 1, "both")}
+
+
+@dataclass(frozen=True)
+class ConjugateGradient(FullBatchOption):
+    """Nonlinear conjugate gradient, ``scipy.optimize``'s CG (Polak & Ribière 1969, restarts by Powell).
+
+    For smooth objectives: neither L1 on weights nor constraints.
+
+    max_evaluations : int or None, objectives after which no further iteration begins
+    """
+
+    max_evaluations: int | None = None
+    name = "cg"
+    _intervals = {"max_evaluations": (1, 2**31 - 1, "both")}
 
 
 @dataclass(frozen=True)
@@ -376,6 +418,7 @@ OUTPUT_ACTIVATIONS = {**ACTIVATIONS, "softmax": Softmax}
 LAYER_ACTIVATIONS = {**ACTIVATIONS, "maxout": Maxout}
 NORMALIZATIONS = {"batch": BatchNorm, "layer": LayerNorm}
 ALL_LOSSES = {**LOSSES, "multinomial": Multinomial, "categorical_cross_entropy": CategoricalCrossEntropy}
+ALL_SOLVERS = {**SOLVERS, "lbfgs": LBFGS, "cg": ConjugateGradient}
 CONSTRAINTS = {"max_norm": MaxNorm, "non_negative": NonNegative, "weight_range": WeightRange}
 ACTIVITY_PENALTIES = {"kl_sparsity": KLSparsity, "activity_l1": ActivityL1, "activity": Activity,
                       "decorrelation": Decorrelation}  # fmt: skip
@@ -393,6 +436,12 @@ def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
         return value
     wanted = ", ".join(sorted(cls.__name__ for cls in table.values()))
     raise TypeError(f"{what}={value!r} must be a name or one of {wanted}")
+
+
+def is_full_batch(solver: Any) -> bool:
+    """Whether a solver, an option or its name, is run by `fastae.full_batch`."""
+    kind = ALL_SOLVERS.get(solver) if isinstance(solver, str) else type(solver)
+    return kind is not None and issubclass(kind, FullBatchOption)
 
 
 def penalty(value: Any) -> PenaltyOption:
