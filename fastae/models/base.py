@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from functools import cache
 from typing import Any
@@ -120,8 +121,8 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     def _rows(self, X: Any) -> tuple[Source, np.dtype]:
         """Checked rows for the fitted network."""
-        network = self._fitted_network()
-        allow_nan = network.missing is not None and np.isnan(network.missing)
+        network = self.network_
+        allow_nan = network.missing is not None and math.isnan(network.missing)
         source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision,
                                    allow_nan=allow_nan)  # fmt: skip
         check_transform(source, network)
@@ -155,7 +156,7 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         missing = getattr(self, "missing", None)
-        tags.input_tags.allow_nan = isinstance(missing, float) and bool(np.isnan(missing))
+        tags.input_tags.allow_nan = isinstance(missing, float) and math.isnan(missing)
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -209,7 +210,7 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
         Divided by the head's (observed) columns or not as ``reduction`` says.
         """
-        return self._row_values("heads", X, len(self._fitted_network().blocks)).mean(axis=0)
+        return self._row_values("heads", X).mean(axis=0)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """−(mean squared reconstruction error) of each row, (N,), float64; higher is better.
@@ -222,9 +223,10 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """Mean of `score_samples`."""
         return float(self.score_samples(X).mean())
 
-    def _row_values(self, what: str, X: Any, columns: int = 1) -> np.ndarray:
+    def _row_values(self, what: str, X: Any) -> np.ndarray:
+        network = self._fitted_network()
         source, dtype = self._rows(X)
-        values = np.empty((source.n_rows, columns))
+        values = np.empty((source.n_rows, len(network.blocks) if what == "heads" else 1))
         self._compile(what, dtype).run(source, values, self._threads())
         return values
 

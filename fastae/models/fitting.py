@@ -152,13 +152,15 @@ class FittedByBatches(DenseModel):
 
     def _prepare(self, X: Any, *, reset: bool, sample_weight: Any, mask: Any) -> tuple[Source, np.dtype, Network]:
         """Checked rows, the dtype to compute in, and the network."""
-        allow_nan = bool(self.missing != self.missing) or (mask is not None and self.missing is None)
+        missing = getattr(self, "missing", None)
+        allow_nan = mask is not None if missing is None else isinstance(missing, float) and math.isnan(missing)
         source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision,
                                    allow_nan=allow_nan)  # fmt: skip
         network = self._network(source.columns)
         if mask is not None:
             source = apply_mask(source, dtype, mask, network.missing)
-            network = replace(network, missing=math.nan if network.missing is None else network.missing)
+            if network.missing is None:
+                network = replace(network, missing=math.nan)
         if not reset:
             if network.layers != self.network_.layers:
                 raise ValueError(
