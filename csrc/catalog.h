@@ -9,6 +9,14 @@ template <class V> FASTAE_INLINE V softplus(V x) {
   using T [[maybe_unused]] = typename V::value_type;
   return V((max(x, V(T(0.0))) + log1p(exp((-fabs(x))))));
 }
+template <class V> FASTAE_INLINE V above(V x) {
+  using T [[maybe_unused]] = typename V::value_type;
+  return V((select((x > V(T(0.0))), V(T(1.0)), exp((-fabs(x)))) * (V(T(1.0)) / (V(T(1.0)) + exp((-fabs(x)))))));
+}
+template <class V> FASTAE_INLINE V below(V x) {
+  using T [[maybe_unused]] = typename V::value_type;
+  return V((select((x > V(T(0.0))), exp((-fabs(x))), V(T(1.0))) * (V(T(1.0)) / (V(T(1.0)) + exp((-fabs(x)))))));
+}
 template <class V> FASTAE_INLINE V log_gamma_tail(V v) {
   using T [[maybe_unused]] = typename V::value_type;
   return V((v * fma((v * v), fma((v * v), fma((v * v), fma((v * v), fma((v * v), fma((v * v), fma((v * v), V(T(-0.029550653594771242)), V(T(0.00641025641025641))), V(T(-0.0019175269175269176))), V(T(0.0008417508417508417))), V(T(-0.0005952380952380953))), V(T(0.0007936507936507937))), V(T(-0.002777777777777778))), V(T(0.08333333333333333)))));
@@ -17,13 +25,13 @@ template <class V> FASTAE_INLINE V digamma_tail(V v) {
   using T [[maybe_unused]] = typename V::value_type;
   return V(((v * v) * fma((v * v), fma((v * v), fma((v * v), fma((v * v), fma((v * v), fma((v * v), fma((v * v), V(T(0.4432598039215686)), V(T(-0.08333333333333333))), V(T(0.021092796092796094))), V(T(-0.007575757575757576))), V(T(0.004166666666666667))), V(T(-0.003968253968253968))), V(T(0.008333333333333333))), V(T(-0.08333333333333333)))));
 }
-template <class V> FASTAE_INLINE V log_rising(V t, V a) {
+template <class V> FASTAE_INLINE V log_choose(V t, V a) {
   using T [[maybe_unused]] = typename V::value_type;
-  return V(((((((a + t) + V(T(7.5))) * log1p((t / (a + V(T(8.0)))))) + (t * (log((a + V(T(8.0)))) - V(T(1.0))))) + (log_gamma_tail((V(T(1.0)) / ((a + t) + V(T(8.0))))) - log_gamma_tail((V(T(1.0)) / (a + V(T(8.0))))))) - ((log(((((a + t) * ((a + t) + V(T(1.0)))) * ((a + t) + V(T(2.0)))) / ((a * (a + V(T(1.0)))) * (a + V(T(2.0)))))) + log((((((a + t) + V(T(3.0))) * ((a + t) + V(T(4.0)))) * ((a + t) + V(T(5.0)))) / (((a + V(T(3.0))) * (a + V(T(4.0)))) * (a + V(T(5.0))))))) + log(((((a + t) + V(T(6.0))) * ((a + t) + V(T(7.0)))) / ((a + V(T(6.0))) * (a + V(T(7.0)))))))));
+  return V((((((((a + V(T(7.5))) * log1p((t / (a + V(T(8.0)))))) - (V(T(8.5)) * log1p((t / V(T(9.0)))))) + (t * log1p(((a - V(T(1.0))) / (t + V(T(9.0))))))) + (log_gamma_tail((V(T(1.0)) / ((a + t) + V(T(8.0))))) - log_gamma_tail((V(T(1.0)) / (a + V(T(8.0))))))) - (log_gamma_tail((V(T(1.0)) / (t + V(T(9.0))))) - log_gamma_tail((V(T(1.0)) / V(T(9.0)))))) - log((((((((a + t) * ((a + t) + V(T(1.0)))) * V(T(2.0))) / ((a * (a + V(T(1.0)))) * ((t + V(T(1.0))) * (t + V(T(2.0)))))) * (((((a + t) + V(T(2.0))) * ((a + t) + V(T(3.0)))) * V(T(12.0))) / (((a + V(T(2.0))) * (a + V(T(3.0)))) * ((t + V(T(3.0))) * (t + V(T(4.0))))))) * (((((a + t) + V(T(4.0))) * ((a + t) + V(T(5.0)))) * V(T(30.0))) / (((a + V(T(4.0))) * (a + V(T(5.0)))) * ((t + V(T(5.0))) * (t + V(T(6.0))))))) * (((((a + t) + V(T(6.0))) * ((a + t) + V(T(7.0)))) * V(T(56.0))) / (((a + V(T(6.0))) * (a + V(T(7.0)))) * ((t + V(T(7.0))) * (t + V(T(8.0))))))))));
 }
 template <class V> FASTAE_INLINE V digamma_rising(V t, V a) {
   using T [[maybe_unused]] = typename V::value_type;
-  return V(((log1p((t / (a + V(T(8.0))))) + (digamma_tail((V(T(1.0)) / ((a + t) + V(T(8.0))))) - digamma_tail((V(T(1.0)) / (a + V(T(8.0))))))) + (t * (((((V(T(0.5)) / ((a + V(T(8.0))) * ((a + t) + V(T(8.0))))) + (((a * (a + t)) + ((a + V(T(1.0))) * ((a + t) + V(T(1.0))))) / (((a * (a + t)) * (a + V(T(1.0)))) * ((a + t) + V(T(1.0)))))) + ((((a + V(T(2.0))) * ((a + t) + V(T(2.0)))) + ((a + V(T(3.0))) * ((a + t) + V(T(3.0))))) / ((((a + V(T(2.0))) * ((a + t) + V(T(2.0)))) * (a + V(T(3.0)))) * ((a + t) + V(T(3.0)))))) + ((((a + V(T(4.0))) * ((a + t) + V(T(4.0)))) + ((a + V(T(5.0))) * ((a + t) + V(T(5.0))))) / ((((a + V(T(4.0))) * ((a + t) + V(T(4.0)))) * (a + V(T(5.0)))) * ((a + t) + V(T(5.0)))))) + ((((a + V(T(6.0))) * ((a + t) + V(T(6.0)))) + ((a + V(T(7.0))) * ((a + t) + V(T(7.0))))) / ((((a + V(T(6.0))) * ((a + t) + V(T(6.0)))) * (a + V(T(7.0)))) * ((a + t) + V(T(7.0)))))))));
+  return V(((log1p((t / (a + V(T(8.0))))) + (digamma_tail((V(T(1.0)) / ((a + t) + V(T(8.0))))) - digamma_tail((V(T(1.0)) / (a + V(T(8.0))))))) + (t * ((((((V(T(0.5)) * (V(T(1.0)) / (a + V(T(8.0))))) * (V(T(1.0)) / ((a + t) + V(T(8.0))))) + (((a * (a + t)) + ((a + V(T(1.0))) * ((a + t) + V(T(1.0))))) / (((a * (a + t)) * (a + V(T(1.0)))) * ((a + t) + V(T(1.0)))))) + ((((a + V(T(2.0))) * ((a + t) + V(T(2.0)))) + ((a + V(T(3.0))) * ((a + t) + V(T(3.0))))) / ((((a + V(T(2.0))) * ((a + t) + V(T(2.0)))) * (a + V(T(3.0)))) * ((a + t) + V(T(3.0)))))) + ((((a + V(T(4.0))) * ((a + t) + V(T(4.0)))) + ((a + V(T(5.0))) * ((a + t) + V(T(5.0))))) / ((((a + V(T(4.0))) * ((a + t) + V(T(4.0)))) * (a + V(T(5.0)))) * ((a + t) + V(T(5.0)))))) + ((((a + V(T(6.0))) * ((a + t) + V(T(6.0)))) + ((a + V(T(7.0))) * ((a + t) + V(T(7.0))))) / ((((a + V(T(6.0))) * ((a + t) + V(T(6.0)))) * (a + V(T(7.0)))) * ((a + t) + V(T(7.0)))))))));
 }
 template <class V> FASTAE_INLINE V log_mean_cut(V x) {
   using T [[maybe_unused]] = typename V::value_type;
@@ -43,15 +51,15 @@ template <class V> FASTAE_INLINE V log_dispersion_inside(V x) {
 }
 template <class V> FASTAE_INLINE V nb_value(V t, V u, V a) {
   using T [[maybe_unused]] = typename V::value_type;
-  return V((((log_rising(t, V(T(1.0))) - log_rising(t, a)) + (a * softplus(u))) + (t * (max((-u), V(T(0.0))) + log1p(exp((-fabs(u))))))));
+  return V((((a * softplus(u)) + (t * (max((-u), V(T(0.0))) + log1p(exp((-fabs(u))))))) - log_choose(t, a)));
 }
 template <class V> FASTAE_INLINE V nb_by_mean(V t, V u, V a) {
   using T [[maybe_unused]] = typename V::value_type;
-  return V(((a * sigmoid(u)) - (t * sigmoid((-u)))));
+  return V(((a * above(u)) - (t * below(u))));
 }
 template <class V> FASTAE_INLINE V nb_by_dispersion(V t, V u, V a) {
   using T [[maybe_unused]] = typename V::value_type;
-  return V(((a * ((softplus(u) - sigmoid(u)) - digamma_rising(t, a))) + (t * sigmoid((-u)))));
+  return V(((a * ((softplus(u) - above(u)) - digamma_rising(t, a))) + (t * below(u))));
 }
 template <class V> FASTAE_INLINE V zinb_zero(V z, V k) {
   using T [[maybe_unused]] = typename V::value_type;
@@ -521,9 +529,9 @@ template <class V, class T> struct LikelihoodZeroInflatedNegativeBinomial {
     [[maybe_unused]] const V y = h[0];
     [[maybe_unused]] const V d = h[1];
     [[maybe_unused]] const V z = h[2];
-    g[0] = V((log_mean_inside(y) * select((t > V(T(0.0))), nb_by_mean(t, ((log_mean_cut(y) + s) - log_dispersion_cut(d)), exp(log_dispersion_cut(d))), ((sigmoid(((-z) - (exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))) * exp(log_dispersion_cut(d))) * sigmoid(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))));
-    g[1] = V((log_dispersion_inside(d) * select((t > V(T(0.0))), nb_by_dispersion(t, ((log_mean_cut(y) + s) - log_dispersion_cut(d)), exp(log_dispersion_cut(d))), ((sigmoid(((-z) - (exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))) * exp(log_dispersion_cut(d))) * (softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d))) - sigmoid(((log_mean_cut(y) + s) - log_dispersion_cut(d))))))));
-    g[2] = V((sigmoid(z) - select((t > V(T(0.0))), V(T(0.0)), sigmoid((z + (exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))))));
+    g[0] = V((log_mean_inside(y) * select((t > V(T(0.0))), nb_by_mean(t, ((log_mean_cut(y) + s) - log_dispersion_cut(d)), exp(log_dispersion_cut(d))), ((below((z + (exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))) * exp(log_dispersion_cut(d))) * above(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))));
+    g[1] = V((log_dispersion_inside(d) * select((t > V(T(0.0))), nb_by_dispersion(t, ((log_mean_cut(y) + s) - log_dispersion_cut(d)), exp(log_dispersion_cut(d))), ((below((z + (exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))) * exp(log_dispersion_cut(d))) * (softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d))) - above(((log_mean_cut(y) + s) - log_dispersion_cut(d))))))));
+    g[2] = V((above(z) - select((t > V(T(0.0))), V(T(0.0)), above((z + (exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))))));
   }
   // parameter k of the distribution from its output
   static FASTAE_INLINE V shown(int k, V x, [[maybe_unused]] V s) {

@@ -66,10 +66,11 @@ def _shifted(text: str, i: int) -> str:
     return f"{text} + {i}" if i else text
 
 
-def _ratio(*shifts: int) -> str:
-    """Π (a + t + i) / (a + i)."""
-    above, below = (_product(*(_shifted(text, i) for i in shifts)) for text in ("a + t", "a"))
-    return f"({above}) / ({below})"
+def _ratio(i: int) -> str:
+    """(a + t + j) (1 + j) / ((a + j) (1 + t + j)) for j = i times the same for j = i + 1, in one division."""
+    above = [_shifted("a + t", i), _shifted("a + t", i + 1), str((i + 1) * (i + 2))]
+    below = [_shifted("a", i), _shifted("a", i + 1), _product(f"t + {i + 1}", f"t + {i + 2}")]
+    return f"({_product(*above)}) / ({_product(*below)})"  # exactly 1 at t = 0
 
 
 def _two(i: int) -> str:
@@ -78,8 +79,8 @@ def _two(i: int) -> str:
     return f"({first} + {second}) / ({first} * {second})"
 
 
-# Arguments are shifted by 8, where eight terms of Stirling's series give double precision. What the shift costs is a
-# product of ratios: three at a time, so that float32 neither overflows (t up to 1e11) nor takes eight logarithms.
+# Arguments are shifted by 8, where eight terms of Stirling's series give double precision. What the shift costs, a
+# product of ratios, is taken two at a time, so that float32 does not overflow (t up to 1e11).
 _LOG_GAMMA = [1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400]
 _DIGAMMA = [-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760, -1 / 12, 3617 / 8160]
 # DCA's limits of mean and dispersion, as limits of the outputs
@@ -96,38 +97,37 @@ def _clamped(name: str, low: float, high: float) -> list[Function]:
 
 FUNCTIONS: tuple[Function, ...] = (
     Function("softplus", ("x",), "max(x, 0) + log1p(exp(-fabs(x)))"),
+    # sigmoid(x) and sigmoid(-x), from the exponential that softplus takes
+    Function("above", ("x",), "select(x > 0, 1, exp(-fabs(x))) * (1 / (1 + exp(-fabs(x))))"),
+    Function("below", ("x",), "select(x > 0, exp(-fabs(x)), 1) * (1 / (1 + exp(-fabs(x))))"),
     # log Γ(x) − (x − ½) log x + x − ½ log 2π and ψ(x) − log x + 1/(2x), of v = 1/x
     Function("log_gamma_tail", ("v",), f"v * {_series(_LOG_GAMMA)}"),
     Function("digamma_tail", ("v",), f"v * v * {_series(_DIGAMMA)}"),
-    # log Γ(a + t) − log Γ(a) for a > 0, t >= 0
+    # log(Γ(a + t) / (Γ(a) Γ(t + 1))) for a > 0, t >= 0
     Function(
-        "log_rising",
+        "log_choose",
         ("t", "a"),
-        "(a + t + 7.5) * log1p(t / (a + 8)) + t * (log(a + 8) - 1)"
+        # the terms of the size of t are together t log((a + t + 8) / (t + 9)), which is not
+        "(a + 7.5) * log1p(t / (a + 8)) - 8.5 * log1p(t / 9) + t * log1p((a - 1) / (t + 9))"
         " + (log_gamma_tail(1 / (a + t + 8)) - log_gamma_tail(1 / (a + 8)))"
-        f" - (log({_ratio(0, 1, 2)}) + log({_ratio(3, 4, 5)}) + log({_ratio(6, 7)}))",
+        " - (log_gamma_tail(1 / (t + 9)) - log_gamma_tail(1 / 9))"
+        f" - log({_product(_ratio(0), _ratio(2), _ratio(4), _ratio(6))})",
     ),
     # ψ(a + t) − ψ(a)
     Function(
         "digamma_rising",
         ("t", "a"),
         "log1p(t / (a + 8)) + (digamma_tail(1 / (a + t + 8)) - digamma_tail(1 / (a + 8)))"
-        f" + t * (0.5 / ((a + 8) * (a + t + 8)) + {_two(0)} + {_two(2)} + {_two(4)} + {_two(6)})",
+        f" + t * (0.5 * (1 / (a + 8)) * (1 / (a + t + 8)) + {_two(0)} + {_two(2)} + {_two(4)} + {_two(6)})",
     ),
     *_clamped("log_mean", *_LOG_MEAN),
     *_clamped("log_dispersion", *_LOG_DISPERSION),
     # the negative binomial with dispersion a and mean μ, u = log(μ/a): −log p(t), and its derivatives by log μ, log a
     Function(
-        "nb_value",
-        ("t", "u", "a"),
-        "log_rising(t, 1) - log_rising(t, a) + a * softplus(u) + t * (max(-u, 0) + log1p(exp(-fabs(u))))",
+        "nb_value", ("t", "u", "a"), "a * softplus(u) + t * (max(-u, 0) + log1p(exp(-fabs(u)))) - log_choose(t, a)"
     ),
-    Function("nb_by_mean", ("t", "u", "a"), "a * sigmoid(u) - t * sigmoid(-u)"),
-    Function(
-        "nb_by_dispersion",
-        ("t", "u", "a"),
-        "a * (softplus(u) - sigmoid(u) - digamma_rising(t, a)) + t * sigmoid(-u)",
-    ),
+    Function("nb_by_mean", ("t", "u", "a"), "a * above(u) - t * below(u)"),
+    Function("nb_by_dispersion", ("t", "u", "a"), "a * (softplus(u) - above(u) - digamma_rising(t, a)) + t * below(u)"),
     # zero-inflated with probability sigmoid(z); at t = 0, with k = −log p(0) of the part that is not inflated:
     # −log(π + (1 − π) exp(−k)) = softplus(z) − log(exp(z) + exp(−k))
     Function("zinb_zero", ("z", "k"), "min(-z, k) - log1p(exp(-fabs(z + k)))"),
@@ -161,17 +161,16 @@ LIKELIHOODS: tuple[Likelihood, ...] = (
                 "mean",
                 "y",
                 _MEAN,
-                f"log_mean_inside(y) * select(t > 0, nb_by_mean(t, {_U}, {_A}),"
-                f" sigmoid(-z - {_K}) * {_A} * sigmoid({_U}))",
+                f"log_mean_inside(y) * select(t > 0, nb_by_mean(t, {_U}, {_A}), below(z + {_K}) * {_A} * above({_U}))",
             ),
             Output(
                 "dispersion",
                 "d",
                 _A,
                 f"log_dispersion_inside(d) * select(t > 0, nb_by_dispersion(t, {_U}, {_A}),"
-                f" sigmoid(-z - {_K}) * {_A} * (softplus({_U}) - sigmoid({_U})))",
+                f" below(z + {_K}) * {_A} * (softplus({_U}) - above({_U})))",
             ),
-            Output("dropout", "z", "sigmoid(z)", f"sigmoid(z) - select(t > 0, 0, sigmoid(z + {_K}))"),
+            Output("dropout", "z", "sigmoid(z)", f"above(z) - select(t > 0, 0, above(z + {_K}))"),
         ),
         value=f"softplus(z) + select(t > 0, nb_value(t, {_U}, {_A}), zinb_zero(z, {_K}))",
         target_low=0.0,

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from conftest import assert_close, backend_named
-from scipy import sparse, special, stats
+from scipy import sparse, stats
 from sklearn.base import clone
 
 import fastae
@@ -116,19 +116,21 @@ def test_cosine_of_rows_that_are_zero_huge_or_tiny(backend):
 COUNTS = np.array([0, 1, 2, 3, 5, 10, 33, 100, 1e3, 1e4, 1e5, 1e6])
 DISPERSIONS = np.geomspace(1e-4, 1e4, 33)
 T_, A_ = (grid.ravel() for grid in np.meshgrid(COUNTS, DISPERSIONS))
-EXACT_LOG = np.array([math.fsum(np.log(a + np.arange(int(t)))) for t, a in zip(T_, A_, strict=True)])
+EXACT_LOG = np.array(
+    [math.fsum(np.log1p((a - 1) / (1 + n))) for t, a in zip(T_, A_, strict=True) if [n := np.arange(t)]]
+)
 EXACT_DIGAMMA = np.array([math.fsum(1 / (a + np.arange(int(t)))) for t, a in zip(T_, A_, strict=True)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rising_factorials(dtype):
+def test_log_choose_and_digamma_differences(dtype):
     from fastae.backends.reference import formulas
 
     eps = float(np.finfo(dtype).eps)
     t, a = T_.astype(dtype), A_.astype(dtype)
     # what rounding the argument a itself costs
     log_condition, digamma_condition = A_ * EXACT_DIGAMMA * eps, EXACT_DIGAMMA * eps
-    log, digamma = formulas.log_rising(t, a), formulas.digamma_rising(t, a)
+    log, digamma = formulas.log_choose(t, a), formulas.digamma_rising(t, a)
     assert log.dtype == digamma.dtype == dtype
     assert (np.abs(log - EXACT_LOG) <= 16 * eps * np.maximum(np.abs(EXACT_LOG), 1) + log_condition).all()
     assert (np.abs(digamma - EXACT_DIGAMMA) <= 8 * eps * EXACT_DIGAMMA + digamma_condition).all()
@@ -146,7 +148,7 @@ def test_negative_binomial_over_all_counts_and_dispersions(tested_backend, dtype
         loss = NB(size_factor=False)
         exact = row_values(backend_named("reference"), loss, y.astype(float), t.astype(float))
         theta, ratio = np.exp(y[:, 1].astype(float)), np.exp(log_mean - y[:, 1].astype(float))
-        terms = np.abs(EXACT_LOG) + special.gammaln(T_ + 1) + theta * np.log1p(ratio) + T_ * np.log1p(1 / ratio) + 1
+        terms = np.abs(EXACT_LOG) + theta * np.log1p(ratio) + T_ * np.log1p(1 / ratio) + 1
         assert (np.abs(row_values(tested_backend, loss, y, t) - exact) <= 32 * eps * terms).all()
         n = len(t)
         _, dy = ops.loss(loss, y, t, backend=tested_backend)

@@ -156,7 +156,7 @@ def _likelihood(row: Likelihood) -> type:
     size_factor : bool, True by default: the mean of a row is s exp(y), s the mean of the row's own targets, so that
         exp(y) is relative to the row's total; a row of zeros then has loss and gradient 0. False: s = 1.
 
-    Lopez et al. (2018); Eraslan et al. (2019). In float32 the log-factorials hold to a few ulp for counts up to 1e11.
+    Lopez et al. (2018); Eraslan et al. (2019). Float32 holds for counts up to 1e11.
     """
     fields: list = [(p.name, float, p.default) for p in row.parameters] + [("size_factor", bool, True)]
     intervals = {p.name: (p.low, p.high, p.closed) for p in row.parameters}

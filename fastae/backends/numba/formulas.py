@@ -15,6 +15,16 @@ def softplus(x, T):
 
 
 @_inner
+def above(x, T):
+    return (primitives.select((x > T(0.0)), T(1.0), primitives.exp((-primitives.fabs(x)))) * (T(1.0) / (T(1.0) + primitives.exp((-primitives.fabs(x))))))
+
+
+@_inner
+def below(x, T):
+    return (primitives.select((x > T(0.0)), primitives.exp((-primitives.fabs(x))), T(1.0)) * (T(1.0) / (T(1.0) + primitives.exp((-primitives.fabs(x))))))
+
+
+@_inner
 def log_gamma_tail(v, T):
     return (v * primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), T(-0.029550653594771242), T(0.00641025641025641)), T(-0.0019175269175269176)), T(0.0008417508417508417)), T(-0.0005952380952380953)), T(0.0007936507936507937)), T(-0.002777777777777778)), T(0.08333333333333333)))
 
@@ -25,13 +35,13 @@ def digamma_tail(v, T):
 
 
 @_inner
-def log_rising(t, a, T):
-    return ((((((a + t) + T(7.5)) * primitives.log1p((t / (a + T(8.0))))) + (t * (primitives.log((a + T(8.0))) - T(1.0)))) + (log_gamma_tail((T(1.0) / ((a + t) + T(8.0))), T) - log_gamma_tail((T(1.0) / (a + T(8.0))), T))) - ((primitives.log(((((a + t) * ((a + t) + T(1.0))) * ((a + t) + T(2.0))) / ((a * (a + T(1.0))) * (a + T(2.0))))) + primitives.log((((((a + t) + T(3.0)) * ((a + t) + T(4.0))) * ((a + t) + T(5.0))) / (((a + T(3.0)) * (a + T(4.0))) * (a + T(5.0)))))) + primitives.log(((((a + t) + T(6.0)) * ((a + t) + T(7.0))) / ((a + T(6.0)) * (a + T(7.0)))))))
+def log_choose(t, a, T):
+    return (((((((a + T(7.5)) * primitives.log1p((t / (a + T(8.0))))) - (T(8.5) * primitives.log1p((t / T(9.0))))) + (t * primitives.log1p(((a - T(1.0)) / (t + T(9.0)))))) + (log_gamma_tail((T(1.0) / ((a + t) + T(8.0))), T) - log_gamma_tail((T(1.0) / (a + T(8.0))), T))) - (log_gamma_tail((T(1.0) / (t + T(9.0))), T) - log_gamma_tail((T(1.0) / T(9.0)), T))) - primitives.log((((((((a + t) * ((a + t) + T(1.0))) * T(2.0)) / ((a * (a + T(1.0))) * ((t + T(1.0)) * (t + T(2.0))))) * (((((a + t) + T(2.0)) * ((a + t) + T(3.0))) * T(12.0)) / (((a + T(2.0)) * (a + T(3.0))) * ((t + T(3.0)) * (t + T(4.0)))))) * (((((a + t) + T(4.0)) * ((a + t) + T(5.0))) * T(30.0)) / (((a + T(4.0)) * (a + T(5.0))) * ((t + T(5.0)) * (t + T(6.0)))))) * (((((a + t) + T(6.0)) * ((a + t) + T(7.0))) * T(56.0)) / (((a + T(6.0)) * (a + T(7.0))) * ((t + T(7.0)) * (t + T(8.0))))))))
 
 
 @_inner
 def digamma_rising(t, a, T):
-    return ((primitives.log1p((t / (a + T(8.0)))) + (digamma_tail((T(1.0) / ((a + t) + T(8.0))), T) - digamma_tail((T(1.0) / (a + T(8.0))), T))) + (t * (((((T(0.5) / ((a + T(8.0)) * ((a + t) + T(8.0)))) + (((a * (a + t)) + ((a + T(1.0)) * ((a + t) + T(1.0)))) / (((a * (a + t)) * (a + T(1.0))) * ((a + t) + T(1.0))))) + ((((a + T(2.0)) * ((a + t) + T(2.0))) + ((a + T(3.0)) * ((a + t) + T(3.0)))) / ((((a + T(2.0)) * ((a + t) + T(2.0))) * (a + T(3.0))) * ((a + t) + T(3.0))))) + ((((a + T(4.0)) * ((a + t) + T(4.0))) + ((a + T(5.0)) * ((a + t) + T(5.0)))) / ((((a + T(4.0)) * ((a + t) + T(4.0))) * (a + T(5.0))) * ((a + t) + T(5.0))))) + ((((a + T(6.0)) * ((a + t) + T(6.0))) + ((a + T(7.0)) * ((a + t) + T(7.0)))) / ((((a + T(6.0)) * ((a + t) + T(6.0))) * (a + T(7.0))) * ((a + t) + T(7.0)))))))
+    return ((primitives.log1p((t / (a + T(8.0)))) + (digamma_tail((T(1.0) / ((a + t) + T(8.0))), T) - digamma_tail((T(1.0) / (a + T(8.0))), T))) + (t * ((((((T(0.5) * (T(1.0) / (a + T(8.0)))) * (T(1.0) / ((a + t) + T(8.0)))) + (((a * (a + t)) + ((a + T(1.0)) * ((a + t) + T(1.0)))) / (((a * (a + t)) * (a + T(1.0))) * ((a + t) + T(1.0))))) + ((((a + T(2.0)) * ((a + t) + T(2.0))) + ((a + T(3.0)) * ((a + t) + T(3.0)))) / ((((a + T(2.0)) * ((a + t) + T(2.0))) * (a + T(3.0))) * ((a + t) + T(3.0))))) + ((((a + T(4.0)) * ((a + t) + T(4.0))) + ((a + T(5.0)) * ((a + t) + T(5.0)))) / ((((a + T(4.0)) * ((a + t) + T(4.0))) * (a + T(5.0))) * ((a + t) + T(5.0))))) + ((((a + T(6.0)) * ((a + t) + T(6.0))) + ((a + T(7.0)) * ((a + t) + T(7.0)))) / ((((a + T(6.0)) * ((a + t) + T(6.0))) * (a + T(7.0))) * ((a + t) + T(7.0)))))))
 
 
 @_inner
@@ -56,17 +66,17 @@ def log_dispersion_inside(x, T):
 
 @_inner
 def nb_value(t, u, a, T):
-    return (((log_rising(t, T(1.0), T) - log_rising(t, a, T)) + (a * softplus(u, T))) + (t * (primitives.max((-u), T(0.0)) + primitives.log1p(primitives.exp((-primitives.fabs(u)))))))
+    return (((a * softplus(u, T)) + (t * (primitives.max((-u), T(0.0)) + primitives.log1p(primitives.exp((-primitives.fabs(u))))))) - log_choose(t, a, T))
 
 
 @_inner
 def nb_by_mean(t, u, a, T):
-    return ((a * primitives.sigmoid(u)) - (t * primitives.sigmoid((-u))))
+    return ((a * above(u, T)) - (t * below(u, T)))
 
 
 @_inner
 def nb_by_dispersion(t, u, a, T):
-    return ((a * ((softplus(u, T) - primitives.sigmoid(u)) - digamma_rising(t, a, T))) + (t * primitives.sigmoid((-u))))
+    return ((a * ((softplus(u, T) - above(u, T)) - digamma_rising(t, a, T))) + (t * below(u, T)))
 
 
 @_inner
@@ -622,21 +632,21 @@ def zero_inflated_negative_binomial_value(y, d, z, t, s, p, out):
 def zero_inflated_negative_binomial_slope_mean(y, d, z, t, s, p, out):
     T = out.dtype.type
     for i in range(out.size):
-        out[i] = (log_mean_inside(y[i], T) * primitives.select((t[i] > T(0.0)), nb_by_mean(t[i], ((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), primitives.exp(log_dispersion_cut(d[i], T)), T), ((primitives.sigmoid(((-z[i]) - (primitives.exp(log_dispersion_cut(d[i], T)) * softplus(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T)))) * primitives.exp(log_dispersion_cut(d[i], T))) * primitives.sigmoid(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T))))))
+        out[i] = (log_mean_inside(y[i], T) * primitives.select((t[i] > T(0.0)), nb_by_mean(t[i], ((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), primitives.exp(log_dispersion_cut(d[i], T)), T), ((below((z[i] + (primitives.exp(log_dispersion_cut(d[i], T)) * softplus(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T))), T) * primitives.exp(log_dispersion_cut(d[i], T))) * above(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T))))
 
 
 @_jit
 def zero_inflated_negative_binomial_slope_dispersion(y, d, z, t, s, p, out):
     T = out.dtype.type
     for i in range(out.size):
-        out[i] = (log_dispersion_inside(d[i], T) * primitives.select((t[i] > T(0.0)), nb_by_dispersion(t[i], ((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), primitives.exp(log_dispersion_cut(d[i], T)), T), ((primitives.sigmoid(((-z[i]) - (primitives.exp(log_dispersion_cut(d[i], T)) * softplus(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T)))) * primitives.exp(log_dispersion_cut(d[i], T))) * (softplus(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T) - primitives.sigmoid(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)))))))
+        out[i] = (log_dispersion_inside(d[i], T) * primitives.select((t[i] > T(0.0)), nb_by_dispersion(t[i], ((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), primitives.exp(log_dispersion_cut(d[i], T)), T), ((below((z[i] + (primitives.exp(log_dispersion_cut(d[i], T)) * softplus(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T))), T) * primitives.exp(log_dispersion_cut(d[i], T))) * (softplus(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T) - above(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T)))))
 
 
 @_jit
 def zero_inflated_negative_binomial_slope_dropout(y, d, z, t, s, p, out):
     T = out.dtype.type
     for i in range(out.size):
-        out[i] = (primitives.sigmoid(z[i]) - primitives.select((t[i] > T(0.0)), T(0.0), primitives.sigmoid((z[i] + (primitives.exp(log_dispersion_cut(d[i], T)) * softplus(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T))))))
+        out[i] = (above(z[i], T) - primitives.select((t[i] > T(0.0)), T(0.0), above((z[i] + (primitives.exp(log_dispersion_cut(d[i], T)) * softplus(((log_mean_cut(y[i], T) + s[i]) - log_dispersion_cut(d[i], T)), T))), T)))
 
 
 @_jit

@@ -10,6 +10,14 @@ def softplus(x):
     return (np.maximum(x, 0.0) + np.log1p(np.exp((-np.abs(x)))))
 
 
+def above(x):
+    return (np.where((x > 0.0), 1.0, np.exp((-np.abs(x)))) * (1.0 / (1.0 + np.exp((-np.abs(x))))))
+
+
+def below(x):
+    return (np.where((x > 0.0), np.exp((-np.abs(x))), 1.0) * (1.0 / (1.0 + np.exp((-np.abs(x))))))
+
+
 def log_gamma_tail(v):
     return (v * primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), -0.029550653594771242, 0.00641025641025641), -0.0019175269175269176), 0.0008417508417508417), -0.0005952380952380953), 0.0007936507936507937), -0.002777777777777778), 0.08333333333333333))
 
@@ -18,12 +26,12 @@ def digamma_tail(v):
     return ((v * v) * primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), primitives.fma((v * v), 0.4432598039215686, -0.08333333333333333), 0.021092796092796094), -0.007575757575757576), 0.004166666666666667), -0.003968253968253968), 0.008333333333333333), -0.08333333333333333))
 
 
-def log_rising(t, a):
-    return ((((((a + t) + 7.5) * np.log1p((t / (a + 8.0)))) + (t * (np.log((a + 8.0)) - 1.0))) + (log_gamma_tail((1.0 / ((a + t) + 8.0))) - log_gamma_tail((1.0 / (a + 8.0))))) - ((np.log(((((a + t) * ((a + t) + 1.0)) * ((a + t) + 2.0)) / ((a * (a + 1.0)) * (a + 2.0)))) + np.log((((((a + t) + 3.0) * ((a + t) + 4.0)) * ((a + t) + 5.0)) / (((a + 3.0) * (a + 4.0)) * (a + 5.0))))) + np.log(((((a + t) + 6.0) * ((a + t) + 7.0)) / ((a + 6.0) * (a + 7.0))))))
+def log_choose(t, a):
+    return (((((((a + 7.5) * np.log1p((t / (a + 8.0)))) - (8.5 * np.log1p((t / 9.0)))) + (t * np.log1p(((a - 1.0) / (t + 9.0))))) + (log_gamma_tail((1.0 / ((a + t) + 8.0))) - log_gamma_tail((1.0 / (a + 8.0))))) - (log_gamma_tail((1.0 / (t + 9.0))) - log_gamma_tail((1.0 / 9.0)))) - np.log((((((((a + t) * ((a + t) + 1.0)) * 2.0) / ((a * (a + 1.0)) * ((t + 1.0) * (t + 2.0)))) * (((((a + t) + 2.0) * ((a + t) + 3.0)) * 12.0) / (((a + 2.0) * (a + 3.0)) * ((t + 3.0) * (t + 4.0))))) * (((((a + t) + 4.0) * ((a + t) + 5.0)) * 30.0) / (((a + 4.0) * (a + 5.0)) * ((t + 5.0) * (t + 6.0))))) * (((((a + t) + 6.0) * ((a + t) + 7.0)) * 56.0) / (((a + 6.0) * (a + 7.0)) * ((t + 7.0) * (t + 8.0)))))))
 
 
 def digamma_rising(t, a):
-    return ((np.log1p((t / (a + 8.0))) + (digamma_tail((1.0 / ((a + t) + 8.0))) - digamma_tail((1.0 / (a + 8.0))))) + (t * (((((0.5 / ((a + 8.0) * ((a + t) + 8.0))) + (((a * (a + t)) + ((a + 1.0) * ((a + t) + 1.0))) / (((a * (a + t)) * (a + 1.0)) * ((a + t) + 1.0)))) + ((((a + 2.0) * ((a + t) + 2.0)) + ((a + 3.0) * ((a + t) + 3.0))) / ((((a + 2.0) * ((a + t) + 2.0)) * (a + 3.0)) * ((a + t) + 3.0)))) + ((((a + 4.0) * ((a + t) + 4.0)) + ((a + 5.0) * ((a + t) + 5.0))) / ((((a + 4.0) * ((a + t) + 4.0)) * (a + 5.0)) * ((a + t) + 5.0)))) + ((((a + 6.0) * ((a + t) + 6.0)) + ((a + 7.0) * ((a + t) + 7.0))) / ((((a + 6.0) * ((a + t) + 6.0)) * (a + 7.0)) * ((a + t) + 7.0))))))
+    return ((np.log1p((t / (a + 8.0))) + (digamma_tail((1.0 / ((a + t) + 8.0))) - digamma_tail((1.0 / (a + 8.0))))) + (t * ((((((0.5 * (1.0 / (a + 8.0))) * (1.0 / ((a + t) + 8.0))) + (((a * (a + t)) + ((a + 1.0) * ((a + t) + 1.0))) / (((a * (a + t)) * (a + 1.0)) * ((a + t) + 1.0)))) + ((((a + 2.0) * ((a + t) + 2.0)) + ((a + 3.0) * ((a + t) + 3.0))) / ((((a + 2.0) * ((a + t) + 2.0)) * (a + 3.0)) * ((a + t) + 3.0)))) + ((((a + 4.0) * ((a + t) + 4.0)) + ((a + 5.0) * ((a + t) + 5.0))) / ((((a + 4.0) * ((a + t) + 4.0)) * (a + 5.0)) * ((a + t) + 5.0)))) + ((((a + 6.0) * ((a + t) + 6.0)) + ((a + 7.0) * ((a + t) + 7.0))) / ((((a + 6.0) * ((a + t) + 6.0)) * (a + 7.0)) * ((a + t) + 7.0))))))
 
 
 def log_mean_cut(x):
@@ -43,15 +51,15 @@ def log_dispersion_inside(x):
 
 
 def nb_value(t, u, a):
-    return (((log_rising(t, 1.0) - log_rising(t, a)) + (a * softplus(u))) + (t * (np.maximum((-u), 0.0) + np.log1p(np.exp((-np.abs(u)))))))
+    return (((a * softplus(u)) + (t * (np.maximum((-u), 0.0) + np.log1p(np.exp((-np.abs(u))))))) - log_choose(t, a))
 
 
 def nb_by_mean(t, u, a):
-    return ((a * primitives.sigmoid(u)) - (t * primitives.sigmoid((-u))))
+    return ((a * above(u)) - (t * below(u)))
 
 
 def nb_by_dispersion(t, u, a):
-    return ((a * ((softplus(u) - primitives.sigmoid(u)) - digamma_rising(t, a))) + (t * primitives.sigmoid((-u))))
+    return ((a * ((softplus(u) - above(u)) - digamma_rising(t, a))) + (t * below(u)))
 
 
 def zinb_zero(z, k):
@@ -387,15 +395,15 @@ def zero_inflated_negative_binomial_value(y, d, z, t, s, p):
 
 
 def zero_inflated_negative_binomial_slope_mean(y, d, z, t, s, p):
-    return (log_mean_inside(y) * np.where((t > 0.0), nb_by_mean(t, ((log_mean_cut(y) + s) - log_dispersion_cut(d)), np.exp(log_dispersion_cut(d))), ((primitives.sigmoid(((-z) - (np.exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))) * np.exp(log_dispersion_cut(d))) * primitives.sigmoid(((log_mean_cut(y) + s) - log_dispersion_cut(d))))))
+    return (log_mean_inside(y) * np.where((t > 0.0), nb_by_mean(t, ((log_mean_cut(y) + s) - log_dispersion_cut(d)), np.exp(log_dispersion_cut(d))), ((below((z + (np.exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))) * np.exp(log_dispersion_cut(d))) * above(((log_mean_cut(y) + s) - log_dispersion_cut(d))))))
 
 
 def zero_inflated_negative_binomial_slope_dispersion(y, d, z, t, s, p):
-    return (log_dispersion_inside(d) * np.where((t > 0.0), nb_by_dispersion(t, ((log_mean_cut(y) + s) - log_dispersion_cut(d)), np.exp(log_dispersion_cut(d))), ((primitives.sigmoid(((-z) - (np.exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))) * np.exp(log_dispersion_cut(d))) * (softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d))) - primitives.sigmoid(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))))
+    return (log_dispersion_inside(d) * np.where((t > 0.0), nb_by_dispersion(t, ((log_mean_cut(y) + s) - log_dispersion_cut(d)), np.exp(log_dispersion_cut(d))), ((below((z + (np.exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))) * np.exp(log_dispersion_cut(d))) * (softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d))) - above(((log_mean_cut(y) + s) - log_dispersion_cut(d)))))))
 
 
 def zero_inflated_negative_binomial_slope_dropout(y, d, z, t, s, p):
-    return (primitives.sigmoid(z) - np.where((t > 0.0), 0.0, primitives.sigmoid((z + (np.exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d))))))))
+    return (above(z) - np.where((t > 0.0), 0.0, above((z + (np.exp(log_dispersion_cut(d)) * softplus(((log_mean_cut(y) + s) - log_dispersion_cut(d))))))))
 
 
 def zero_inflated_negative_binomial_mean(y, s, p):
