@@ -155,12 +155,15 @@ class Plan {
       : kernels_(kernels_of(isa)), sizes_(sizes) {
     constexpr int64_t kOp = 2 + fastae::kMaxSlots + fastae::kMaxInts;
     static_assert(sizeof(fastae::OpRecord) == kOp * sizeof(int64_t), "records are read from NumPy as they are");
-    if (buffers.ndim() != 2 || buffers.shape(1) != 5 || ops.ndim() != 2 || ops.shape(1) != kOp || floats.ndim() != 2 ||
+    if (buffers.ndim() != 2 || buffers.shape(1) != 7 || ops.ndim() != 2 || ops.shape(1) != kOp || floats.ndim() != 2 ||
         floats.shape(0) != ops.shape(0) || floats.shape(1) != fastae::kMaxFloats || sizes.size() != 4 || batch < 1)
       refuse("plan records do not have the layout of this build; run `python -m fastae.codegen` and rebuild");
     for (int64_t i = 0; i < buffers.shape(0); ++i) {
       const int64_t* b = buffers.data(i, 0);
-      buffers_.push_back({b[0], b[1], b[2], b[3], b[4], 0});
+      if (b[5] >= i || (b[5] >= 0 && (b[6] < 0 || buffers_[static_cast<size_t>(b[5])].parent >= 0 ||
+                                      b[6] + b[3] > buffers_[static_cast<size_t>(b[5])].columns)))
+        refuse("plan has a part of a buffer that does not have its columns");
+      buffers_.push_back({b[0], b[1], b[2], b[3], b[4], b[5], b[6], 0});
     }
     ops_.resize(static_cast<size_t>(ops.shape(0)));
     if (!ops_.empty()) std::memcpy(ops_.data(), ops.data(), ops_.size() * sizeof(fastae::OpRecord));
@@ -184,7 +187,8 @@ class Plan {
                is_double,
                row_local};
     for (const fastae::BufferRecord& b : buffers_)
-      if (b.space < fastae::space::external && b.offset + bytes_of(b, batch) > sizes_[static_cast<size_t>(b.space)])
+      if (b.parent < 0 && b.space < fastae::space::external &&
+          b.offset + bytes_of(b, batch) > sizes_[static_cast<size_t>(b.space)])
         refuse("plan has a buffer outside its space");
   }
 
@@ -255,7 +259,7 @@ class Plan {
       if (i < 4 && a.nbytes() < sizes_[i]) refuse("a memory space is smaller than the plan's");
     }
     for (const fastae::BufferRecord& b : buffers_) {
-      if (b.space < fastae::space::external) continue;
+      if (b.space < fastae::space::external || b.parent >= 0) continue;
       if (b.space >= static_cast<int64_t>(spaces.size())) refuse("an external array is missing");
       const py::array& a = spaces[static_cast<size_t>(b.space)];
       const int64_t rows = b.rows < 0 ? n_rows : b.rows;

@@ -8,6 +8,7 @@ namespace fastae {
 
 struct BufferRecord {
   int64_t space, offset, rows, columns, dtype;  // rows < 0: one per row of the batch
+  int64_t parent, first;                        // parent >= 0: columns of that buffer from first on
   int64_t prepared;                             // written in the prepare phase: shared by steps run side by side
 };
 

@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "random.h"
+#include "run_losses.h"
 #include "run_regularisers.h"
 #include "run_structure.h"
 #include "update.h"
@@ -98,6 +99,10 @@ template <class T> struct Executor {
     if (b < 0) return {nullptr, 0};
     if (b == alias) return {(U*)alias_view.p, alias_view.ld};
     const BufferRecord& r = plan.buffers[b];
+    if (r.parent >= 0) {
+      const View<U> whole = view<U>(r.parent);
+      return {whole.p + r.first, whole.ld};
+    }
     if (r.space >= space::external) {
       const int64_t ld = job.strides[r.space] ? job.strides[r.space] : r.columns;
       return {(U*)job.spaces[r.space] + (r.rows < 0 ? start * ld : 0), ld};
@@ -234,26 +239,6 @@ template <class T> struct Executor {
     if (column >= 0) job.values[step * plan.n_values + column] += value;
   }
 
-  void loss(const OpRecord& o, const double* f) {
-    namespace at = at_loss;
-    const View<T> y = real(o.slot[at::s_y]), t = real(o.slot[at::s_target]), dy = real(o.slot[at::s_dy]);
-    const T* weight = real(o.slot[at::s_weight]).p;
-    const View<double> out = view<double>(o.slot[at::s_row_value]);
-    const LossRow<T> row = {(int)o.i[at::i_loss], {(T)f[at::f_p0], (T)f[at::f_p1]}, f[at::f_scale]};
-    const int64_t n = width(o.slot[at::s_y]);
-    double* value = out ? out.p : sums;
-    const int64_t ld = out ? out.ld : 1;
-    over_rows((double)n * 16, [&](int64_t first, int64_t count) {
-      for (int64_t r = first; r < first + count; ++r) {
-        const double w = weight ? (double)weight[r] : 1.0;
-        value[r * ld] = row(y.at(r, 0), t.at(r, 0), dy ? dy.at(r, 0) : nullptr, (T)(w * f[at::f_scale] / (double)m), n);
-      }
-    });
-    if (o.i[at::i_value] < 0) return;
-    for (int64_t r = 0; r < m; ++r) sums[r] = weight ? value[r * ld] * (double)weight[r] : value[r * ld];
-    add_value(o.i[at::i_value], sum_in_order(sums, m) / (double)m);
-  }
-
   void dense_grad(const OpRecord& o, const double* f) {
     namespace at = at_dense_grad;
     const View<T> dz = real(o.slot[at::s_dz]), x = real(o.slot[at::s_x]), dx = real(o.slot[at::s_dx]);
@@ -343,6 +328,7 @@ template <class T> struct Executor {
     const T p[2] = {(T)f[0], (T)f[1]};
     switch (o.kind) {
       case op::gather: gather(o); break;
+      case op::transform_input: run_transform_input(*this, o, f); break;
       case op::noise: noise(o, f); break;
       case op::dropout: dropout(o, f); break;
       case op::pack: pack(o); break;
@@ -351,7 +337,10 @@ template <class T> struct Executor {
       case op::activation_grad: activation_grad(o, f); break;
       case op::softmax: softmax(o); break;
       case op::softmax_grad: softmax_grad(o); break;
-      case op::loss: loss(o, f); break;
+      case op::loss: run_loss(*this, o, f); break;
+      case op::size_factor: run_size_factor(*this, o); break;
+      case op::likelihood: run_likelihood(*this, o, f); break;
+      case op::distribution: run_distribution(*this, o); break;
       case op::dense_grad: dense_grad(o, f); break;
       case op::take: run_take(*this, o); break;
       case op::neighbour: run_neighbour(*this, o); break;

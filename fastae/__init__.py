@@ -21,6 +21,7 @@ _HOMES = {
         "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU", "SELU", "Exponential", "Softplus", "GELU",
         "GELUTanh", "SiLU", "HardSigmoid", "Softmax", "Maxout", "BatchNorm", "LayerNorm",
         "SquaredError", "BinaryCrossEntropy", "Huber", "Absolute", "Poisson", "Multinomial", "CategoricalCrossEntropy",
+        "CosineLoss", "NegativeBinomial", "ZeroInflatedNegativeBinomial",
         "L1", "L2", "ElasticNet", "KLSparsity", "Activity", "ActivityL1", "Contractive", "Laplacian", "SVDProjector",
         "Orthogonality", "Decorrelation", "OnLayers",
         "MaxNorm", "WeightRange", "NonNegative",
@@ -28,6 +29,7 @@ _HOMES = {
         "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam", "AMSGrad", "AdamW", "Lion",
         "LBFGS", "ConjugateGradient",
     ),
+    "spec.heads": ("Head", "Heads"),
     "schedules": (
         "ConstantRate", "StepDecay", "ExponentialDecay", "Cosine", "LinearWarmup", "OneCycle", "ReduceOnPlateau",
     ),

@@ -272,7 +272,9 @@ def _pca(network: Network, chosen, seed: int, sample: np.ndarray | None) -> list
     mean, v = sample.mean(axis=0), principal_directions(sample, network.n_features)
     first, last = pairs[0][0], pairs[-1][0]
     k = min(len(v), len(sample), first.shape[0], last.shape[1])
-    first[:k], last[:, :k] = v[:k], v[:k].T
+    first[:k] = v[:k]
     pairs[0][1][:k] = -v[:k] @ mean
-    pairs[-1][1][:] = mean
+    if len(last) == len(mean):  # else the outputs are parameters of a distribution
+        last[:, :k] = v[:k].T
+        pairs[-1][1][:] = mean
     return pairs

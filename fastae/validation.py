@@ -6,11 +6,13 @@ everything else goes through scikit-learn's, which also words the errors.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from .plan.plan import Source
+from .spec.network import Network
 
 # stored types that every backend reads directly; ml_dtypes' bfloat16 is known by its name
 READABLE = frozenset("float16 bfloat16 float32 float64 uint8 int8 uint16 int16 uint32 int32 uint64 int64 bool".split())
@@ -51,17 +53,27 @@ def _frame_array(X: Any) -> np.ndarray | None:
     return values if values.dtype.kind in "fiub" else None
 
 
+def _finite(array: np.ndarray, backend: Any, allow_nan: bool) -> bool:
+    """Whether the kernels may have the array: no infinity, and no NaN unless these are allowed."""
+    if array.dtype.name not in FLOATS or backend.all_finite(array):
+        return True
+    blocks = (array[i : i + 4096] for i in range(0, len(array), 4096))
+    return allow_nan and not any(np.isinf(block).any() for block in blocks)
+
+
 def check_rows(
-    estimator: Any, X: Any, *, reset: bool, backend: Any, precision: str = "auto", min_rows: int = 1
-) -> tuple[Source, np.dtype]:
+    estimator: Any, X: Any, *, reset: bool, backend: Any, precision: str = "auto", min_rows: int = 1,
+    allow_nan: bool = False,
+) -> tuple[Source, np.dtype]:  # fmt: skip
     """Rows of X and the dtype to compute in; sets (``reset``) or checks n_features_in_ and feature_names_in_.
 
     X : array (N, p) of any real dtype, CSR or other sparse matrix, pandas, polars or pyarrow frame
-    Raises ValueError or TypeError, worded by scikit-learn, for NaN, infinity, wrong width, too few rows, and so on.
+    Raises ValueError or TypeError, worded by scikit-learn, for NaN (unless ``allow_nan``), infinity, wrong width, too
+    few rows, and so on.
     """
     if type(X) in (np.ndarray, np.memmap) and _conforms(estimator, X, reset, min_rows):
         array = readable(X)
-        if array.dtype.name not in FLOATS or backend.all_finite(array):
+        if _finite(array, backend, allow_nan):
             if reset:
                 estimator.n_features_in_ = X.shape[1]
                 estimator.__dict__.pop("feature_names_in_", None)
@@ -69,12 +81,20 @@ def check_rows(
     frame = _frame_array(X)
     if frame is not None and 0 not in frame.shape and len(frame) >= min_rows:
         array = readable(np.asarray(frame))
-        if array.dtype.name not in FLOATS or backend.all_finite(array):
+        if _finite(array, backend, allow_nan):
             from sklearn.utils.validation import validate_data
 
             validate_data(estimator, X, reset=reset, skip_check_array=True)
             return Source(array, columns=array.shape[1]), computing_dtype(array.dtype, precision)
-    return _by_sklearn(estimator, X, reset, precision, min_rows)
+    try:
+        return _by_sklearn(estimator, X, reset, precision, min_rows, allow_nan)
+    except ValueError as error:
+        if "contains NaN" in str(error) and hasattr(estimator, "missing"):
+            first = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{first} Set missing=np.nan to learn from the entries that are there, or fill the others in."
+            ) from None
+        raise
 
 
 def _conforms(estimator: Any, X: np.ndarray, reset: bool, min_rows: int) -> bool:
@@ -84,12 +104,12 @@ def _conforms(estimator: Any, X: np.ndarray, reset: bool, min_rows: int) -> bool
     return reset or (X.shape[1] == estimator.n_features_in_ and not hasattr(estimator, "feature_names_in_"))
 
 
-def _by_sklearn(estimator, X, reset: bool, precision: str, min_rows: int) -> tuple[Source, np.dtype]:
+def _by_sklearn(estimator, X, reset: bool, precision: str, min_rows: int, allow_nan: bool) -> tuple[Source, np.dtype]:
     from sklearn.utils.validation import validate_data
 
     checked = validate_data(
         estimator, X, reset=reset, dtype=[np.float64, np.float32], accept_sparse="csr", order="C",
-        ensure_min_samples=min_rows, accept_large_sparse=True,
+        ensure_min_samples=min_rows, accept_large_sparse=True, ensure_all_finite="allow-nan" if allow_nan else True,
     )  # fmt: skip
     dtype = computing_dtype(checked.dtype, precision)
     if isinstance(checked, np.ndarray):
@@ -103,28 +123,111 @@ def _by_sklearn(estimator, X, reset: bool, precision: str, min_rows: int) -> tup
     return Source(checked.data, checked.indptr, checked.indices, checked.shape[1]), dtype
 
 
-def check_target(source: Source, low: float, high: float, loss: str, sums_to_one: bool = False) -> None:
-    """Raises unless every element lies in [low, high] (and rows sum to one)."""
-    data = source.data
-    if data.size and (low > -np.inf or high < np.inf):
-        least, most = float(np.min(data)), float(np.max(data))
-        if least < low or most > high:
-            wanted = f"[{low:g}, {high:g}]" if high < np.inf else f"values >= {low:g}"
+def apply_mask(source: Source, dtype: np.dtype, mask: Any, missing: float | None) -> Source:
+    """A copy of dense rows with ``missing`` (None: NaN) where ``mask`` is False. Raises for a mask that doesn't fit."""
+    if source.indptr is not None:
+        raise TypeError("mask goes with dense rows; for sparse X use missing=0, or store NaN where it is unobserved")
+    observed = np.asarray(mask)
+    if observed.dtype != bool or observed.shape != source.data.shape:
+        raise ValueError(
+            f"mask has shape {observed.shape} and dtype {observed.dtype}; wanted bool of X's shape, "
+            f"{source.data.shape}: True where an entry is observed"
+        )
+    data = source.data.astype(source.data.dtype if source.data.dtype.name in FLOATS else dtype)
+    data[~observed] = np.nan if missing is None else missing
+    if missing is None and np.count_nonzero(np.isnan(data)) != observed.size - np.count_nonzero(observed):
+        raise ValueError("X contains NaN where mask is True; set missing=np.nan, or mask these entries too")
+    return Source(data, columns=source.columns, weight=source.weight)
+
+
+def _observed(values: np.ndarray, missing: float | None) -> np.ndarray:
+    if missing is None:
+        return values
+    return values[~np.isnan(values) if np.isnan(missing) else values != missing]
+
+
+def _extremes(source: Source, first: int, stop: int, missing: float | None) -> tuple[float, float]:
+    """The least and the largest observed (and stored) element of a range of columns; (inf, −inf) for none."""
+    if source.indices is None:
+        values = source.data[:, first:stop]
+        blocks = [values] if missing is None else [values[i : i + 4096] for i in range(0, len(values), 4096)]
+    else:
+        whole = stop - first == source.columns
+        blocks = [source.data if whole else source.data[(source.indices >= first) & (source.indices < stop)]]
+    low, high = np.inf, -np.inf
+    for block in blocks:
+        block = _observed(block, missing)
+        if block.size:
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+    return low, high
+
+
+def _worst_sum(source: Source, first: int, stop: int, missing: float | None) -> float:
+    """How far the sum of a row's elements in a range of columns is from 1; where some are missing, how far above."""
+    if source.indptr is not None:
+        from scipy.sparse import csr_array
+
+        def sums(values: np.ndarray) -> np.ndarray:
+            matrix = csr_array((values, source.indices, source.indptr), shape=(source.n_rows, source.columns))
+            return np.asarray(matrix[:, first:stop].sum(axis=1))
+
+        gone = np.isnan(source.data) if missing is not None else np.zeros(len(source.data), dtype=bool)
+        away, partial = sums(np.where(gone, 0.0, source.data)) - 1, sums(gone.astype(np.float64)) > 0
+    else:
+        values = source.data[:, first:stop]
+        if missing is None:
+            return float(np.abs(values.sum(axis=1, dtype=np.float64) - 1).max())
+        gone = np.isnan(values) if np.isnan(missing) else values == missing
+        away, partial = np.where(gone, 0, values).sum(axis=1, dtype=np.float64) - 1, gone.any(axis=1)
+    return float(np.where(partial, np.maximum(away, 0.0), np.abs(away)).max())
+
+
+def check_target(source: Source, network: Network) -> None:
+    """Raises unless every observed element lies where the loss of its column wants it (and rows sum to one)."""
+    missing = network.missing
+    for block in network.blocks:
+        low, high = block.loss.target_range
+        what = "X" if block.count == source.columns else f"columns {block.first}..{block.stop - 1} of X"
+        if low > -np.inf or high < np.inf:
+            least, most = _extremes(source, block.first, block.stop, missing)
+            if least < low or most > high:
+                wanted = f"[{low:g}, {high:g}]" if high < np.inf else f"values >= {low:g}"
+                verb = "has" if what == "X" else "have"
+                raise ValueError(
+                    f"{what} {verb} values from {least:g} to {most:g}; Negative values in data or values out of range "
+                    f"cannot be used with loss={block.loss.name!r}, which wants {wanted}; scale X or choose another "
+                    "loss"
+                )
+        if block.loss.sums_to_one and (worst := _worst_sum(source, block.first, block.stop, missing)) > 1e-3:
             raise ValueError(
-                f"X has values from {least:g} to {most:g}; Negative values in data or values out of range cannot be "
-                f"used with loss={loss!r}, which wants {wanted}; scale X or choose another loss"
+                f"rows of {what} must sum to 1 for loss={block.loss.name!r}, one is {worst:g} away; "
+                "use loss='multinomial'"
             )
-    if sums_to_one:
-        if source.indptr is not None:
-            sums = np.add.reduceat(np.append(data.astype(np.float64), 0.0), source.indptr[:-1])
-            sums[np.diff(source.indptr) == 0] = 0.0
-        else:
-            sums = data.sum(axis=1, dtype=np.float64)
-        worst = float(np.abs(sums - 1).max())
-        if worst > 1e-3:
+
+
+def check_transform(source: Source, network: Network) -> None:
+    """Raises for rows that the input transform cannot take."""
+    if network.input_transform == "log1p":
+        least, _ = _extremes(source, 0, source.columns, network.missing)
+        if least < 0:
             raise ValueError(
-                f"rows of X must sum to 1 for loss={loss!r}, one is {worst:g} away; use loss='multinomial'"
+                f"X has values from {least:g} on; Negative values in data cannot be used with input_transform='log1p'; "
+                "give counts, or input_transform=None"
             )
+
+
+def input_seen(rows: np.ndarray, network: Network) -> np.ndarray:
+    """What the encoder sees of float64 values."""
+    if network.missing is not None:
+        rows = np.where(np.isnan(rows) | (rows == network.missing), 0.0, rows)
+    return np.log1p(rows) if network.input_transform == "log1p" else rows
+
+
+def seen_source(source: Source, network: Network) -> Source:
+    """All rows as the encoder sees them; a copy in float64 unless it sees them as they are."""
+    if network.missing in (None, 0) and network.input_transform is None:
+        return source
+    return dataclasses.replace(source, data=input_seen(np.asarray(source.data, dtype=np.float64), network))
 
 
 def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:

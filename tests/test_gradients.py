@@ -12,6 +12,7 @@ from fastae.plan import schema
 from fastae.plan.build import training_plan
 from fastae.plan.plan import Job, Source
 from fastae.spec.network import dense_network
+from fastae.validation import seen_source
 
 NETWORKS = {
     "gelu, dropout": {"activation": "gelu", "dropout": 0.2},
@@ -62,6 +63,26 @@ NETWORKS = {
     "per layer": {"activation": ["tanh", "sigmoid", "softplus"], "normalization": [None, "batch", None],
                   "penalties": [fastae.OnLayers(fastae.KLSparsity(0.2, 0.3), 2), fastae.OnLayers("decorrelation", 0),
                                 fastae.OnLayers("orthogonality", [0, -1]), fastae.OnLayers("activity_l1", "hidden")]},
+    "cosine": {"activation": "tanh", "loss": "cosine", "output_activation": "softplus"},
+    "counts, negative binomial": {"activation": "tanh", "loss": "negative_binomial", "input_transform": "log1p"},
+    "counts, zero-inflated, no size factor, sum, batch norm": {
+        "loss": fastae.ZeroInflatedNegativeBinomial(size_factor=False), "reduction": "sum", "activation": "silu",
+        "normalization": "batch"},
+    "counts, heads": {
+        "activation": "tanh", "noise": "masking", "input_transform": "log1p",
+        "loss": fastae.Heads((2, "zero_inflated_negative_binomial", 0.5), (slice(4, 7), "multinomial"),
+                             (range(2, 4), fastae.Huber(0.3), 3.0))},
+    "heads": {"activation": "silu", "loss": fastae.Heads((2, "squared_error"), (1, "binary_cross_entropy", 0.3),
+                                                         (4, "cosine", 2.0)), "reduction": "sum"},
+    "missing, Huber": {"activation": "tanh", "loss": "huber", "missing": np.nan, "dropout": 0.1},
+    "missing, sum, softmax output, Laplacian": {
+        "activation": "tanh", "missing": np.nan, "reduction": "sum", "output_activation": "softmax",
+        "penalties": [fastae.Laplacian(3, 0.2)]},
+    "missing, number, cosine": {"activation": "tanh", "missing": -1.0, "loss": "cosine"},
+    "missing, multinomial, counts": {"activation": "tanh", "missing": np.nan, "loss": "multinomial"},
+    "missing, counts, heads": {
+        "activation": "tanh", "input_transform": "log1p", "missing": -1.0,
+        "loss": fastae.Heads((3, "negative_binomial", 0.5), (1, "poisson"), (3, "multinomial"))},
 }  # fmt: skip
 
 
@@ -80,10 +101,16 @@ def gradient(name, backend, dtype, m=300, threads=2, theta=None):
     rng = np.random.default_rng(0)
     X = rng.uniform(0.05, 0.95, (m, 7))
     X /= X.sum(axis=1, keepdims=True) if "categorical" in name else 1
+    if "counts" in name:
+        X = rng.poisson(2.0, X.shape) * (np.arange(m) != 5)[:, None] * 1.0  # a row of zeros
+    if "missing" in name:
+        X[rng.random(X.shape) < 0.3] = network.missing
+        X[7] = network.missing
     source = Source(X.astype(dtype), columns=7, weight=rng.uniform(0.5, 1.5, m))
     sources: tuple = (source,)
     if network.penalty(fastae.Laplacian):
-        sources = (source, neighbour_graph(network.penalty(fastae.Laplacian), source))
+        graph = neighbour_graph(network.penalty(fastae.Laplacian), seen_source(source, network))
+        sources = (source, graph)
     handle = backend.compile(plan)
     n_theta = plan.sizes[schema.GRAD] // np.dtype(dtype).itemsize  # without running statistics
 

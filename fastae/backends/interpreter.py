@@ -41,6 +41,8 @@ class Step:
 
     def view(self, name: str) -> np.ndarray:
         buffer: Buffer = self.plan.buffers[self.index[name]]
+        if buffer.parent is not None:
+            return self.view(buffer.parent)[:, buffer.first : buffer.first + buffer.columns]
         space = self.job.spaces[buffer.space]
         if buffer.space >= schema.EXTERNAL:
             return space[self.start : self.start + self.m] if buffer.rows == schema.BATCH_ROWS else space

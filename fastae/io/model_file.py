@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ _SUFFIX = ".partial"
 # estimator classes that files may name, and where they live
 ESTIMATORS = {"Autoencoder": "models.autoencoder"}
 # modules whose option classes may stand in a file's parameters
-_OPTION_MODULES = ("spec.options", "schedules", "initializers")
+_OPTION_MODULES = ("spec.options", "spec.heads", "schedules", "initializers")
 
 
 def write_atomically(path: Any, write: Any) -> None:
@@ -123,10 +124,14 @@ def _option_class(name: str) -> type:
 
 def encode(value: Any) -> Any:
     """An estimator's parameter as JSON: options as {"option": class, fields}, arrays as lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # JSON has no word for it
     if isinstance(value, (type(None), bool, int, float, str)):
         return value
     if isinstance(value, np.generic):
-        return value.item()
+        return encode(value.item())
+    if isinstance(value, range):
+        return {"range": [value.start, value.stop]}
     if isinstance(value, tuple):
         return {"tuple": [encode(item) for item in value]}
     if isinstance(value, list):
@@ -148,6 +153,10 @@ def decode(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {"tuple"}:
             return tuple(decode(item) for item in value["tuple"])
+        if set(value) == {"range"}:
+            return range(*value["range"])
+        if set(value) == {"float"}:
+            return float(value["float"])
         if set(value) == {"option", "fields"}:
             return _option_class(value["option"])(**{k: decode(v) for k, v in value["fields"].items()})
         raise ModelFileError(f"the file has a parameter of unknown form with keys {sorted(value)}")

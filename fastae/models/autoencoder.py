@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,10 @@ class Autoencoder(FittedByBatches):
         ``fastae.Maxout(pieces)`` for hidden layers and the code.
     loss : name or option
         ``"squared_error"``, ``"binary_cross_entropy"`` (X in [0, 1]; the output is a sigmoid), ``"huber"``,
-        ``"absolute"``, ``"poisson"`` (the output is the rate), ``"multinomial"``, ``"categorical_cross_entropy"``.
+        ``"absolute"``, ``"poisson"`` (the output is the rate), ``"multinomial"``, ``"categorical_cross_entropy"``,
+        ``"cosine"`` (one number per row), ``"negative_binomial"``, ``"zero_inflated_negative_binomial"`` (counts; the
+        reconstruction is the mean, `distribution` gives all parameters), or ``fastae.Heads`` for a loss per block of
+        columns.
     reduction : "mean" or "sum"
         Mean over rows and features, or sum over features and mean over rows.
     dropout : float or one per hidden layer
@@ -47,6 +52,12 @@ class Autoencoder(FittedByBatches):
         The decoder uses the encoder's weights transposed (biases are its own); needs a mirrored decoder.
     noise : None, name or option, such as ``fastae.MaskingNoise(0.3)``
         Corrupts the input in training; the target stays clean.
+    input_transform : None or "log1p"
+        What the encoder sees of X, before noise; the target stays X itself. For counts (X >= 0).
+    missing : None, NaN or a number
+        Marks entries of X that are unobserved (compared in the dtype of computing): the encoder sees 0 in their place
+        and no loss counts them; ``reduction="mean"`` is over a row's observed entries. 0 reads sparse ratings as
+        AutoRec does (Sedhain et al., 2015). NaN is refused unless ``missing`` is NaN, infinity always.
     penalties, constraints : sequences of options
         On weights ``fastae.L1(1e-4)``, ``L2``, ``ElasticNet``, ``SVDProjector``, ``Orthogonality``; on the code
         ``KLSparsity``, ``ActivityL1``, ``Contractive``, ``Laplacian``, ``Decorrelation``; ``MaxNorm``, ``WeightRange``,
@@ -119,6 +130,8 @@ class Autoencoder(FittedByBatches):
         skip_connections=False,
         tied_weights=False,
         noise=None,
+        input_transform=None,
+        missing=None,
         penalties=(),
         constraints=(),
         initializer="auto",
@@ -153,6 +166,8 @@ class Autoencoder(FittedByBatches):
         self.skip_connections = skip_connections
         self.tied_weights = tied_weights
         self.noise = noise
+        self.input_transform = input_transform
+        self.missing = missing
         self.penalties = penalties
         self.constraints = constraints
         self.initializer = initializer
@@ -192,6 +207,8 @@ class Autoencoder(FittedByBatches):
             skip_connections=self.skip_connections,
             tied_weights=self.tied_weights,
             noise=self.noise,
+            input_transform=self.input_transform,
+            missing=self.missing,
             penalties=self.penalties,
             constraints=self.constraints,
             solver=self.solver,
@@ -279,6 +296,7 @@ class Autoencoder(FittedByBatches):
             "n_features": self.n_features_in_,
             "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
             "seed": str(self.seed_),
+            "masked": self.network_.missing is not None,
             "n_iter": self.n_iter_,
             "loss_curve": self.loss_curve_,
             "validation_scores": self.validation_scores_,
@@ -290,6 +308,8 @@ class Autoencoder(FittedByBatches):
 
     def _set_model_state(self, tensors: dict[str, np.ndarray], state: dict) -> None:
         network = self._network(int(state["n_features"]))
+        if state.get("masked") and network.missing is None:  # fitted with a mask
+            network = dataclasses.replace(network, missing=math.nan)
         pairs, norms = weights.from_tensors(network, tensors)
         checked = from_arrays(pairs, network)
         dtype = np.dtype(np.float64) if pairs[0][0].dtype == np.float64 else np.dtype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from functools import cache
 from typing import Any
@@ -16,8 +17,9 @@ from ..plan import schema
 from ..plan.build import evaluation_plan, inference_plan
 from ..plan.plan import Job, Plan, Source
 from ..spec import options
+from ..spec.heads import Heads
 from ..spec.network import Network
-from ..validation import check_rows
+from ..validation import check_rows, check_transform
 from . import weights
 
 
@@ -96,8 +98,8 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             network: Network = self.network_
-            if what == "loss":
-                plan = evaluation_plan(network, dtype)
+            if what in ("loss", "heads"):
+                plan = evaluation_plan(network, dtype, per_head=what == "heads")
             elif what == "error":
                 plan = evaluation_plan(network, dtype, loss=options.LOSSES["squared_error"]())
             else:
@@ -117,8 +119,17 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         threads.register_threadpoolctl()
         return threads.resolve_threads(self.n_jobs)
 
+    def _rows(self, X: Any) -> tuple[Source, np.dtype]:
+        """Checked rows for the fitted network."""
+        network = self.network_
+        allow_nan = network.missing is not None and math.isnan(network.missing)
+        source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision,
+                                   allow_nan=allow_nan)  # fmt: skip
+        check_transform(source, network)
+        return source, dtype
+
     def _encode(self, what: str, X: Any, width: int, out: np.ndarray | None = None) -> np.ndarray:
-        source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision)
+        source, dtype = self._rows(X)
         return self._run(what, source, dtype, width, out)
 
     def _run(self, what: str, source: Source, dtype: np.dtype, width: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -144,6 +155,8 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        missing = getattr(self, "missing", None)
+        tags.input_tags.allow_nan = isinstance(missing, float) and math.isnan(missing)
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -157,11 +170,17 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return self._encode("encode", X, self._fitted_network().n_components, out)
 
     def reconstruct(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """Reconstruction of each row, (N, p): through encoder, decoder and the output activation."""
+        """Reconstruction of each row, (N, p): through encoder, decoder and the output activation.
+
+        Of a likelihood it is the mean. Entries that are missing in X are filled in.
+        """
         return self._encode("reconstruct", X, self._fitted_network().n_features, out)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Decoded rows (N, p) of codes X (N, n_components)."""
+        """Decoded rows (N, p) of codes X (N, n_components).
+
+        Of a likelihood with size factors it is the mean relative to the row's own, as a code does not know that.
+        """
         network = self._fitted_network()
         codes = _code_checker(type(self).__name__)()
         source, dtype = check_rows(codes, X, reset=True, backend=self._backend(), precision=self.precision)
@@ -172,20 +191,44 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             )
         return self._run("decode", source, dtype, network.n_features)
 
+    def distribution(self, X: Any) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
+        """Parameters of each entry's distribution: name → array (N, p); a list of these, one per head, for `Heads`.
+
+        ``"mean"``, and what else the likelihood has: ``"dispersion"``, ``"dropout"``.
+        """
+        network = self._fitted_network()
+        shown = self._encode("distribution", X, network.layers[-1].n_out)
+        heads = []
+        for block in network.blocks:
+            names = [output.name for output in block.loss._row.outputs] if block.loss.n_outputs > 1 else ["mean"]
+            starts = [block.output + k * block.count for k in range(len(names))]
+            heads.append({name: shown[:, i : i + block.count] for name, i in zip(names, starts, strict=True)})
+        return heads if isinstance(network.loss, Heads) else heads[0]
+
+    def head_losses(self, X: Any) -> np.ndarray:
+        """Mean over rows of each head's loss without its weight, (heads,), float64; one number without `Heads`.
+
+        Divided by the head's (observed) columns or not as ``reduction`` says.
+        """
+        return self._row_values("heads", X).mean(axis=0)
+
     def score_samples(self, X: Any) -> np.ndarray:
-        """−(mean squared reconstruction error) of each row, (N,), float64; higher is better."""
-        return -self._row_values("error", X)
+        """−(mean squared reconstruction error) of each row, (N,), float64; higher is better.
+
+        Over the observed entries where ``missing`` marks others; 0 for a row without any.
+        """
+        return -self._row_values("error", X)[:, 0]
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`."""
         return float(self.score_samples(X).mean())
 
     def _row_values(self, what: str, X: Any) -> np.ndarray:
-        check_is_fitted(self, "weights_")
-        source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision)
-        values = np.empty((source.n_rows, 1))
+        network = self._fitted_network()
+        source, dtype = self._rows(X)
+        values = np.empty((source.n_rows, len(network.blocks) if what == "heads" else 1))
         self._compile(what, dtype).run(source, values, self._threads())
-        return values[:, 0]
+        return values
 
     def _fitted_network(self) -> Network:
         check_is_fitted(self, "weights_")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,8 +17,8 @@ from ..plan import schema
 from ..plan.build import evaluation_plan, training_plan
 from ..plan.plan import Plan, Source
 from ..spec import options
-from ..spec.network import Network, target_range
-from ..validation import check_rows, check_target, check_weight
+from ..spec.network import Network
+from ..validation import apply_mask, check_rows, check_target, check_transform, check_weight, input_seen, seen_source
 from . import weights
 from .base import DenseModel, _Compiled, seed_of
 from .graph import neighbour_graph, source_rows
@@ -77,19 +78,20 @@ class FittedByBatches(DenseModel):
     _state: Optimizer | None
     _live: _Live | None
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, mask: Any = None) -> Self:
         """Trains on the rows of X.
 
         X : array, sparse matrix or frame (N, p)
         y : ignored
         sample_weight : (N,), weight of each row's loss; only ratios matter
+        mask : bool (N, p), True where an entry of X is observed; costs a copy of X, which NaN and ``missing`` do not
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
         solver that has not converged is a scikit-learn ConvergenceWarning.
         """
         warm = self.warm_start and hasattr(self, "weights_")
         with self._unchanged_on_error():
             backend = self._backend()
-            source, dtype, network = self._prepare(X, reset=not warm, sample_weight=sample_weight)
+            source, dtype, network = self._prepare(X, reset=not warm, sample_weight=sample_weight, mask=mask)
             if not warm:
                 self.seed_ = seed_of(self.random_state)
             settings = self._settings(network, self.seed_)
@@ -114,7 +116,7 @@ class FittedByBatches(DenseModel):
         return self
 
     @available_if(_takes_batches)
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None, mask: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
@@ -123,7 +125,7 @@ class FittedByBatches(DenseModel):
         first = not hasattr(self, "weights_")
         with self._unchanged_on_error():
             backend = self._backend()
-            source, dtype, network = self._prepare(X, reset=first, sample_weight=sample_weight)
+            source, dtype, network = self._prepare(X, reset=first, sample_weight=sample_weight, mask=mask)
             if first:
                 self.seed_ = seed_of(self.random_state)
             settings = self._settings(network, self.seed_)
@@ -161,10 +163,17 @@ class FittedByBatches(DenseModel):
             self.__dict__.update(before)
             raise
 
-    def _prepare(self, X: Any, *, reset: bool, sample_weight: Any) -> tuple[Source, np.dtype, Network]:
+    def _prepare(self, X: Any, *, reset: bool, sample_weight: Any, mask: Any) -> tuple[Source, np.dtype, Network]:
         """Checked rows, the dtype to compute in, and the network."""
-        source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision)
+        missing = getattr(self, "missing", None)
+        allow_nan = mask is not None if missing is None else isinstance(missing, float) and math.isnan(missing)
+        source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision,
+                                   allow_nan=allow_nan)  # fmt: skip
         network = self._network(source.columns)
+        if mask is not None:
+            source = apply_mask(source, dtype, mask, network.missing)
+            if network.missing is None:
+                network = replace(network, missing=math.nan)
         if not reset:
             if network.layers != self.network_.layers:
                 raise ValueError(
@@ -172,9 +181,8 @@ class FittedByBatches(DenseModel):
                     "warm_start=False and call fit"
                 )
             dtype = self._state.dtype if self._state is not None else dtype
-        low, high = target_range(network)
-        categorical = isinstance(network.loss, options.CategoricalCrossEntropy)
-        check_target(source, low, high, network.loss.name, sums_to_one=categorical)
+        check_target(source, network)
+        check_transform(source, network)
         weight = check_weight(sample_weight, source.n_rows)
         return Source(source.data, source.indptr, source.indices, source.columns, weight), dtype, network
 
@@ -219,12 +227,14 @@ class FittedByBatches(DenseModel):
 
     def _initial_weights(self, network: Network, source: Source) -> list[tuple[np.ndarray, np.ndarray]]:
         pca = self.initializer == "pca" if isinstance(self.initializer, str) else isinstance(self.initializer, PCAInit)
-        return initial_weights(self.initializer, network, self.seed_, _first_rows(source, 4096) if pca else None)
+        return initial_weights(
+            self.initializer, network, self.seed_, _first_rows(source, network, 4096) if pca else None
+        )
 
     def _basis(self, network: Network, source: Source, warm: bool) -> np.ndarray:
         """Principal directions (n_directions, p) for an `SVDProjector`; a warm start keeps the earlier ones."""
         if not warm or getattr(self, "basis_", None) is None:
-            self.basis_ = principal_directions(_first_rows(source, 4096), network.n_directions)
+            self.basis_ = principal_directions(_first_rows(source, network, 4096), network.n_directions)
         return self.basis_
 
     def _sources(self, network: Network, source: Source, held_out: np.ndarray | None) -> tuple[Source, ...]:
@@ -232,7 +242,7 @@ class FittedByBatches(DenseModel):
         option = network.penalty(options.Laplacian)
         if option is None:
             return (source,)
-        return source, neighbour_graph(option, source, held_out)
+        return source, neighbour_graph(option, seen_source(source, network), held_out)
 
     def _validator(self, backend: Any, network: Network, source: Source, held_out: np.ndarray, state: training.State):
         """The function that gives the mean loss of the held-out rows under the weights of ``state``."""
@@ -272,7 +282,7 @@ class FittedByBatches(DenseModel):
         self.device_ = "cpu"
 
 
-def _first_rows(source: Source, limit: int) -> np.ndarray:
-    """At most ``limit`` rows as a float64 array."""
+def _first_rows(source: Source, network: Network, limit: int) -> np.ndarray:
+    """At most ``limit`` rows as the encoder sees them, float64."""
     rows = source_rows(source)[:limit]
-    return np.asarray(rows if source.indptr is None else rows.toarray(), dtype=np.float64)
+    return input_seen(np.asarray(rows if source.indptr is None else rows.toarray(), dtype=np.float64), network)

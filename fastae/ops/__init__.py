@@ -19,6 +19,7 @@ from ..backends import get_backend
 from ..catalog import INDEX, UPDATE_RULES
 from ..plan import schema
 from ..plan.dense import PACK_ROUND
+from ..plan.losses import loss_record
 from ..spec import options
 from ..spec.options import number, unknown
 from ._call import (
@@ -197,26 +198,41 @@ def noise(
 
 
 def loss(
-    name: Any, y: ArrayLike, target: ArrayLike, backend: Any = "auto", n_threads: int | None = None
-) -> tuple[float, np.ndarray]:
+    name: Any, y: ArrayLike, target: ArrayLike, mask: ArrayLike | None = None, backend: Any = "auto",
+    n_threads: int | None = None,
+) -> tuple[float, np.ndarray]:  # fmt: skip
     """Mean over rows and features of a loss, and its gradient with respect to y.
 
     name : name or option; y, target : (m, p). y is the logit for binary_cross_entropy, the log-rate for poisson, the
-    unnormalised log-probability for multinomial and categorical_cross_entropy.
-    returns : value (float64), dy (m, p)
+    unnormalised log-probability for multinomial and categorical_cross_entropy; for negative_binomial it is (m, 2p), the
+    log-means and the log-dispersions, and zero_inflated_negative_binomial has p logits of the dropout after these.
+    cosine is a mean over rows only.
+    mask : bool (m, p), True where the target is observed: others count as nothing, and the mean of a row is over its
+    observed entries
+    returns : value (float64), dy like y
     """
     option = options.choose("loss", name, options.ALL_LOSSES)
     a = real_array("y", y)
     t = real_array("target", target, a.dtype)
-    check_shape("target", t, a.shape)
+    check_shape("target", t, (a.shape[0], a.shape[1] // option.n_outputs))
+    check_shape("y", a, (t.shape[0], t.shape[1] * option.n_outputs))
     if not a.size:
         raise ValueError(f"y has shape {a.shape}; a mean needs at least one element")
-    attributes = {"loss": schema.MULTINOMIAL} if option._row is None else {
-        "loss": INDEX["loss"][option.name], **{f"p{i}": v for i, v in enumerate(options.values(option))}}  # fmt: skip
-    dy, row_value = np.empty_like(a), np.empty((len(a), 1))
-    arrays = {"y": a, "target": t, "dy": dy, "row_value": row_value}
-    slots = {name: name for name in arrays} | {"value": 0, "scale": 1.0 / a.shape[1], **attributes}
-    return run_ops(backend, a.dtype, len(a), arrays, [("loss", slots)], set(arrays), n_threads), dy
+    if mask is not None:
+        observed = np.asarray(mask)
+        if observed.dtype != bool or observed.shape != t.shape:
+            raise ValueError(
+                f"mask has shape {observed.shape} and dtype {observed.dtype}; wanted bool of shape {t.shape}"
+            )
+        t = np.where(observed, t, a.dtype.type(np.nan))
+    kind, attributes = loss_record(option, t.shape[1], mean=True, masked=mask is not None)
+    arrays = {"y": a, "target": t, "dy": np.empty_like(a), "row_value": np.empty((len(a), 1))}
+    slots = {name: name for name in arrays} | {"value": 0, **attributes}
+    records = [(kind, slots)]
+    if getattr(option, "size_factor", False):
+        arrays["size"], slots["size"] = np.empty((len(a), 1), a.dtype), "size"
+        records.insert(0, ("size_factor", {"target": "target", "size": "size"}))
+    return run_ops(backend, a.dtype, len(a), arrays, records, set(arrays), n_threads), arrays["dy"]
 
 
 def penalty(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..spec.network import Network
 from .dense import Backward, Forward, formula, gather, noise, pack, parameters, statistics
-from .losses import final_activation, loss_attributes, shown_activation
+from .losses import error, final_activation, losses, show, shown_activation, sized, transform_input
 from .plan import Plan, PlanBuilder
 from .regularisers import Penalties
 from .schema import ARENA, BATCH_ROWS, FLOAT64, GRAD, THETA
@@ -41,8 +41,7 @@ def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False
     penalties.register(backward, forward, start)
     row_value = builder.buffer("row_value", BATCH_ROWS, 1, ARENA, FLOAT64)
     delta = builder.buffer("delta", BATCH_ROWS, builder.columns(h))
-    builder.op("loss", y=h, target=target, weight="weight" if weighted else None, dy=delta, row_value=row_value,
-               value=data_value, **loss_attributes(network.loss, network))  # fmt: skip
+    losses(builder, network, h, target, row_value, value=data_value, dy=delta, weight="weight" if weighted else None)
     if final.name == "softmax":
         builder.op("softmax_grad", dy=delta, y=h, dz=delta)
     elif final.name != "identity":
@@ -54,10 +53,15 @@ def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False
     return builder.build()
 
 
-def evaluation_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, loss=None) -> Plan:
-    """``row_value`` (N, 1) float64: each row's loss; with ``loss`` another one, of reconstruction against input."""
+def evaluation_plan(
+    network: Network, dtype, batch: int = INFERENCE_BATCH, *, loss=None, per_head: bool = False
+) -> Plan:
+    """``row_value`` (N, 1) float64: each row's loss; with ``loss`` another one, of reconstruction against input.
+
+    ``per_head``: (N, heads), the loss of each head without its weight.
+    """
     builder = PlanBuilder(dtype, batch, "evaluation")
-    row_value = builder.external("row_value", BATCH_ROWS, 1, FLOAT64)
+    row_value = builder.external("row_value", BATCH_ROWS, len(network.blocks) if per_head else 1, FLOAT64)
     layers = network.layers
     parameters(builder, layers)
     statistics(builder, layers)
@@ -69,30 +73,46 @@ def evaluation_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, lo
         if i == len(layers) - 1:
             activation = final_activation(network) if loss is None else shown_activation(network)
         h = forward.layer(i, h, last_activation=activation, packed=packed[i])
-    attributes = loss_attributes(network.loss if loss is None else loss, network)
-    if loss is not None:
-        attributes["scale"] = 1.0 / network.target_width
-    builder.op("loss", y=h, target=target, row_value=row_value, value=-1, **attributes)
+    if loss is None:
+        losses(builder, network, h, target, row_value, per_head=per_head)
+        return builder.build()
+    if network.split_output:
+        shown = builder.buffer("shown", BATCH_ROWS, network.target_width)
+        show(builder, network, h, shown, target)
+        h = shown
+    error(builder, network, h, target, row_value, loss)
     return builder.build()
 
 
 def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode") -> Plan:
-    """part: "encode" (X → code), "decode" (code → X̂) or "reconstruct" (X → X̂); result in the external ``out``."""
+    """Result in the external ``out``.
+
+    part: "encode" (X → code), "decode" (code → X̂), "reconstruct" (X → X̂), or "distribution" (X → every parameter that
+    the last layer's outputs stand for, laid out as these)
+    """
     layers, n_encoder = network.layers, len(network.encoder)
-    first, last = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers)), "reconstruct": (0, len(layers))}[part]
-    chosen = range(first, last)
+    ends = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers))}
+    chosen = range(*ends.get(part, (0, len(layers))))
+    split = network.split_output and part != "encode"
     builder = PlanBuilder(dtype, batch, part)
-    out = builder.external("out", BATCH_ROWS, layers[chosen[-1]].n_out)
+    width = network.target_width if split and part != "distribution" else layers[chosen[-1]].n_out
+    out = builder.external("out", BATCH_ROWS, width)
     parameters(builder, layers)
     statistics(builder, layers)
     packed = pack(builder, layers, chosen)
     h = builder.buffer("x", BATCH_ROWS, layers[chosen[0]].n_in)
     builder.op("gather", x=h, source=0)
+    target = None
+    if part != "decode":
+        h, target = transform_input(builder, network, h, target_too=split and sized(network))
     forward = Forward(builder, layers, training=False)
     for i in chosen:
         final = i == chosen[-1]
         shown = shown_activation(network) if final and part != "encode" else None
-        h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=out if final else None)
+        to = out if final and not split else None
+        h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=to)
+    if split:
+        show(builder, network, h, out, target, every=part == "distribution")
     return builder.build()
 
 

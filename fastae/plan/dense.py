@@ -10,6 +10,7 @@ from ..catalog import INDEX
 from ..spec import options
 from ..spec.network import Layer, Network
 from . import schema
+from .losses import transform_input
 from .plan import PlanBuilder
 from .schema import ARENA, BATCH_ROWS, FLOAT64, INT64, PREPARE, THETA
 
@@ -50,16 +51,17 @@ def _identity(activation) -> bool:
 
 
 def gather(builder: PlanBuilder, network: Network, *, weighted: bool) -> tuple[str, str]:
-    """Rows of the input and of the target (the input itself, or source 1)."""
+    """Rows of the input as the encoder sees them, and of the target (the input itself, or source 1)."""
     x = builder.buffer("x", BATCH_ROWS, network.n_features)
     weight = builder.buffer("weight", BATCH_ROWS, 1) if weighted else None
     rows = builder.buffer("rows", BATCH_ROWS, 1, ARENA, INT64)
     builder.op("gather", x=x, weight=weight, rows=rows, source=0)
+    seen, target = transform_input(builder, network, x)
     if network.n_targets is None:
-        return x, x
+        return seen, target
     target = builder.buffer("target", BATCH_ROWS, network.n_targets)
     builder.op("gather", x=target, source=1)
-    return x, target
+    return seen, target
 
 
 def noise(builder: PlanBuilder, noise, x: str, width: int) -> str:

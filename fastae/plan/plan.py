@@ -23,7 +23,8 @@ _SPACE_NAMES = {ARENA: "arena", THETA: "theta", GRAD: "grad", STATE: "state"}
 class Buffer:
     """A named array of ``rows`` × ``columns`` at ``offset`` bytes into a space.
 
-    ``rows`` is `BATCH_ROWS` for one row per batch row. Rows are contiguous.
+    ``rows`` is `BATCH_ROWS` for one row per batch row. Rows are contiguous. With a ``parent`` it has no memory of its
+    own but is that buffer's columns from ``first`` on.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Buffer:
     rows: int
     columns: int
     dtype: int = REAL
+    parent: str | None = None
+    first: int = 0
 
     def shape(self, batch: int) -> tuple[int, int]:
         return (batch if self.rows == BATCH_ROWS else self.rows), self.columns
@@ -77,11 +80,13 @@ class Plan:
         )
 
     def encode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Buffers (nb, 5) int64: space, offset, rows, columns, dtype; ops (no, 2 + slots + ints) int64; floats."""
+        """Buffers (nb, 7) int64: space, offset, rows, columns, dtype, parent, first; ops (no, 2 + slots + ints) int64;
+        floats."""
         index = self.index
         buffers = np.array(
-            [(b.space, b.offset, b.rows, b.columns, b.dtype) for b in self.buffers], dtype=np.int64
-        ).reshape(-1, 5)
+            [(b.space, b.offset, b.rows, b.columns, b.dtype, -1 if b.parent is None else index[b.parent], b.first)
+             for b in self.buffers], dtype=np.int64
+        ).reshape(-1, 7)  # fmt: skip
         width = 2 + schema.MAX_SLOTS + schema.MAX_INTS
         integers = np.full((len(self.ops), width), -1, dtype=np.int64)
         floats = np.zeros((len(self.ops), schema.MAX_FLOATS))
@@ -104,6 +109,8 @@ class Plan:
     def view(self, spaces: list[np.ndarray], name: str, batch: int | None = None) -> np.ndarray:
         """A buffer as a NumPy array over its space."""
         buffer = self.buffers[self.index[name]]
+        if buffer.parent is not None:
+            return self.view(spaces, buffer.parent, batch)[:, buffer.first : buffer.first + buffer.columns]
         rows, columns = buffer.shape(self.batch if batch is None else batch)
         dtype = self.buffer_dtype(buffer)
         raw = spaces[buffer.space].reshape(-1).view(np.uint8)
@@ -210,6 +217,17 @@ class PlanBuilder:
     def columns(self, name: str) -> int:
         return self._buffers[name].columns
 
+    def part(self, parent: str, first: int, count: int) -> str:
+        """``count`` columns of a buffer from ``first`` on, as a buffer; the whole one where that is all."""
+        of = self._buffers[parent]
+        if not 0 <= first < first + count <= of.columns or of.parent is not None:
+            raise ValueError(f"buffer {parent!r} has {of.columns} columns; got {first}..{first + count}")
+        if count == of.columns:
+            return parent
+        name = f"{parent}[{first}:{first + count}]"
+        self._buffers[name] = Buffer(name, of.space, 0, of.rows, count, of.dtype, parent, first)
+        return name
+
     def flat(self, states: tuple[str, ...]) -> None:
         """Declares ``theta`` and ``grad``, all parameters so far as one row, and a ``state_*`` like it per state."""
         size = self._sizes[THETA]
@@ -258,7 +276,7 @@ class PlanBuilder:
         first: dict[str, int] = {}
         last: dict[str, int] = {}
         for i, op in enumerate(self._ops):
-            for name in op.slots.values():
+            for name in (self._buffers[slot].parent or slot for slot in op.slots.values()):
                 if self._buffers[name].space == ARENA:
                     first.setdefault(name, i)
                     last[name] = i

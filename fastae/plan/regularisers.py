@@ -10,6 +10,7 @@ from ..spec import options
 from ..spec.network import Network, exact_contraction
 from . import schema
 from .dense import Backward, Forward, Trace, formula
+from .losses import transform_input
 from .plan import PlanBuilder
 from .schema import ARENA, BATCH_ROWS, FLOAT64, INT64, THETA
 
@@ -106,6 +107,7 @@ class Penalties:
         builder.op("neighbour", rows="rows", out=ids, coefficient=coefficient, source=self.network.graph_source,
                    stream=builder.stream())  # fmt: skip
         builder.op("take", x=near, rows=ids, source=0)
+        near, _ = transform_input(builder, self.network, near, target_too=False)
         self._pair(forward, hooks, near, ids, penalty.strength, coefficient)
 
     def _pair(self, forward: Forward, hooks: list, x: str, rows: str, strength: float, coefficient=None) -> None:

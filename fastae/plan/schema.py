@@ -34,6 +34,16 @@ OP_KINDS: tuple[OpKind, ...] = (
         doc="x (m,p) <- rows of source; [weight] (m,1) <- sample weights; [rows] (m,1) int64 <- original row ids",
     ),
     OpKind(
+        "transform_input",
+        ("x", "y", "target"),
+        ("transform",),
+        ("missing",),
+        doc=(
+            "[y] (m,p) = 0 where x is missing, else x (transform 0) or log1p(x) (1); [target] (m,p) = NaN where x is "
+            "missing, else x. Missing: NaN, or equal to `missing`. y may be x"
+        ),
+    ),
+    OpKind(
         "noise",
         ("x", "y", "rows"),
         ("kind", "stream"),
@@ -128,12 +138,31 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "loss",
         ("y", "target", "weight", "dy", "row_value"),
-        ("loss", "value"),
+        ("loss", "value", "masked", "accumulate"),
         ("p0", "p1", "scale"),
         doc=(
-            "row_value[r] = scale * sum_j l(y,t), float64; value += sum_r weight[r] row_value[r] / m; "
-            "[dy] = weight[r] scale l'(y,t) / m; dy may be y. loss: catalogue index, or -1 multinomial with logits"
+            "[row_value][r] = v[r] = scale sum_j l(y,t), float64 (accumulate: +=); value += sum_r weight[r] v[r] / m; "
+            "[dy] = weight[r] scale l'(y,t) / m; dy may be y. loss: catalogue index, -1 multinomial with logits, "
+            "-2 cosine. masked 1: entries with t = NaN count as nothing; 2: and v, dy are divided by the number of the "
+            "others in the row"
         ),
+    ),
+    OpKind("size_factor", ("target", "size"), doc="size (m,1) = log of the mean of the row's targets that are not NaN"),
+    OpKind(
+        "likelihood",
+        ("y", "target", "weight", "size", "dy", "row_value"),
+        ("likelihood", "value", "masked", "accumulate"),
+        ("p0", "p1", "scale"),
+        doc=(
+            "as loss, for target (m,n) and y, dy (m,h n): h outputs per feature in blocks of n columns; [size] (m,1): "
+            "logarithm of each row's size factor"
+        ),
+    ),
+    OpKind(
+        "distribution",
+        ("y", "size", "out"),
+        ("likelihood", "output"),
+        doc="out (m,n) = the likelihood's parameter from one output y (m,n); may be in place",
     ),
     OpKind(
         "dense_grad",
@@ -261,7 +290,10 @@ MAX_FLOATS = max(len(kind.floats) for kind in OP_KINDS)
 NOISE_KINDS = ("gaussian", "masking", "salt_and_pepper", "swap")
 CLIP_MODES = ("value", "norm")
 PROJECT_KINDS = ("prox", "max_norm", "range", "non_negative")
-MULTINOMIAL = -1
+MASK_MODES = ("none", "sum", "mean")  # of a loss's entries with target NaN
+INPUT_TRANSFORMS = ("none", "log1p")
+MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
+SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
 
 # Where a buffer lives. From EXTERNAL on: arrays given by the caller; those with a row per batch row are addressed by
 # the position of the row in the whole run, not in the batch.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 from . import options
+from .heads import Block, Heads, blocks, choose_loss, output_width
 from .options import number, unknown
 
 
@@ -67,6 +69,8 @@ class Network:
     constraints: tuple[Placed, ...] = ()
     solver: Any = None
     n_targets: int | None = None  # width of targets that are not the input (they come from source 1)
+    missing: float | None = None  # marks entries of the input that are unobserved (NaN: `math.nan` itself)
+    input_transform: str | None = None  # what the encoder sees of the input; the target stays as it is
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -104,7 +108,17 @@ class Network:
     @property
     def owned_output(self) -> str:
         """The output activation that the loss computes from the last layer's pre-activation, "identity" for none."""
-        return "softmax" if self.loss._row is None else self.loss._row.output
+        return self.loss.output
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Blocks of target columns with their losses."""
+        return blocks(self.loss, self.target_width)
+
+    @property
+    def split_output(self) -> bool:
+        """Whether the last layer's outputs are not the reconstruction: heads, or parameters of a distribution."""
+        return self.owned_output == "distribution"
 
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:
@@ -133,13 +147,35 @@ def several(name: str, values: Any) -> tuple[Any, ...]:
 def _output(value: Any, loss: options.LossOption) -> Any:
     """The output activation, checked against the loss; "identity" stands for the one that the loss owns."""
     activation = options.choose("output_activation", value, options.OUTPUT_ACTIVATIONS)
-    owned = "softmax" if loss._row is None else loss._row.output
+    owned = loss.output
+    if owned == "distribution" and activation.name != "identity":
+        raise ValueError(
+            f"loss={loss.name!r} makes the reconstruction from the network's outputs itself; got "
+            f"output_activation={activation.name!r}; leave it at 'identity'"
+        )
     if owned == "identity" or activation.name in ("identity", owned):
         return activation
     raise ValueError(
         f"loss={loss.name!r} goes with output_activation={owned!r}, which it computes itself; "
         f"got {activation.name!r}; leave output_activation at 'identity' or choose another loss"
     )
+
+
+def _missing(value: Any, loss: options.LossOption) -> float | None:
+    """What marks unobserved entries, checked against the loss."""
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes, bool)):
+        raise TypeError(f"missing={value!r} must be None, NaN or a number")
+    missing = math.nan if value != value else number("missing", value, -math.inf, math.inf, "neither")
+    losses = [head.loss for head in loss.heads] if isinstance(loss, Heads) else [loss]
+    for option in losses:
+        if missing == 0 and option.output == "softmax":
+            raise ValueError(
+                f"missing=0 does not go with loss={option.name!r}: a softmax learns from the zeros that compete with "
+                "what is there; leave missing at None, or mark unobserved entries by NaN"
+            )
+    return missing
 
 
 def _resolve(layers: Any, n_encoder: int, n_layers: int) -> tuple[int, ...]:
@@ -248,6 +284,8 @@ def dense_network(
     penalties: Any = (),
     constraints: Any = (),
     solver: Any = "adam",
+    missing: Any = None,
+    input_transform: Any = None,
 ) -> Network:
     """The network of an `Autoencoder`, from its parameters.
 
@@ -263,7 +301,9 @@ def dense_network(
     if isinstance(code_activation, str) and code_activation == "auto":
         code_activation = "identity" if hidden or isinstance(activation, (list, tuple)) else activation
     code = options.choose("code_activation", code_activation, options.LAYER_ACTIVATIONS)
-    loss = options.choose("loss", loss, options.ALL_LOSSES)
+    loss = choose_loss(loss)
+    if input_transform not in (None, "log1p"):
+        raise unknown("input_transform", input_transform, ("None", "log1p"))
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ("mean", "sum"))
     rates = _per_layer("dropout", dropout, n_hidden, lambda r: number("dropout", r, 0.0, 1.0, "left"))
@@ -279,7 +319,13 @@ def dense_network(
         return (*layers, Layer(widths[-2], widths[-1], last))
 
     encoder = chain((n_features, *hidden, n_components), 0, code)
-    decoder = chain((n_components, *mirrored, n_features), len(hidden), _output(output_activation, loss))
+    width = output_width(loss, n_features)
+    decoder = chain((n_components, *mirrored, width), len(hidden), _output(output_activation, loss))
+    if tied_weights and width != n_features:
+        raise ValueError(
+            f"tied_weights=True cannot go with loss={loss.name!r}, whose network has {width} outputs for {n_features} "
+            "features; untie them"
+        )
     if tied_weights:
         decoder = _tied(encoder, decoder)
     layers = encoder + decoder
@@ -299,14 +345,9 @@ def dense_network(
         penalties=placed,
         constraints=_place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder)),
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
+        missing=_missing(missing, loss),
+        input_transform=input_transform,
     )
 
 
-def target_range(network: Network) -> tuple[float, float]:
-    """The interval that the loss's targets must lie in."""
-    if network.loss._row is None:
-        return 0.0, float("inf")
-    return network.loss._row.target_low, network.loss._row.target_high
-
-
-__all__ = ["Layer", "Network", "dense_network", "several", "sizes", "target_range"]
+__all__ = ["Layer", "Network", "dense_network", "several", "sizes"]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import catalog
+from ..likelihoods import LIKELIHOODS as _LIKELIHOOD_ROWS
+from ..likelihoods import Likelihood
 
 
 def unknown(what: str, name: object, choices) -> ValueError:
@@ -63,12 +65,47 @@ class ActivationOption(Option):
 
 
 class LossOption(Option):
-    _row: catalog.Loss | None
+    """A loss; those of a whole row (``_row`` None) say for themselves what a catalogue row says of the others."""
+
+    _row: Any  # catalog.Loss, likelihoods.Likelihood or None
     name: str
+    sums_to_one = False  # whether a row of targets must be a distribution
 
     @property
     def parameters(self) -> tuple[float, ...]:
         return values(self)
+
+    @property
+    def output(self) -> str:
+        """The output activation that the loss computes itself, "identity" for none."""
+        return self._row.output
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network per feature."""
+        return 1
+
+    @property
+    def target_range(self) -> tuple[float, float]:
+        return self._row.target_low, self._row.target_high
+
+
+class LikelihoodOption(LossOption):
+    """−log p(x) of a distribution with several parameters per feature, each one an output of the network."""
+
+    _row: Likelihood
+    size_factor: bool
+    output = "distribution"
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self._row.outputs)
+
+
+class RowLoss(LossOption):
+    _row = None
+    output = "softmax"
+    target_range = (0.0, math.inf)
 
 
 class PenaltyOption(Option):
@@ -112,12 +149,30 @@ def _from_row(row: Any, base: type, extra: list, intervals: dict) -> type:
     return dataclasses.make_dataclass(row.label, fields, bases=(base,), namespace=namespace, frozen=True)
 
 
+def _likelihood(row: Likelihood) -> type:
+    outputs = ", ".join(output.name for output in row.outputs)
+    doc = f"""``{row.name}``: negative log-likelihood of {row.note}.
+
+    The network's outputs are {outputs} of every feature, in blocks of all features.
+
+    size_factor : bool, True by default: the mean of a row is s exp(y), s the mean of the row's own targets, so that
+        exp(y) is relative to the row's total; a row of zeros then has loss and gradient 0. False: s = 1.
+
+    Lopez et al. (2018); Eraslan et al. (2019). Float32 holds for counts up to 1e11.
+    """
+    fields: list = [(p.name, float, p.default) for p in row.parameters] + [("size_factor", bool, True)]
+    intervals = {p.name: (p.low, p.high, p.closed) for p in row.parameters}
+    namespace = {"__doc__": doc, "__module__": __name__, "_row": row, "name": row.name, "_intervals": intervals}
+    return dataclasses.make_dataclass(row.label, fields, bases=(LikelihoodOption,), namespace=namespace, frozen=True)
+
+
 ACTIVATIONS = {row.name: _from_row(row, ActivationOption, [], {}) for row in catalog.ACTIVATIONS}
 LOSSES = {row.name: _from_row(row, LossOption, [], {}) for row in catalog.LOSSES}
 PENALTIES = {row.name: _from_row(row, PenaltyOption, [], {}) for row in catalog.PENALTIES}
 _CLIP_FIELDS = [("clip_value", "float | None", None), ("clip_norm", "float | None", None)]
 SOLVERS = {row.name: _from_row(row, SolverOption, _CLIP_FIELDS, _CLIPS) for row in catalog.UPDATE_RULES}
-for _table in (ACTIVATIONS, LOSSES, PENALTIES, SOLVERS):
+LIKELIHOODS = {row.name: _likelihood(row) for row in _LIKELIHOOD_ROWS}
+for _table in (ACTIVATIONS, LOSSES, PENALTIES, SOLVERS, LIKELIHOODS):
     globals().update({cls.__name__: cls for cls in _table.values()})
 
 
@@ -204,19 +259,31 @@ class LayerNorm(Option):
 
 
 @dataclass(frozen=True)
-class Multinomial(LossOption):
+class Multinomial(RowLoss):
     """−Σ_j x_j log softmax(z)_j for rows of non-negative counts or weights."""
 
     name = "multinomial"
-    _row = None
 
 
 @dataclass(frozen=True)
-class CategoricalCrossEntropy(LossOption):
+class CategoricalCrossEntropy(RowLoss):
     """−Σ_j x_j log softmax(z)_j for rows that are distributions (they sum to one)."""
 
     name = "categorical_cross_entropy"
-    _row = None
+    sums_to_one = True
+
+
+@dataclass(frozen=True)
+class CosineLoss(RowLoss):
+    """1 − cos(x̂, x) of each row: for rows whose direction matters and length does not, such as embeddings.
+
+    A row of zeros, predicted or wanted, has loss 1 and gradient 0. It is one number per row, from 0 to 2, which
+    ``reduction="mean"`` does not divide by the number of features.
+    """
+
+    name = "cosine"
+    output = "identity"
+    target_range = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -417,8 +484,9 @@ NOISES = {"masking": MaskingNoise, "gaussian": GaussianNoise, "salt_and_pepper":
 OUTPUT_ACTIVATIONS = {**ACTIVATIONS, "softmax": Softmax}
 LAYER_ACTIVATIONS = {**ACTIVATIONS, "maxout": Maxout}
 NORMALIZATIONS = {"batch": BatchNorm, "layer": LayerNorm}
-ALL_LOSSES = {**LOSSES, "multinomial": Multinomial, "categorical_cross_entropy": CategoricalCrossEntropy}
 ALL_SOLVERS = {**SOLVERS, "lbfgs": LBFGS, "cg": ConjugateGradient}
+_ROW_LOSSES = {cls.name: cls for cls in (Multinomial, CategoricalCrossEntropy, CosineLoss)}
+ALL_LOSSES: dict[str, type] = {**LOSSES, **_ROW_LOSSES, **LIKELIHOODS}
 CONSTRAINTS = {"max_norm": MaxNorm, "non_negative": NonNegative, "weight_range": WeightRange}
 ACTIVITY_PENALTIES = {"kl_sparsity": KLSparsity, "activity_l1": ActivityL1, "activity": Activity,
                       "decorrelation": Decorrelation}  # fmt: skip
