@@ -6,14 +6,38 @@
 namespace fastae {
 namespace {
 
+// Sum of a registered formula's value over a row. use(j, n, slope) takes part `slope` of the formula, -1 for none, on
+// each block of columns; it may change a and b there.
+template <class T, class F>
+__attribute__((noinline)) double registered_sum(const FormulaRecord& formula, int slope, const T* a, const T* b,
+                                                const T* p, int64_t n, const F& use) {
+  FormulaBlock<T> first, second, value, change;
+  Lanes sum;
+  for (int64_t j = 0; j < n; j += kFormulaBlock<T>) {
+    const int64_t count = smaller(kFormulaBlock<T>, n - j);
+    memcpy(first.v, a + j, (size_t)count * sizeof(T));
+    if (b) memcpy(second.v, b + j, (size_t)count * sizeof(T));
+    evaluate(formula.part[0], first, b ? &second : nullptr, p, value, count);
+    if (slope >= 0) {
+      evaluate(formula.part[slope], first, b ? &second : nullptr, p, change, count);
+      use(j, count, change.v);
+    }
+    for (int64_t i = count; i % 16; ++i) value.v[i] = T(0);
+    for (int64_t i = 0; i < count; i += 16) sum.add(value.v + i);
+  }
+  return sum.sum();
+}
+
 template <class T> struct LossRow {
   int kind;
   T p[2];
-  double scale;  // of a row's sum in the value
+  double scale;                  // of a row's sum in the value
+  const FormulaRecord* formula;  // registered at run time, else null
 
   // Row value (weight not included); dy = factor l'(y, t) when dy is given. dy may be y.
   double operator()(const T* y, const T* t, T* dy, T factor, int64_t n) const noexcept {
     if (kind == kMultinomial) return multinomial(y, t, dy, factor, n);
+    if (formula) return registered(y, t, dy, factor, n);
     double value = 0;
     visit_loss<Vec<T>, T>(kind, [&](auto formula) {
       value = row_sum<T>(n, [&](int64_t j, int lanes) {
@@ -24,6 +48,14 @@ template <class T> struct LossRow {
       });
     });
     return scale * value;
+  }
+
+  double registered(const T* y, const T* t, T* dy, T factor, int64_t n) const noexcept {
+    return scale * registered_sum(*formula, dy ? 1 : -1, y, t, p, n, [&](int64_t c, int64_t count, const T* slope) {
+             over_row<T>(count, [&](int64_t j, int lanes) {
+               (Vec<T>(factor) * Vec<T>::load(slope + j, lanes)).store(dy + c + j, lanes);
+             });
+           });
   }
 
   // sum_j t_j (log sum exp z - z_j); derivative softmax(z) sum t - t
@@ -54,7 +86,15 @@ FASTAE_INLINE double sum_in_order(const double* v, int64_t n) {
   return lane[0];
 }
 
-template <class T> double activity_row(int penalty, const T* p, const T* h, T* dh, T factor, int64_t n) noexcept {
+template <class T>
+double activity_row(int penalty, const FormulaRecord* formula, const T* p, const T* h, T* dh, T factor,
+                    int64_t n) noexcept {
+  if (formula)
+    return registered_sum(*formula, 1, h, (const T*)nullptr, p, n, [&](int64_t c, int64_t count, const T* slope) {
+      over_row<T>(count, [&](int64_t j, int lanes) {
+        fma(Vec<T>(factor), Vec<T>::load(slope + j, lanes), Vec<T>::load(dh + c + j, lanes)).store(dh + c + j, lanes);
+      });
+    });
   double value = 0;
   visit_penalty<Vec<T>, T>(penalty, [&](auto formula) {
     value = row_sum<T>(n, [&](int64_t j, int lanes) {

@@ -175,6 +175,7 @@ namespace buffer_dtype {
 enum { real, float64, int64 };
 }
 constexpr int kMultinomial = -1;
+constexpr int kFirstRegistered = 1000;
 constexpr int kShuffleStream = 255;
 
 }  // namespace fastae

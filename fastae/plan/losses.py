@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..catalog import INDEX
 from ..spec import options
 from ..spec.network import Network
 from . import schema
@@ -15,7 +14,7 @@ def loss_attributes(loss: Any, network: Network) -> dict[str, Any]:
     if loss._row is None:
         attributes = {"loss": schema.MULTINOMIAL}
     else:
-        attributes = {"loss": INDEX["loss"][loss.name]}
+        attributes = {"loss": loss._index}
         attributes |= {f"p{i}": value for i, value in enumerate(options.values(loss))}
     return attributes | {"scale": 1.0 / network.target_width if network.reduction == "mean" else 1.0}
 

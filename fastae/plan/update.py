@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..catalog import INDEX
 from ..spec import options
 from ..spec.network import Network
 from . import schema
@@ -17,7 +16,7 @@ def update(builder: PlanBuilder, network: Network, rate_scalar: int, rule_scalar
         if limit is not None:
             builder.op("clip_gradient", UPDATE, g="grad", mode=mode, limit=limit)
     states = {f"s{i}": f"state_{name}" for i, name in enumerate(solver._row.states)}
-    builder.op("update", UPDATE, w="theta", g="grad", rule=INDEX["update"][solver.name], scalar=rule_scalar,
+    builder.op("update", UPDATE, w="theta", g="grad", rule=solver._index, scalar=rule_scalar,
                **states, **{f"p{i}": v for i, v in enumerate(options.values(solver)[:4])})  # fmt: skip
     own = [i for i, layer in enumerate(network.layers) if layer.tied is None]
     for placed in network.penalties:

@@ -3,6 +3,7 @@
 # ruff: noqa
 from numba import njit
 
+from ..registered import Table
 from . import primitives
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
@@ -510,7 +511,7 @@ def lion_update(w, g, m, c, p):
         m[i] = ((p[1] * m[i]) + ((T(1.0) - p[1]) * g[i]))
 
 
-ACTIVATION = (
+ACTIVATION = Table('numba', (
     (identity_y, identity_dy, identity_d2y),  # identity
     (sigmoid_y, sigmoid_dy, sigmoid_d2y),  # sigmoid
     (tanh_y, tanh_dy, tanh_d2y),  # tanh
@@ -524,20 +525,20 @@ ACTIVATION = (
     (gelu_tanh_y, gelu_tanh_dy, gelu_tanh_d2y),  # gelu_tanh
     (silu_y, silu_dy, silu_d2y),  # silu
     (hard_sigmoid_y, hard_sigmoid_dy, hard_sigmoid_d2y),  # hard_sigmoid
-)
-LOSS = (
+))
+LOSS = Table('numba', (
     (squared_error_value, squared_error_dy),  # squared_error
     (binary_cross_entropy_value, binary_cross_entropy_dy),  # binary_cross_entropy
     (huber_value, huber_dy),  # huber
     (absolute_value, absolute_dy),  # absolute
     (poisson_value, poisson_dy),  # poisson
-)
-PENALTY = (
+))
+PENALTY = Table('numba', (
     (l1_value, l1_dw, l1_smooth, l1_prox),  # l1
     (l2_value, l2_dw, l2_smooth, l2_prox),  # l2
     (elastic_net_value, elastic_net_dw, elastic_net_smooth, elastic_net_prox),  # elastic_net
-)
-UPDATE = (
+))
+UPDATE = Table('numba', (
     (sgd_update,),  # sgd
     (momentum_update,),  # momentum
     (nesterov_update,),  # nesterov
@@ -547,4 +548,4 @@ UPDATE = (
     (amsgrad_update,),  # amsgrad
     (adamw_update,),  # adamw
     (lion_update,),  # lion
-)
+))
