@@ -33,7 +33,7 @@ struct FormulaPart {
 struct FormulaRecord {
   int64_t id;
   bool from_x;                          // an activation's derivative is taken from the pre-activation
-  FormulaPart part[kFormulaFunctions];  // y, dy; value, dy; or value, dw, smooth, prox
+  FormulaPart part[kFormulaFunctions];  // y, dy, d2y; value, dy; or value, dw, smooth, prox
 };
 
 struct PlanRecord {
@@ -59,6 +59,7 @@ static inline int64_t formula_id(const OpRecord& o) noexcept {
     case op::activation_grad: return o.i[at_activation_grad::i_activation];
     case op::dense_grad: return o.i[at_dense_grad::i_activation];
     case op::loss: return o.i[at_loss::i_loss];
+    case op::contractive: return o.i[at_contractive::i_activation];
     case op::activity: return o.i[at_activity::i_penalty];
     case op::weight_penalty: return o.i[at_weight_penalty::i_penalty];
     case op::project: return o.i[at_project::i_penalty];

@@ -37,7 +37,7 @@ def _executed(source: str, formula: Formula, names: dict[str, Any]) -> dict[str,
     return {suffix: names[f"{formula.row.name}_{suffix}"] for suffix, _, _ in codegen.functions(formula.row)}
 
 
-# ---- on arrays: the reference backend, and the check of derivatives -------------------------------------------------
+# ---- on arrays: the reference backend -------------------------------------------------------------------------------
 
 
 @cache
@@ -59,6 +59,28 @@ def _of_arrays(loop: Callable, chained: bool) -> Callable:
         flat = [np.ascontiguousarray(a, dtype=np.float64).reshape(-1) if np.ndim(a) else float(a) for a in arrays]
         loop(*flat, np.array(p, dtype=np.float64), *([np.ones(out.size)] if chained else []), out.reshape(-1))
         return out
+
+    return call
+
+
+@cache
+def on_points(formula: Formula) -> dict[str, Callable]:
+    """The same for a few points, as the check of derivatives needs it: nothing is compiled but the user's scalars."""
+    if not formula.functions:
+        return on_arrays(formula)
+    scalars = scalar_functions(formula)
+    return {suffix: _of_points(scalars[suffix], formula.signatures[suffix], arguments, formula)
+            for suffix, arguments, _ in codegen.functions(formula.row) if suffix in scalars}  # fmt: skip
+
+
+def _of_points(scalar: Callable, signature: tuple[str, ...], arguments: list[str], formula: Formula) -> Callable:
+    vectorised = np.vectorize(scalar, otypes=[np.float64])
+
+    def call(*values: Any) -> np.ndarray:
+        *arrays, p = values
+        names = [*arguments, *(parameter.name for parameter in formula.row.parameters)]
+        given = dict(zip(names, [*arrays, *map(float, p)], strict=True))
+        return vectorised(*[given[name] for name in signature])
 
     return call
 
@@ -90,7 +112,7 @@ def _names(formula: Formula) -> dict[str, Any]:
 @cache
 def loops(formula: Formula) -> dict[str, Callable]:
     """suffix → a compiled loop like those of ``backends/numba/formulas.py``."""
-    source = codegen.numba_functions(formula.row, formula.arity)
+    source = codegen.numba_functions(formula.row, {name: len(s) for name, s in formula.signatures.items()})
     return _executed(source, formula, _names(formula))
 
 
@@ -129,11 +151,12 @@ def _c_function(formula: Formula, suffix: str, arguments: list[str], text: str, 
 
     names = {name: f"{array}[i]" for name, array in zip(arguments, "ab", strict=False)}
     names |= {parameter.name: f"p[{i}]" for i, parameter in enumerate(formula.row.parameters)}
+    arity = {name: len(signature) for name, signature in formula.signatures.items()}
     source = (
         "def block(a, b, p, out, n):\n"
         "    a, b, p, out = carray(a, n), carray(b, n), carray(p, 2), carray(out, n)\n"
         "    for i in range(n):\n"
-        f"        out[i] = {codegen.numba_expression(text, names, formula.arity)}\n"
+        f"        out[i] = {codegen.numba_expression(text, names, arity)}\n"
         "    return n\n"
     )
     scope = _names(formula) | {"carray": carray}

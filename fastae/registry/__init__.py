@@ -22,18 +22,18 @@ from ..spec.options import number
 from .arguments import ROWS, WORD, code_of, parse_formulas, parse_parameters
 
 _BASES = {"activation": options.ActivationOption, "loss": options.LossOption, "penalty": options.PenaltyOption}
-_TABLES: dict[str, tuple[dict[str, type], ...]] = {
-    "activation": (options.ACTIVATIONS, options.OUTPUT_ACTIVATIONS),
-    "loss": (options.LOSSES, options.ALL_LOSSES),
-    "penalty": (options.PENALTIES, options.ALL_PENALTIES),
-}
-_BUILT_IN = frozenset().union(*(table for tables in _TABLES.values() for table in tables), options.SOLVERS,
-                              options.NOISES, options.CONSTRAINTS, ("auto", "mean", "sum"))  # fmt: skip
+# the tables of option classes by name that a new one belongs in: those that have all the built-in ones
+_TABLES = {kind: [table for table in vars(options).values()
+                  if isinstance(table, dict) and {row.name for row in catalog.KINDS[kind]} <= set(table)]
+           for kind in _BASES}  # fmt: skip
+_BUILT_IN = frozenset({"auto", "mean", "sum"}).union(
+    *(table for name, table in vars(options).items() if name.isupper() and isinstance(table, dict))
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Formula:
-    """A registered row. ``functions``: suffix → the user's Python function; empty for text.
+    """A registered row. ``functions``, ``signatures``: suffix → the user's Python function, its names; empty for text.
 
     ``description`` is what a pickle or a file keeps: the arguments of the register function, and for functions some
     points and values by which they are known again.
@@ -43,7 +43,7 @@ class Formula:
     index: int
     row: Any
     functions: dict[str, Callable]
-    arity: dict[str, int]
+    signatures: dict[str, tuple[str, ...]]
     description: dict
 
 
@@ -66,7 +66,7 @@ if hasattr(os, "register_at_fork"):  # another thread of the parent may hold it
 
 
 def register_activation(
-    name: str, *, y: Any, dy: Any, parameters: dict | None = None, low: float | None = None,
+    name: str, *, y: Any, dy: Any, d2y: Any = None, parameters: dict | None = None, low: float | None = None,
     high: float | None = None, init_gain: str = "xavier", replace: bool = False,
 ) -> type:  # fmt: skip
     """Makes an activation of one's own known under a name.
@@ -81,6 +81,8 @@ def register_activation(
         ``+ - * /``, numbers, ``exp, expm1, log, log1p, tanh, erf, erfc, sqrt, fabs, sigmoid, sign, max, min, fma`` and
         ``select(a < b, then, otherwise)``. A Python function takes scalars, then parameters by their names, and must
         be plain arithmetic with functions of ``math`` that Numba compiles.
+    d2y : str, function or None
+        The second derivative, from the same variable as ``dy``; `fastae.Contractive` in closed form needs it.
     parameters : dict, name → default or (default, low, high)
         At most two; None stands for no bound.
     low, high : float or None
@@ -104,7 +106,7 @@ def register_activation(
     """
     if init_gain not in ("xavier", "he", "lecun"):
         raise options.unknown("init_gain", init_gain, ("xavier", "he", "lecun"))
-    return _register("activation", name, {"y": y, "dy": dy}, parameters,
+    return _register("activation", name, {"y": y, "dy": dy, "d2y": d2y}, parameters,
                      {"low": low, "high": high, "init_gain": init_gain}, replace)  # fmt: skip
 
 
@@ -191,8 +193,7 @@ def _register(kind: str, name: str, given: dict, parameters: Any, settings: dict
         label = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
         extent = {key: value for key, value in settings.items() if value is not None and "prediction" not in key}
         row = ROWS[kind](name, label, **texts, parameters=rows, **extent)
-        formula = Formula(kind, next(_numbers), row, own, {suffix: len(s) for suffix, s in signatures.items()},
-                          description)  # fmt: skip
+        formula = Formula(kind, next(_numbers), row, own, signatures, description)
         if own:
             compiled(formula)
         check(formula)

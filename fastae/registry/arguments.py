@@ -48,7 +48,7 @@ def parse_parameters(given: Any) -> tuple[Parameter, ...]:
 def parse_formulas(kind: str, name: str, given: dict, parameters: list[str]) -> tuple[dict, dict, dict]:
     """Texts of the row, and the user's functions with the names of their arguments where that is what came."""
     present = {suffix: value for suffix, value in given.items() if value is not None}
-    missing = [suffix for suffix in given if suffix not in present and suffix not in ("smooth", "prox")]
+    missing = [suffix for suffix in given if suffix not in present and suffix not in ("d2y", "smooth", "prox")]
     if missing:
         raise ValueError(f"{kind} {name!r} has no {missing[0]}; give {missing[0]}= as text or a function: a derivative "
                          "is never taken numerically")  # fmt: skip
@@ -58,13 +58,15 @@ def parse_formulas(kind: str, name: str, given: dict, parameters: list[str]) -> 
     elif all(callable(value) for value in present.values()):
         own = {suffix: getattr(value, "py_func", value) for suffix, value in present.items()}
         texts = {suffix: _call(kind, name, suffix, function, parameters) for suffix, function in own.items()}
+        if "d2y" in texts and texts["d2y"][4:5] != texts["dy"][3:4]:
+            raise ValueError(f"{kind} {name!r}: d2y takes another variable than dy; write it of the same one")
     else:
         raise TypeError(f"{kind} {name!r} needs {', '.join(present)} as texts, or all of them as functions")
     if kind == "penalty":
         texts = {"smooth": texts["dw"], "prox": None} | texts
         if own and "smooth" not in own:
             own["smooth"], texts["smooth"] = own["dw"], texts["dw"].replace("dw(", "smooth(", 1)
-    signatures = {suffix: texts[suffix].partition("(")[2][:-1].split(", ") for suffix in own}
+    signatures = {suffix: tuple(inspect.signature(function).parameters) for suffix, function in own.items()}
     if not own:
         _check_texts(kind, name, texts, parameters)
     return texts, own, signatures
@@ -72,8 +74,9 @@ def parse_formulas(kind: str, name: str, given: dict, parameters: list[str]) -> 
 
 def _call(kind: str, name: str, suffix: str, function: Callable, parameters: list[str]) -> str:
     """The row's text for a function: its call, which has the names that a text would have."""
-    variables: list[tuple[str, ...]]
-    variables = [("w", "s")] if suffix == "prox" else _VARIABLES[kind] if suffix == "dy" else _VARIABLES[kind][:1]
+    variables = [("w", "s")] if suffix == "prox" else _VARIABLES[kind]
+    if suffix == "y":
+        variables = variables[:1]
     try:
         names = tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dis
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends.registered import on_arrays, scalar_functions
+from ..backends.registered import on_points, scalar_functions
 
 if TYPE_CHECKING:
     from . import Formula
@@ -72,7 +73,7 @@ class _Check:
 
     def __init__(self, formula: Formula, parameters: list[float]):
         self.formula, self.p = formula, parameters
-        self.functions = on_arrays(formula)
+        self.functions = on_points(formula)
 
     def __call__(self, suffix: str, *arrays: Any) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -91,11 +92,16 @@ class _Check:
             self.fail(f"{suffix} is {result[bad[0]]:g}, wanted a finite number", names, at)
         return result
 
-    def derivative(self, value: str, suffix: str, names: tuple[str, ...], arrays: list[np.ndarray], slope: np.ndarray):
-        """The slope against differences of ``value`` in its first argument."""
+    def derivative(
+        self, value: str, suffix: str, names: tuple[str, ...], arrays: list[np.ndarray], slope: np.ndarray,
+        of: Callable | None = None,
+    ) -> None:  # fmt: skip
+        """The slope against differences of ``value`` (which ``of`` gives) in its first argument."""
         x, *rest = arrays
-        h = 6e-6 * np.maximum(1.0, np.abs(x))
-        here, above, below = (self(value, at, *rest) for at in (x, x + h, x - h))
+        low, high = _domain(self.formula, "prediction")  # steps stay inside, and are small beside a pole
+        h = 6e-6 * np.minimum(np.maximum(1.0, np.abs(x)), np.minimum(x - low, high - x))
+        of = of or partial(self, value)
+        here, above, below = (of(at, *rest) for at in (x, x + h, x - h))
         wanted = (above - below) / (2 * h)
         rounding = 64 * _EPS * np.maximum(np.abs(above), np.abs(below)) / h
         wrong = ~(np.abs(slope - wanted) <= 2e-6 * np.abs(wanted) + 1e-8 + rounding)
@@ -124,6 +130,11 @@ def _activation(check: _Check, x: np.ndarray, default: bool) -> None:
             check.fail(f"y is {y[i]:.8g}, outside [low, high] = [{row.low:g}, {row.high:g}]", ("x",), (points[i],))
         if points is x:
             check.derivative("y", "dy", ("x",), [x], slope)
+        if row.d2y is not None:
+            curvature = check.finite("d2y", (row.needs,), [saved])
+            if points is x:
+                check.derivative("dy", "d2y", ("x",), [x], curvature,
+                                 of=lambda at: check("dy", at if row.needs == "x" else check("y", at)))  # fmt: skip
     _lets_nan_through(check, "y", ("x",), [np.full(1, np.nan)], "select(x > 0, x, 0) as max(x, 0)")
 
 
@@ -196,7 +207,7 @@ def compiled(formula: Formula) -> None:
                 )
         scalar: Any = scalar_functions(formula)[suffix]
         try:
-            scalar.compile((float64,) * formula.arity[suffix])
+            scalar.compile((float64,) * len(formula.signatures[suffix]))
         except Exception as error:  # Numba's own, and whatever its passes run into
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ValueError(f"{what} cannot be compiled by Numba ({' '.join(lines[:3])[:300]}); {rule}") from error

@@ -15,7 +15,7 @@ from . import CLASSES, FORMULAS, Formula
 
 MAX_FORMULAS = 64  # in one file
 _ARGUMENTS = {
-    "activation": {"y", "dy", "parameters", "low", "high", "init_gain"},
+    "activation": {"y", "dy", "d2y", "parameters", "low", "high", "init_gain"},
     "loss": {"value", "dy", "parameters", "target_low", "target_high", "output", "prediction_low", "prediction_high"},
     "penalty": {"value", "dw", "smooth", "prox", "parameters"},
 }
@@ -23,6 +23,10 @@ _ARGUMENTS = {
 
 class UnregisteredError(ValueError):
     """A pickle or a file needs a Python function that this process lacks, or a name that means something else here."""
+
+
+class MissingFunctionError(UnregisteredError):
+    """A pickle or a file needs a Python function that this process lacks."""
 
 
 def reduce_option(option: Any) -> tuple:
@@ -48,7 +52,7 @@ def restored(description: dict) -> type:
         if _same(formula, description):
             return CLASSES[formula.index]
     if "function" in description and not known:
-        raise UnregisteredError(
+        raise MissingFunctionError(
             f"{kind} {name!r} is a Python function, which is not stored; call fastae.register_{kind}({name!r}, …) with "
             "it before loading"
         )
@@ -118,7 +122,7 @@ def restoring(descriptions: Iterable[dict]) -> Iterator[None]:
         for description in descriptions:
             try:
                 restored(description)
-            except UnregisteredError as error:
+            except MissingFunctionError as error:
                 missing = error
         yield
     except Exception as error:
