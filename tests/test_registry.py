@@ -71,8 +71,8 @@ SUFFIXES = {"activation": ("y", "dy", "d2y"), "loss": ("value", "dy"), "penalty"
 def copy_of(kind, row, name, own=None, **more):
     """A row of the catalogue registered under another name, as text or as functions."""
     formulas = own or {suffix: getattr(row, suffix) for suffix in SUFFIXES[kind]}
-    if kind == "penalty" and formulas["prox"] is None:
-        formulas.pop("prox"), formulas.pop("smooth")
+    if kind == "penalty" and not own and row.prox is None:
+        formulas = {"value": row.value, "dw": row.dw}
     settings = {key: getattr(row, key) for key in SETTINGS[kind]}
     settings = {key: None if value in (-math.inf, math.inf) else value for key, value in settings.items()}
     parameters = {p.name: [v if math.isfinite(v) else None for v in (p.default, p.low, p.high)] for p in row.parameters}
@@ -204,8 +204,8 @@ def test_a_penalty_of_functions_gives_true_zeros(backend, dtype, clean):
     penalty = copy_of("penalty", next(row for row in PENALTIES if row.name == "elastic_net"), "function_elastic_net",
                       FUNCTIONS["elastic_net"])  # fmt: skip
     parameters = {"max_iter": 20, "learning_rate": 0.01, "random_state": 0, "backend": backend}
-    own = fastae.Autoencoder(5, penalties=fastae.ElasticNet(0.05, 0.9), **parameters).fit(X.astype(dtype))
-    model = fastae.Autoencoder(5, penalties=penalty(0.05, 0.9), **parameters).fit(X.astype(dtype))
+    own = fastae.Autoencoder(5, penalties=fastae.ElasticNet(2.0, 0.9), **parameters).fit(X.astype(dtype))
+    model = fastae.Autoencoder(5, penalties=penalty(2.0, 0.9), **parameters).fit(X.astype(dtype))
     zeros = [(fitted.weights_[0][0] == 0).mean() for fitted in (own, model)]
     assert zeros[1] == pytest.approx(zeros[0], abs=0.05) and zeros[0] > 0.1
     np.testing.assert_allclose(model.transform(X), own.transform(X), atol=1e-2 if dtype == np.float32 else 1e-6)
