@@ -147,12 +147,70 @@ struct Poll {
   }
 };
 
+// Formulas registered at run time that a plan uses: (id, from_x, functions), a function being None, the address of a
+// C function, or (code int32 (n, 6), constants float64, temporaries). The caller keeps C functions alive.
+class Formulas {
+ public:
+  explicit Formulas(const std::vector<py::tuple>& given) {
+    for (const py::tuple& t : given) {
+      fastae::FormulaRecord f{};
+      f.id = t[0].cast<int64_t>();
+      f.from_x = t[1].cast<bool>();
+      const auto functions = t[2].cast<py::list>();
+      if (functions.size() > fastae::kFormulaFunctions) refuse("a formula has too many functions");
+      for (size_t i = 0; i < functions.size(); ++i)
+        if (!functions[i].is_none()) f.part[i] = make(functions[i]);
+      records_.push_back(f);
+    }
+  }
+  const fastae::FormulaRecord* data() const { return records_.data(); }
+  int64_t size() const { return static_cast<int64_t>(records_.size()); }
+  bool has(int64_t id) const {
+    for (const fastae::FormulaRecord& f : records_)
+      if (f.id == id) return true;
+    return false;
+  }
+
+ private:
+  fastae::FormulaPart make(const py::handle& given) {
+    fastae::FormulaPart part{};
+    if (py::isinstance<py::int_>(given)) {
+      part.function = reinterpret_cast<void*>(given.cast<uintptr_t>());
+      return part;
+    }
+    const auto t = given.cast<py::tuple>();
+    const auto code = t[0].cast<dense_array<int32_t>>();
+    const auto constants = t[1].cast<dense_array<double>>();
+    part.n_constants = constants.size();
+    part.n_temporaries = t[2].cast<int64_t>();
+    const int64_t operands =
+        fastae::kFormulaArguments + fastae::kFormulaParameters + part.n_constants + part.n_temporaries;
+    if (code.ndim() != 2 || code.shape(1) != fastae::kFormulaStep || code.shape(0) < 1 ||
+        part.n_constants > fastae::kMaxFormulaConstants || part.n_temporaries > fastae::kMaxFormulaTemporaries)
+      refuse("a formula's program does not have the layout of this build");
+    for (int64_t i = 0; i < code.shape(0); ++i)
+      for (int64_t j = 1; j < fastae::kFormulaStep; ++j)
+        if (*code.data(i, j) < 0 || *code.data(i, j) >= (j == 1 ? part.n_temporaries : operands))
+          refuse("a formula's program names an operand that does not exist");
+    part.length = code.shape(0);
+    codes_.emplace_back(code.data(), code.data() + code.size());
+    constants_.emplace_back(constants.data(), constants.data() + constants.size());
+    part.code = codes_.back().data();
+    part.constants = constants_.back().data();
+    return part;
+  }
+
+  std::vector<fastae::FormulaRecord> records_;
+  std::vector<std::vector<int32_t>> codes_;  // what the records point to
+  std::vector<std::vector<double>> constants_;
+};
+
 class Plan {
  public:
   Plan(const std::string& isa, bool is_double, int64_t batch, const dense_array<int64_t>& buffers,
        const dense_array<int64_t>& ops, const dense_array<double>& floats, const std::vector<int64_t>& sizes,
-       int64_t n_values, int64_t n_scalars, bool row_local)
-      : kernels_(kernels_of(isa)), sizes_(sizes) {
+       int64_t n_values, int64_t n_scalars, bool row_local, const std::vector<py::tuple>& formulas)
+      : kernels_(kernels_of(isa)), sizes_(sizes), formulas_(formulas) {
     constexpr int64_t kOp = 2 + fastae::kMaxSlots + fastae::kMaxInts;
     static_assert(sizeof(fastae::OpRecord) == kOp * sizeof(int64_t), "records are read from NumPy as they are");
     if (buffers.ndim() != 2 || buffers.shape(1) != 7 || ops.ndim() != 2 || ops.shape(1) != kOp || floats.ndim() != 2 ||
@@ -170,6 +228,8 @@ class Plan {
     floats_.assign(floats.data(), floats.data() + floats.size());
     for (const fastae::OpRecord& o : ops_) {
       if (o.kind < 0 || o.kind >= fastae::op::count) refuse("plan has an op of unknown kind");
+      if (fastae::formula_id(o) >= fastae::kFirstRegistered && !formulas_.has(fastae::formula_id(o)))
+        refuse("plan uses a registered formula that was not given with it");
       for (const int64_t s : o.slot) {
         if (s >= static_cast<int64_t>(buffers_.size())) refuse("plan names a buffer that does not exist");
         if (s >= 0 && o.phase == fastae::phase::prepare) buffers_[static_cast<size_t>(s)].prepared = 1;
@@ -185,7 +245,9 @@ class Plan {
                n_values,
                n_scalars,
                is_double,
-               row_local};
+               row_local,
+               formulas_.data(),
+               formulas_.size()};
     for (const fastae::BufferRecord& b : buffers_)
       if (b.parent < 0 && b.space < fastae::space::external &&
           b.offset + bytes_of(b, batch) > sizes_[static_cast<size_t>(b.space)])
@@ -322,6 +384,7 @@ class Plan {
   std::vector<fastae::BufferRecord> buffers_;
   std::vector<fastae::OpRecord> ops_;
   std::vector<double> floats_;
+  Formulas formulas_;
   fastae::PlanRecord record_{};
   std::mutex mutex_;
   std::vector<std::pair<int, Block>> free_;
@@ -369,10 +432,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       "Floating-point operations a second of one thread's fused multiply-adds from registers.");
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&, bool, int64_t, const dense_array<int64_t>&, const dense_array<int64_t>&,
-                    const dense_array<double>&, const std::vector<int64_t>&, int64_t, int64_t, bool>(),
+                    const dense_array<double>&, const std::vector<int64_t>&, int64_t, int64_t, bool,
+                    const std::vector<py::tuple>&>(),
            py::arg("isa"), py::arg("is_double"), py::arg("batch"), py::arg("buffers").noconvert(),
            py::arg("ops").noconvert(), py::arg("floats").noconvert(), py::arg("sizes"), py::arg("n_values"),
-           py::arg("n_scalars"), py::arg("row_local"))
+           py::arg("n_scalars"), py::arg("row_local"), py::arg("formulas"))
       .def("run", &Plan::run, py::arg("spaces"), py::arg("sources"), py::arg("n_rows"), py::arg("order").noconvert(),
            py::arg("first_batch"), py::arg("n_steps"), py::arg("phases"), py::arg("scalars").noconvert(),
            py::arg("values").noconvert(), py::arg("seed"), py::arg("epoch"), py::arg("threads"), py::arg("progress"));

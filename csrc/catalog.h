@@ -609,6 +609,38 @@ template <class V, class T, class F> FASTAE_INLINE void visit_likelihood(int id,
 FASTAE_INLINE bool activation_needs_x(int id) { return id == 9 || id == 10 || id == 11; }
 // derivative from y that is 0 at y = 0: sigmoid, relu, exponential, softplus, hard_sigmoid
 FASTAE_INLINE bool activation_grad_masks(int id) { return id == 1 || id == 3 || id == 7 || id == 8 || id == 12; }
+// Calls f with an operation of registered formulas, a function of four vectors.
+template <class V, class F> FASTAE_INLINE void visit_operation(int id, F&& f) {
+  switch (id) {
+    case 0: f([](V a, V, V, V) { return a; }); break;  // copy
+    case 1: f([](V a, V, V, V) { return -a; }); break;  // neg
+    case 2: f([](V a, V b, V, V) { return a + b; }); break;  // add
+    case 3: f([](V a, V b, V, V) { return a - b; }); break;  // sub
+    case 4: f([](V a, V b, V, V) { return a * b; }); break;  // mul
+    case 5: f([](V a, V b, V, V) { return a / b; }); break;  // div
+    case 6: f([](V a, V, V, V) { return exp(a); }); break;  // exp
+    case 7: f([](V a, V, V, V) { return expm1(a); }); break;  // expm1
+    case 8: f([](V a, V, V, V) { return log(a); }); break;  // log
+    case 9: f([](V a, V, V, V) { return log1p(a); }); break;  // log1p
+    case 10: f([](V a, V, V, V) { return tanh(a); }); break;  // tanh
+    case 11: f([](V a, V, V, V) { return erf(a); }); break;  // erf
+    case 12: f([](V a, V, V, V) { return erfc(a); }); break;  // erfc
+    case 13: f([](V a, V, V, V) { return sqrt(a); }); break;  // sqrt
+    case 14: f([](V a, V, V, V) { return fabs(a); }); break;  // fabs
+    case 15: f([](V a, V, V, V) { return sigmoid(a); }); break;  // sigmoid
+    case 16: f([](V a, V, V, V) { return sign(a); }); break;  // sign
+    case 17: f([](V a, V b, V, V) { return max(a, b); }); break;  // max
+    case 18: f([](V a, V b, V, V) { return min(a, b); }); break;  // min
+    case 19: f([](V a, V b, V c, V) { return fma(a, b, c); }); break;  // fma
+    case 20: f([](V a, V b, V c, V d) { return select(a < b, c, d); }); break;  // select_lt
+    case 21: f([](V a, V b, V c, V d) { return select(a <= b, c, d); }); break;  // select_le
+    case 22: f([](V a, V b, V c, V d) { return select(a > b, c, d); }); break;  // select_gt
+    case 23: f([](V a, V b, V c, V d) { return select(a >= b, c, d); }); break;  // select_ge
+    case 24: f([](V a, V b, V c, V d) { return select(a == b, c, d); }); break;  // select_eq
+    case 25: f([](V a, V b, V c, V d) { return select(a != b, c, d); }); break;  // select_ne
+    default: break;
+  }
+}
 
 }  // namespace
 }  // namespace fastae

@@ -1,10 +1,7 @@
 // Elementwise work on blocks of rows: activations, their derivatives, inverted dropout, softmax.
 #pragma once
-#include "pack.h"
+#include "formula.h"
 #include "philox.h"
-#include "vecmath.h"
-
-#include "catalog.h"
 
 namespace fastae {
 namespace {
@@ -70,22 +67,45 @@ template <class T> struct DenseEpilogue {
   int activation;
   T p[2];
   const Dropout<T>* dropout;
+  const FormulaRecord* formula;  // registered at run time, else null
 
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
     if (activation == 0 && !b && !dropout && !z && c.p == y.p) return;
-    visit_activation<Vec<T>, T>(activation, [&](auto formula) {
-      for (int64_t r = row; r < row + rows; ++r) {
-        const T* in = c.at(r, column);
-        T* out = y.at(r, column);
-        over_row<T>(n, [&](int64_t j, int lanes) {
-          Vec<T> v = Vec<T>::load(in + j, lanes);
-          if (b) v += Vec<T>::load(b + column + j, lanes);
-          if (z) v.store(z.at(r, column) + j, lanes);
-          formula.y(v, p).store(out + j, lanes);
+    if (formula) registered(row, rows, column, n);
+    else
+      visit_activation<Vec<T>, T>(activation, [&](auto formula) {
+        for (int64_t r = row; r < row + rows; ++r) {
+          const T* in = c.at(r, column);
+          T* out = y.at(r, column);
+          over_row<T>(n, [&](int64_t j, int lanes) {
+            Vec<T> v = Vec<T>::load(in + j, lanes);
+            if (b) v += Vec<T>::load(b + column + j, lanes);
+            if (z) v.store(z.at(r, column) + j, lanes);
+            formula.y(v, p).store(out + j, lanes);
+          });
+        }
+      });
+    if (dropout) apply(row, rows, column, n);
+  }
+
+  __attribute__((noinline)) void registered(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
+    FormulaBlock<T> in, out;
+    over_pieces<T>(rows, n, [&](int64_t r0, int64_t count, int64_t j0, int64_t width) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t r = row + r0 + i, first = column + j0;
+        over_row<T>(width, [&](int64_t j, int lanes) {
+          Vec<T> v = Vec<T>::load(c.at(r, first) + j, lanes);
+          if (b) v += Vec<T>::load(b + first + j, lanes);
+          if (z) v.store(z.at(r, first) + j, lanes);
+          v.store(in.v + i * width + j, lanes);
         });
       }
+      evaluate<T>(formula->part[0], in, nullptr, p, out, count * width);
+      for (int64_t i = 0; i < count; ++i)
+        over_row<T>(width, [&](int64_t j, int lanes) {
+          Vec<T>::load(out.v + i * width + j, lanes).store(y.at(row + r0 + i, column + j0) + j, lanes);
+        });
     });
-    if (dropout) apply(row, rows, column, n);
   }
 
   void apply(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
@@ -109,9 +129,11 @@ template <class T> struct GradEpilogue {
   int activation;
   T p[2];
   const Dropout<T>* dropout;
+  const FormulaRecord* formula;  // registered at run time, else null
 
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
     if (activation == 0 && !dropout && dy.p == dz.p) return;
+    if (formula) return registered(row, rows, column, n);
     T factor[kColumnBlock];
     for (int64_t j = 0; j < kColumnBlock; ++j) factor[j] = dropout ? dropout->scale : T(1);
     // a dropped unit has y = 0: where a'(0) = 0 the derivative is the mask
@@ -132,6 +154,32 @@ template <class T> struct GradEpilogue {
             const Vec<T> f = Vec<T>::load(factor + j, lanes);
             v = masked ? select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f) : v * f;
             (v * formula.dy(Vec<T>::load(s + j, lanes) * back, p)).store(out + j, lanes);
+          });
+        }
+    });
+  }
+
+  __attribute__((noinline)) void registered(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
+    FormulaBlock<T> kept, slope;
+    const Vec<T> back(dropout && !formula->from_x ? (T)(1.0 - dropout->rate) : T(1));
+    over_pieces<T>(rows, n, [&](int64_t r0, int64_t count, int64_t j0, int64_t width) {
+      for (int64_t i = 0; i < count; ++i)
+        over_row<T>(width, [&](int64_t j, int lanes) {
+          (Vec<T>::load(saved.at(row + r0 + i, column + j0) + j, lanes) * back).store(kept.v + i * width + j, lanes);
+        });
+      evaluate<T>(formula->part[1], kept, nullptr, p, slope, count * width);
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t c = 0; c < width; c += kColumnBlock) {
+          const int64_t r = row + r0 + i, first = column + j0 + c;
+          T factor[kColumnBlock];
+          if (dropout) dropout->factors(r, first, smaller(kColumnBlock, width - c), factor);
+          over_row<T>(smaller(kColumnBlock, width - c), [&](int64_t j, int lanes) {
+            Vec<T> v = Vec<T>::load(dy.at(r, first) + j, lanes);
+            if (dropout) {
+              const Vec<T> f = Vec<T>::load(factor + j, lanes);
+              v = select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f);
+            }
+            (v * Vec<T>::load(slope.v + i * width + c + j, lanes)).store(dz.at(r, first) + j, lanes);
           });
         }
     });

@@ -18,6 +18,25 @@ struct OpRecord {
   int64_t i[kMaxInts];
 };
 
+// A formula registered at run time (formula.h): its id in records, and each function as a program or a C function.
+constexpr int kFormulaArguments = 2, kFormulaParameters = 2, kFormulaFunctions = 4;
+constexpr int kMaxFormulaConstants = 64, kMaxFormulaTemporaries = 24;
+constexpr int kFormulaStep = 6;  // int32 of a program's step: operation, temporary of the result, four operands
+
+struct FormulaPart {
+  const int32_t* code;
+  int64_t length;  // steps
+  const double* constants;
+  int64_t n_constants, n_temporaries;
+  void* function;  // int64_t (const T* a, const T* b, const T* p, T* out, int64_t n) where not null
+};
+
+struct FormulaRecord {
+  int64_t id;
+  bool from_x;                          // an activation's derivative is taken from the pre-activation
+  FormulaPart part[kFormulaFunctions];  // y, dy, d2y; value, dy; or value, dw, smooth, prox
+};
+
 struct PlanRecord {
   const BufferRecord* buffers;
   int64_t n_buffers;
@@ -29,7 +48,25 @@ struct PlanRecord {
   int64_t n_values, n_scalars;
   bool is_double;
   bool row_local;  // steps are independent: they may run side by side
+  const FormulaRecord* formulas;
+  int64_t n_formulas;
 };
+
+// Id of the formula in a record, -1 where its kind has none.
+static inline int64_t formula_id(const OpRecord& o) noexcept {
+  switch (o.kind) {
+    case op::dense: return o.i[at_dense::i_activation];
+    case op::activation: return o.i[at_activation::i_activation];
+    case op::activation_grad: return o.i[at_activation_grad::i_activation];
+    case op::dense_grad: return o.i[at_dense_grad::i_activation];
+    case op::loss: return o.i[at_loss::i_loss];
+    case op::contractive: return o.i[at_contractive::i_activation];
+    case op::activity: return o.i[at_activity::i_penalty];
+    case op::weight_penalty: return o.i[at_weight_penalty::i_penalty];
+    case op::project: return o.i[at_project::i_penalty];
+    default: return -1;
+  }
+}
 
 namespace source_dtype {
 enum { f32, f64, f16, bf16, u8, i8, u16, i16, u32, i32, u64, i64 };

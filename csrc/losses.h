@@ -6,6 +6,34 @@
 namespace fastae {
 namespace {
 
+// Sum of a registered formula's value over a row. use(j, n, slope) takes part `slope` of the formula, -1 for none, on
+// each block of columns; it may change a and b there. skip: columns whose b is NaN count as 0.
+template <bool skip, class T, class F>
+__attribute__((noinline)) double registered_sum(const FormulaRecord& formula, int slope, const T* a, const T* b,
+                                                const T* p, int64_t n, const F& use) {
+  FormulaBlock<T> first, second, value, change;
+  Lanes sum;
+  for (int64_t j = 0; j < n; j += kFormulaBlock<T>) {
+    const int64_t count = smaller(kFormulaBlock<T>, n - j);
+    memcpy(first.v, a + j, (size_t)count * sizeof(T));
+    if (b) memcpy(second.v, b + j, (size_t)count * sizeof(T));
+    const auto hide = [&](T* v) {
+      for (int64_t i = 0; skip && i < count; ++i) v[i] = b[j + i] == b[j + i] ? v[i] : T(0);
+    };
+    hide(second.v);
+    evaluate(formula.part[0], first, b ? &second : nullptr, p, value, count);
+    if (slope >= 0) {
+      evaluate(formula.part[slope], first, b ? &second : nullptr, p, change, count);
+      hide(change.v);
+      use(j, count, change.v);
+    }
+    hide(value.v);
+    for (int64_t i = count; i % 16; ++i) value.v[i] = T(0);
+    for (int64_t i = 0; i < count; i += 16) sum.add(value.v + i);
+  }
+  return sum.sum();
+}
+
 // Number of a row's targets that are not NaN.
 template <class T> FASTAE_INLINE double count_observed(const T* t, int64_t n) {
   return row_sum<T>(n, [&](int64_t j, int lanes) {
@@ -27,7 +55,8 @@ template <class T> FASTAE_INLINE Vec<T> where_observed(Vec<T> t, Vec<T> v) { ret
 template <class T> struct LossRow {
   int kind, masked;
   T p[2];
-  double scale;  // of a row's sum
+  double scale;                  // of a row's sum
+  const FormulaRecord* formula;  // registered at run time, else null
 
   // Row value (weight not included); dy = factor scale l'(y, t) when dy is given. dy may be y.
   double operator()(const T* y, const T* t, T* dy, double factor, int64_t n) const noexcept {
@@ -39,6 +68,7 @@ template <class T> struct LossRow {
     const T slope = (T)(factor * size);
     if (kind == kMultinomial) return size * multinomial<skip>(y, t, dy, slope, n);
     if (kind == kCosine) return size * cosine<skip>(y, t, dy, slope, n);
+    if (formula) return size * registered<skip>(y, t, dy, slope, n);
     double value = 0;
     visit_loss<Vec<T>, T>(kind, [&](auto formula) {
       value = row_sum<T>(n, [&](int64_t j, int lanes) {
@@ -53,6 +83,14 @@ template <class T> struct LossRow {
       });
     });
     return size * value;
+  }
+
+  template <bool skip> double registered(const T* y, const T* t, T* dy, T factor, int64_t n) const noexcept {
+    return registered_sum<skip>(*formula, dy ? 1 : -1, y, t, p, n, [&](int64_t c, int64_t count, const T* slope) {
+      over_row<T>(count, [&](int64_t j, int lanes) {
+        (Vec<T>(factor) * Vec<T>::load(slope + j, lanes)).store(dy + c + j, lanes);
+      });
+    });
   }
 
   // sum_j t_j (log sum exp z - z_j); derivative softmax(z) sum t - t. Skipping: the softmax of the observed ones.
@@ -207,7 +245,15 @@ FASTAE_INLINE double sum_in_order(const double* v, int64_t n) {
   return lane[0];
 }
 
-template <class T> double activity_row(int penalty, const T* p, const T* h, T* dh, T factor, int64_t n) noexcept {
+template <class T>
+double activity_row(int penalty, const FormulaRecord* formula, const T* p, const T* h, T* dh, T factor,
+                    int64_t n) noexcept {
+  if (formula)
+    return registered_sum(*formula, 1, h, (const T*)nullptr, p, n, [&](int64_t c, int64_t count, const T* slope) {
+      over_row<T>(count, [&](int64_t j, int lanes) {
+        fma(Vec<T>(factor), Vec<T>::load(slope + j, lanes), Vec<T>::load(dh + c + j, lanes)).store(dh + c + j, lanes);
+      });
+    });
   double value = 0;
   visit_penalty<Vec<T>, T>(penalty, [&](auto formula) {
     value = row_sum<T>(n, [&](int64_t j, int lanes) {

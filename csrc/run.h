@@ -113,6 +113,15 @@ template <class T> struct Executor {
   View<T> real(int64_t b) const { return view<T>(b); }
   const int64_t* ids(int64_t b) const { return view<int64_t>(b).p; }
 
+  // The record's formula where it was registered at run time; the binding made sure that it is there.
+  const FormulaRecord* registered(const OpRecord& o) const {
+    const int64_t id = formula_id(o);
+    if (id < kFirstRegistered) return nullptr;
+    const FormulaRecord* f = plan.formulas;
+    while (f->id != id) ++f;
+    return f;
+  }
+
   // f(first, count) over blocks of the batch's rows; cost: elements' worth of work a row
   template <class F> void over_rows(double cost, const F& f) const {
     const int t = useful_threads(threads, (double)m * cost);
@@ -190,7 +199,8 @@ template <class T> struct Executor {
                                      real(o.slot[at::s_b]).p,
                                      (int)o.i[at::i_activation],
                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                     f[at::f_rate] > 0 ? &drop : nullptr};
+                                     f[at::f_rate] > 0 ? &drop : nullptr,
+                                     registered(o)};
     multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], (const T*)real(o.slot[at::s_packed]).p, m, n, k, y.p, y.ld,
              threads, packing, finish);
   }
@@ -203,7 +213,8 @@ template <class T> struct Executor {
                                      nullptr,
                                      (int)o.i[at::i_activation],
                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                     nullptr};
+                                     nullptr,
+                                     registered(o)};
     over_rows((double)width(o.slot[at::s_x]) * 8,
               [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_x])); });
   }
@@ -211,9 +222,13 @@ template <class T> struct Executor {
   void activation_grad(const OpRecord& o, const double* f) {
     namespace at = at_activation_grad;
     const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
-    const GradEpilogue<T> finish = {real(o.slot[at::s_dy]),           real(o.slot[at::s_saved]),
-                                    real(o.slot[at::s_dz]),           (int)o.i[at::i_activation],
-                                    {(T)f[at::f_p0], (T)f[at::f_p1]}, f[at::f_rate] > 0 ? &drop : nullptr};
+    const GradEpilogue<T> finish = {real(o.slot[at::s_dy]),
+                                    real(o.slot[at::s_saved]),
+                                    real(o.slot[at::s_dz]),
+                                    (int)o.i[at::i_activation],
+                                    {(T)f[at::f_p0], (T)f[at::f_p1]},
+                                    f[at::f_rate] > 0 ? &drop : nullptr,
+                                    registered(o)};
     over_rows((double)width(o.slot[at::s_dy]) * 8,
               [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_dy])); });
   }
@@ -260,7 +275,8 @@ template <class T> struct Executor {
                                     dx,
                                     (int)o.i[at::i_activation],
                                     {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                    f[at::f_rate] > 0 ? &drop : nullptr};
+                                    f[at::f_rate] > 0 ? &drop : nullptr,
+                                    registered(o)};
     multiply(dz.p, dz.ld, w.p, w.ld, shared, (const T*)nullptr, m, k, n, dx.p, dx.ld, threads, packing, finish);
   }
 
@@ -270,10 +286,11 @@ template <class T> struct Executor {
     const View<double> out = view<double>(o.slot[at::s_row_value]);
     double* value = out ? out.p : sums;
     const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
+    const FormulaRecord* formula = registered(o);
     const int64_t n = width(o.slot[at::s_h]);
     over_rows((double)n * 8, [&](int64_t first, int64_t count) {
       for (int64_t r = first; r < first + count; ++r)
-        value[r] = activity_row((int)o.i[at::i_penalty], p, h.at(r, 0), dh.at(r, 0), (T)(1.0 / (double)m), n);
+        value[r] = activity_row((int)o.i[at::i_penalty], formula, p, h.at(r, 0), dh.at(r, 0), (T)(1.0 / (double)m), n);
     });
     if (o.i[at::i_value] >= 0) add_value(o.i[at::i_value], sum_in_order(value, m) / (double)m);
   }
@@ -318,8 +335,8 @@ template <class T> struct Executor {
     const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
     const bool prox = o.i[at::i_kind] == project_kind::prox;
     const T size = prox ? (T)job.scalars[step * plan.n_scalars + o.i[at::i_scalar]] : T(0);
-    project((int)o.i[at::i_kind], (int)o.i[at::i_penalty], real(o.slot[at::s_w]).p, r.rows, r.columns, p, size,
-            threads);
+    project((int)o.i[at::i_kind], (int)o.i[at::i_penalty], registered(o), real(o.slot[at::s_w]).p, r.rows, r.columns, p,
+            size, threads);
   }
 
   void run_op(int64_t index) {
@@ -362,7 +379,7 @@ template <class T> struct Executor {
       case op::kl_sparsity: kl_sparsity(o, f); break;
       case op::weight_penalty:
         add_value(o.i[at_weight_penalty::i_value],
-                  weight_penalty((int)o.i[at_weight_penalty::i_penalty], p, (const T*)real(o.slot[0]).p,
+                  weight_penalty((int)o.i[at_weight_penalty::i_penalty], registered(o), p, (const T*)real(o.slot[0]).p,
                                  real(o.slot[1]).p, count(o.slot[0]), sums, threads));
         break;
       case op::clip_gradient:

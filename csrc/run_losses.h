@@ -31,12 +31,11 @@ template <class E> void run_loss(const E& e, const OpRecord& o, const double* f)
   namespace at = at_loss;
   const View<T> y = e.real(o.slot[at::s_y]), t = e.real(o.slot[at::s_target]), dy = e.real(o.slot[at::s_dy]);
   const LossRow<T> row = {
-      (int)o.i[at::i_loss], (int)o.i[at::i_masked], {(T)f[at::f_p0], (T)f[at::f_p1]}, f[at::f_scale]};
+      (int)o.i[at::i_loss], (int)o.i[at::i_masked], {(T)f[at::f_p0], (T)f[at::f_p1]}, f[at::f_scale], e.registered(o)};
   const int64_t n = e.width(o.slot[at::s_y]);
-  row_losses(e, o.slot[at::s_row_value], o.slot[at::s_weight], o.i[at::i_accumulate] > 0, o.i[at::i_value],
-             (double)n * 16, [&](int64_t r, double factor) {
-               return row(y.at(r, 0), t.at(r, 0), dy ? dy.at(r, 0) : nullptr, factor, n);
-             });
+  row_losses(
+      e, o.slot[at::s_row_value], o.slot[at::s_weight], o.i[at::i_accumulate] > 0, o.i[at::i_value], (double)n * 16,
+      [&](int64_t r, double factor) { return row(y.at(r, 0), t.at(r, 0), dy ? dy.at(r, 0) : nullptr, factor, n); });
 }
 
 template <class E> void run_likelihood(const E& e, const OpRecord& o, const double* f) {

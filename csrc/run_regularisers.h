@@ -43,6 +43,30 @@ template <class E> void run_pair(const E& e, const OpRecord& o, const double* f)
   e.add_value(o.i[at::i_value], sum_in_order(value, e.m) / (double)e.m);
 }
 
+// The work of run_contractive on columns [c, c + n) for a formula registered at run time.
+template <class T>
+__attribute__((noinline)) void contract_registered(const FormulaRecord& formula, View<T> h, View<T> dh, int64_t m,
+                                                   int64_t c, int64_t n, const T* p, const T* norm,
+                                                   double (*lane)[kColumnBlock]) noexcept {
+  FormulaBlock<T> kept, slope, curvature;
+  over_pieces<T>(m, n, [&](int64_t first, int64_t rows, int64_t, int64_t) {
+    for (int64_t i = 0; i < rows; ++i) memcpy(kept.v + i * n, h.at(first + i, c), (size_t)n * sizeof(T));
+    evaluate<T>(formula.part[1], kept, nullptr, p, slope, rows * n);
+    evaluate<T>(formula.part[2], kept, nullptr, p, curvature, rows * n);
+    for (int64_t i = 0; i < rows; ++i) {
+      T* const d = dh.at(first + i, c);
+      over_row<T>(n, [&](int64_t j, int lanes) {
+        fma(Vec<T>::load(norm + j, lanes), Vec<T>::load(curvature.v + i * n + j, lanes), Vec<T>::load(d + j, lanes))
+            .store(d + j, lanes);
+      });
+      for (int64_t j = 0; j < n; ++j) {
+        const T s = slope.v[i * n + j];
+        lane[(first + i) % 16][j] += (double)(s * s);
+      }
+    }
+  });
+}
+
 // strength sum_j a'(z_j)^2 |w_j|^2 by rows
 template <class E> void run_contractive(const E& e, const OpRecord& o, const double* f) {
   typedef typename E::Real T;
@@ -52,11 +76,13 @@ template <class E> void run_contractive(const E& e, const OpRecord& o, const dou
   const int64_t width = e.width(o.slot[at::s_h]), k = e.width(o.slot[at::s_w]);
   const double scale = 2 * f[at::f_strength] / (double)e.m;
   const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
+  const FormulaRecord* const formula = e.registered(o);
   over_columns(e.threads, e.m, width, [&](int64_t c, int64_t n) {
     double lane[16][kColumnBlock] = {};
     T norm[kColumnBlock];
     for (int64_t j = 0; j < n; ++j)
       norm[j] = (T)(scale * sum_of(k, [&](int64_t i) { return (double)*w.at(c + j, i) * (double)*w.at(c + j, i); }));
+    if (formula) contract_registered(*formula, h, dh, e.m, c, n, p, norm, lane);
     visit_activation<Vec<T>, T>((int)o.i[at::i_activation], [&](auto formula) {
       for (int64_t r = 0; r < e.m; ++r) {
         T square[kColumnBlock + 16];

@@ -200,6 +200,7 @@ enum { real, float64, int64 };
 constexpr int kMultinomial = -1;
 constexpr int kCosine = -2;
 constexpr double kSmallestSize = 1e-30;
+constexpr int kFirstRegistered = 1000;
 constexpr int kShuffleStream = 255;
 
 }  // namespace fastae

@@ -56,8 +56,22 @@ void update(int rule, T* w, const T* g, T* const* state, int64_t n, const T* c, 
 }
 
 template <class T>
-double weight_penalty(int penalty, const T* p, const T* w, T* dw, int64_t n, double* partial, int threads) noexcept {
+double weight_penalty(int penalty, const FormulaRecord* formula, const T* p, const T* w, T* dw, int64_t n,
+                      double* partial, int threads) noexcept {
   double value = 0;
+  if (formula) {
+    over_flat(threads, n, [&](int64_t first, int64_t count) {
+      partial[first / kFlatBlock] = registered_sum(
+          *formula, 2, w + first, (const T*)nullptr, p, count, [&](int64_t c, int64_t columns, const T* smooth) {
+            T* const d = dw + first + c;
+            over_row<T>(columns, [&](int64_t j, int lanes) {
+              (Vec<T>::load(d + j, lanes) + Vec<T>::load(smooth + j, lanes)).store(d + j, lanes);
+            });
+          });
+    });
+    for (int64_t b = 0; b < ceil_div(n, kFlatBlock); ++b) value += partial[b];
+    return value;
+  }
   visit_penalty<Vec<T>, T>(penalty, [&](auto formula) {
     value = flat_sum<T>(threads, n, partial, [&](int64_t i, int lanes) {
       const Vec<T> x = Vec<T>::load(w + i, lanes);
@@ -102,7 +116,21 @@ template <class T> void clip_gradient(int mode, T* g, int64_t n, double limit, d
 }
 
 template <class T>
-void project(int kind, int penalty, T* w, int64_t rows, int64_t columns, const T* p, T step, int threads) noexcept {
+__attribute__((noinline)) void registered_prox(const FormulaRecord& formula, T* w, int64_t n, const T* p,
+                                               T step) noexcept {
+  FormulaBlock<T> x, s, out;
+  for (int64_t c = 0; c < n; c += kFormulaBlock<T>) {
+    const int64_t width = smaller(kFormulaBlock<T>, n - c);
+    memcpy(x.v, w + c, (size_t)width * sizeof(T));
+    for (int64_t j = 0; j < width; ++j) s.v[j] = step;
+    evaluate(formula.part[3], x, &s, p, out, width);
+    memcpy(w + c, out.v, (size_t)width * sizeof(T));
+  }
+}
+
+template <class T>
+void project(int kind, int penalty, const FormulaRecord* formula, T* w, int64_t rows, int64_t columns, const T* p,
+             T step, int threads) noexcept {
   const int64_t n = rows * columns;
   const auto each = [&](auto f) {
     over_flat(threads, n, [&](int64_t first, int64_t count) {
@@ -110,7 +138,9 @@ void project(int kind, int penalty, T* w, int64_t rows, int64_t columns, const T
                   [&](int64_t j, int lanes) { f(Vec<T>::load(w + first + j, lanes)).store(w + first + j, lanes); });
     });
   };
-  if (kind == project_kind::prox) {
+  if (kind == project_kind::prox && formula) {
+    over_flat(threads, n, [&](int64_t first, int64_t count) { registered_prox(*formula, w + first, count, p, step); });
+  } else if (kind == project_kind::prox) {
     visit_penalty<Vec<T>, T>(penalty,
                              [&](auto formula) { each([&](Vec<T> x) { return formula.prox(x, Vec<T>(step), p); }); });
   } else if (kind == project_kind::range) {

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "models.autoencoder": ("Autoencoder",),
     "io.model_file": ("load",),
+    "registry": ("register_activation", "register_loss", "register_penalty"),
     "config": ("show_config",),
     "training": ("EpochInfo",),
     "exceptions": ("ModelFileError", "NonFiniteLossError"),

@@ -25,6 +25,7 @@ class Plan:
         n_values: int,
         n_scalars: int,
         row_local: bool,
+        formulas: Sequence[tuple],
     ) -> None: ...
     def run(
         self,

@@ -382,5 +382,8 @@ KINDS: dict[str, tuple[Row, ...]] = {
     "penalty": PENALTIES,
     "update": UPDATE_RULES,
 }
+# KINDS are the rows that code is generated from; rows registered at run time (fastae.registry) are added to these three
 BY_NAME = {kind: {row.name: row for row in rows} for kind, rows in KINDS.items()}
 INDEX = {kind: {row.name: i for i, row in enumerate(rows)} for kind, rows in KINDS.items()}
+BY_INDEX: dict[str, dict[int, Row]] = {kind: dict(enumerate(rows)) for kind, rows in KINDS.items()}
+FIRST_REGISTERED = 1000  # their indices start here, and none is ever given twice

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import math
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,9 @@ def parse(text: str) -> ast.expr:
     try:
         return ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise FormulaError(f"formula {text!r} is not an expression: {error.msg}; see fastae.catalog") from error
+        raise FormulaError(f"formula {text[:60]!r} is not an expression: {error.msg}; see fastae.catalog") from error
+    except (ValueError, MemoryError, RecursionError) as error:  # a zero byte, far too many brackets
+        raise FormulaError(f"formula {text[:60]!r} cannot be read: {error}; see fastae.catalog") from error
 
 
 @cache
@@ -43,8 +46,11 @@ def names_in(text: str) -> frozenset[str]:
     return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called)
 
 
-def emit(text: str, names: dict[str, str], literal, call) -> str:
-    """The formula in another language: ``literal(float)`` and ``call(primitive, arguments)`` give the pieces."""
+def emit(text: str, names: dict[str, str], literal, call, functions: dict[str, int] = _CALLABLE) -> str:
+    """The formula in another language: ``literal(float)`` and ``call(primitive, arguments)`` give the pieces.
+
+    functions : what may be called, with the number of its arguments
+    """
 
     def walk(node: ast.expr) -> str:
         match node:
@@ -60,11 +66,11 @@ def emit(text: str, names: dict[str, str], literal, call) -> str:
                 return f"({walk(left)} {_OPERATORS[type(op)]} {walk(right)})"
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARISONS:
                 return f"({walk(left)} {_COMPARISONS[type(op)]} {walk(right)})"
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _CALLABLE:
-                if len(args) != _CALLABLE[name]:
-                    raise FormulaError(f"{name} takes {_CALLABLE[name]} arguments, got {len(args)} in {text!r}")
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in functions:
+                if len(args) != functions[name]:
+                    raise FormulaError(f"{name} takes {functions[name]} arguments, got {len(args)} in {text!r}")
                 return call(name, [walk(argument) for argument in args])
-        known = ", ".join(sorted({*names, *_CALLABLE}))
+        known = ", ".join(sorted({*names, *functions}))
         raise FormulaError(f"formula {text!r} has {ast.unparse(node)!r}, which is not allowed; use {known} or numbers")
 
     return walk(parse(text))
@@ -171,14 +177,40 @@ def _c_likelihood(row: Likelihood) -> str:
     return "".join(out) + "      default: return x;\n    }\n  }\n};\n"
 
 
+# Operations of registered formulas (fastae/registry/program.py): name -> the vectors a, b, c, d put together
+OPERATIONS = {
+    "copy": "a",
+    "neg": "-a",
+    **{name: f"a {sign} b" for name, sign in zip(("add", "sub", "mul", "div"), "+-*/", strict=True)},
+    **{name: f"{name}({', '.join('abc'[:n])})" for name, n in catalog.PRIMITIVES.items() if name != "select"},
+    **{
+        f"select_{name}": f"select(a {sign} b, c, d)"
+        for name, sign in zip(("lt", "le", "gt", "ge", "eq", "ne"), _COMPARISONS.values(), strict=True)
+    },
+}
+
+
+def _c_operations() -> str:
+    cases = ""
+    for i, (name, text) in enumerate(OPERATIONS.items()):
+        used = set(re.findall(r"\b[abcd]\b", text))
+        vectors = ", ".join(f"V {v}" if v in used else "V" for v in "abcd")
+        cases += f"    case {i}: f([]({vectors}) {{ return {text}; }}); break;  // {name}\n"
+    return (
+        f"// Calls f with an operation of registered formulas, a function of four vectors.\n"
+        f"template <class V, class F> FASTAE_INLINE void visit_operation(int id, F&& f) {{\n"
+        f"  switch (id) {{\n{cases}    default: break;\n  }}\n}}\n"
+    )
+
+
 def catalog_header() -> str:
     """csrc/catalog.h: a struct of formulas per row over any vector type V with element type T."""
     out = [f"// {HEADER}\n// clang-format off\n#pragma once\n\n", "namespace fastae {\nnamespace {\n\n"]
     out += [_c_derived(function) for function in FUNCTIONS]
     for row in catalog.ACTIVATIONS:
-        out.append(_c_struct("Act", row, _functions(row), {"from_x": int(row.needs == "x")}))
-    out += [_c_struct("Loss", loss, _functions(loss), {}) for loss in catalog.LOSSES]
-    out += [_c_struct("Penalty", penalty, _functions(penalty), {}) for penalty in catalog.PENALTIES]
+        out.append(_c_struct("Act", row, functions(row), {"from_x": int(row.needs == "x")}))
+    out += [_c_struct("Loss", loss, functions(loss), {}) for loss in catalog.LOSSES]
+    out += [_c_struct("Penalty", penalty, functions(penalty), {}) for penalty in catalog.PENALTIES]
     out += [_c_update(row) for row in catalog.UPDATE_RULES]
     out += [_c_likelihood(row) for row in LIKELIHOODS]
     out.append("\n")
@@ -194,6 +226,7 @@ def catalog_header() -> str:
     same = " || ".join(f"id == {catalog.INDEX['activation'][name]}" for name in masks)
     out.append(f"// derivative from y that is 0 at y = 0: {', '.join(masks)}\n")
     out.append(f"FASTAE_INLINE bool activation_grad_masks(int id) {{ return {same}; }}\n")
+    out.append(_c_operations())
     out.append("\n}  // namespace\n}  // namespace fastae\n")
     return "".join(out)
 
@@ -232,6 +265,7 @@ def schema_header() -> str:
     out.append("namespace buffer_dtype {\nenum { real, float64, int64 };\n}\n")
     out.append(f"constexpr int kMultinomial = {schema.MULTINOMIAL};\nconstexpr int kCosine = {schema.COSINE};\n")
     out.append(f"constexpr double kSmallestSize = {schema.SMALLEST_SIZE!r};\n")
+    out.append(f"constexpr int kFirstRegistered = {catalog.FIRST_REGISTERED};\n")
     out.append(f"constexpr int kShuffleStream = {schema.SHUFFLE_STREAM};\n")
     return "".join(out) + "\n}  // namespace fastae\n"
 
@@ -286,7 +320,7 @@ def _likelihood_table() -> str:
     return f"LIKELIHOOD = (\n{''.join(lines)})\n"
 
 
-def _functions(row) -> list[tuple[str, list[str], str]]:
+def functions(row) -> list[tuple[str, list[str], str]]:
     """(suffix, arguments, text) of each scalar function of a row."""
     match row:
         case catalog.Activation():
@@ -299,12 +333,12 @@ def _functions(row) -> list[tuple[str, list[str], str]]:
     raise TypeError(f"no functions for {row!r}")
 
 
-def _table(name: str, rows, suffixes: list[str]) -> str:
+def _table(backend: str, name: str, kind: str, suffixes: list[str]) -> str:
     lines = []
-    for row in rows:
+    for row in catalog.KINDS[kind]:
         values = ", ".join(f"{row.name}_{suffix}" for suffix in suffixes)
         lines.append(f"    ({values}{',' if len(suffixes) == 1 else ''}),  # {row.name}\n")
-    return f"{name} = (\n{''.join(lines)})\n"
+    return f"{name} = Table({backend!r}, (\n{''.join(lines)}))\n"
 
 
 _TABLES = (
@@ -315,17 +349,21 @@ _TABLES = (
 )
 
 
+def numpy_functions(row) -> str:
+    """Functions of whole arrays, ``{name}_{suffix}(*arguments, p)``."""
+    return "".join(_numpy_function(f"{row.name}_{suffix}", arguments, text, row)
+                   for suffix, arguments, text in functions(row))  # fmt: skip
+
+
 def numpy_module() -> str:
     """fastae/backends/reference/formulas.py: one function per formula on whole arrays."""
-    out = [f'"""{HEADER}"""\n\n# ruff: noqa\nimport numpy as np\n\nfrom . import primitives\n\n\n']
+    out = [f'"""{HEADER}"""\n\n# ruff: noqa\nimport numpy as np\n\n']
+    out.append("from ..registered import Table\nfrom . import primitives\n\n\n")
     for function in FUNCTIONS:
         text = emit(function.text, {name: name for name in function.arguments}, repr, _numpy_call)
         out.append(f"def {function.name}({', '.join(function.arguments)}):\n    return {text}\n\n\n")
     for kind in ("activation", "loss", "penalty"):
-        rows = catalog.KINDS[kind]
-        for row in rows:
-            out += [_numpy_function(f"{row.name}_{suffix}", arguments, text, row)
-                    for suffix, arguments, text in _functions(row)]  # fmt: skip
+        out += [numpy_functions(row) for row in catalog.KINDS[kind]]
     for rule in catalog.UPDATE_RULES:
         out.append(f"def {rule.name}_update(w, g, s, c, p):\n")
         out += [f"    {name} = s[{i}]\n" for i, name in enumerate(rule.states)]
@@ -339,7 +377,7 @@ def numpy_module() -> str:
     for likelihood in LIKELIHOODS:
         out += [_numpy_function(name, arguments, text, likelihood)
                 for name, arguments, text in _likelihood_functions(likelihood)]  # fmt: skip
-    out += [_table(*(name, catalog.KINDS[kind], suffixes)) for name, kind, suffixes in _TABLES]
+    out += [_table("reference", *table) for table in _TABLES]
     return "".join(out) + _likelihood_table()
 
 
@@ -348,15 +386,33 @@ def numpy_module() -> str:
 _NUMBA = {name: f"primitives.{name}" for name in catalog.PRIMITIVES}
 
 
-def _numba_call(name: str, arguments: list[str]) -> str:
-    if name in _NUMBA:
-        return f"{_NUMBA[name]}({', '.join(arguments)})"
-    return f"{name}({', '.join(arguments)}, T)"
+def numba_expression(text: str, names: dict[str, str], own: dict[str, int] | None = None) -> str:
+    """own: functions of the user's beside the primitives; ``f(x)`` becomes ``f_of(x[i])``."""
+    own = own or {}
 
+    def call(name: str, args: list[str]) -> str:
+        if name in own:
+            return f"{name}_of({', '.join(args)})"
+        return f"{_NUMBA[name]}({', '.join(args)})" if name in _NUMBA else f"{name}({', '.join(args)}, T)"
 
-def _numba(text: str, names: dict[str, str]) -> str:
     # literals are typed: a bare one would turn float32 arithmetic into float64
-    return emit(text, names, lambda v: f"T({v!r})", _numba_call)
+    return emit(text, names, lambda v: f"T({v!r})", call, {**_CALLABLE, **own})
+
+
+def numba_functions(row, own: dict[str, int] | None = None) -> str:
+    """Loops over flat arrays; an activation's derivative multiplies the incoming gradient, prox's step is a scalar."""
+    out = []
+    for suffix, arguments, text in functions(row):
+        chain = isinstance(row, catalog.Activation) and suffix == "dy"
+        names = {name: name if (suffix, name) == ("prox", "s") else f"{name}[i]" for name in arguments}
+        names |= {name: f"p[{i}]" for i, name in enumerate(_parameters(row))}
+        signature = [*arguments, "p", *(["g"] if chain else []), "out"]
+        factor = "g[i] * " if chain else ""
+        out.append(
+            f"@_jit\ndef {row.name}_{suffix}({', '.join(signature)}):\n    T = out.dtype.type\n"
+            f"    for i in range(out.size):\n        out[i] = {factor}{numba_expression(text, names, own)}\n\n\n"
+        )
+    return "".join(out)
 
 
 def numba_module() -> str:
@@ -365,26 +421,15 @@ def numba_module() -> str:
     ``*_y(x, p, out)``, ``*_dy(saved, p, dy, out)`` (out = dy * derivative), losses as values and derivatives over flat
     arrays, updates in place.
     """
-    out = [f'"""{HEADER}"""\n\n# ruff: noqa\nfrom numba import njit\n\nfrom . import primitives\n\n']
+    out = [f'"""{HEADER}"""\n\n# ruff: noqa\nfrom numba import njit\n\n']
+    out.append("from ..registered import Table\nfrom . import primitives\n\n")
     out.append('_jit = njit(cache=True, nogil=True, error_model="numpy")\n')
     out.append('_inner = njit(nogil=True, error_model="numpy")\n\n\n')
     for function in FUNCTIONS:
-        text = _numba(function.text, {name: name for name in function.arguments})
+        text = numba_expression(function.text, {name: name for name in function.arguments})
         out.append(f"@_inner\ndef {function.name}({', '.join(function.arguments)}, T):\n    return {text}\n\n\n")
     for kind in ("activation", "loss", "penalty"):
-        for row in catalog.KINDS[kind]:
-            for suffix, arguments, text in _functions(row):
-                # an activation's derivative multiplies the incoming gradient; the prox step is a scalar
-                chain = kind == "activation" and suffix == "dy"
-                scalars = {"s"} if suffix == "prox" else set()
-                names = {argument: argument if argument in scalars else f"{argument}[i]" for argument in arguments}
-                names |= {name: f"p[{i}]" for i, name in enumerate(_parameters(row))}
-                signature = [*arguments, "p", *(["g"] if chain else []), "out"]
-                factor = "g[i] * " if chain else ""
-                out.append(
-                    f"@_jit\ndef {row.name}_{suffix}({', '.join(signature)}):\n    T = out.dtype.type\n"
-                    f"    for i in range(out.size):\n        out[i] = {factor}{_numba(text, names)}\n\n\n"
-                )
+        out += [numba_functions(row) for row in catalog.KINDS[kind]]
     for rule in catalog.UPDATE_RULES:
         arrays = ["w", "g", *rule.states]
         names = {name: f"{name}[i]" for name in arrays}
@@ -394,7 +439,7 @@ def numba_module() -> str:
         out.append("    for i in range(w.size):\n")
         for line in rule.body:
             target, text = line.split(" = ", 1)
-            out.append(f"        {target}[i] = {_numba(text, names)}\n")
+            out.append(f"        {target}[i] = {numba_expression(text, names)}\n")
         out.append("\n\n")
     for likelihood in LIKELIHOODS:
         for name, arguments, text in _likelihood_functions(likelihood):
@@ -402,9 +447,9 @@ def numba_module() -> str:
             names |= {parameter: f"p[{i}]" for i, parameter in enumerate(_parameters(likelihood))}
             out.append(
                 f"@_jit\ndef {name}({', '.join(arguments)}, p, out):\n    T = out.dtype.type\n"
-                f"    for i in range(out.size):\n        out[i] = {_numba(text, names)}\n\n\n"
+                f"    for i in range(out.size):\n        out[i] = {numba_expression(text, names)}\n\n\n"
             )
-    out += [_table(*(name, catalog.KINDS[kind], suffixes)) for name, kind, suffixes in _TABLES]
+    out += [_table("numba", *table) for table in _TABLES]
     return "".join(out) + _likelihood_table()
 
 

@@ -114,7 +114,23 @@ def read(path: Any) -> tuple[dict[str, np.ndarray], dict]:
 # ---- parameters as JSON ---
 
 
+def _option_name(option: Any) -> str:
+    """Class of an option; of a registered formula its kind and name."""
+    from ..registry import FORMULAS
+
+    formula = FORMULAS.get(getattr(option, "_index", -1))
+    return type(option).__name__ if formula is None else f"{formula.kind} {formula.row.name}"
+
+
 def _option_class(name: str) -> type:
+    if " " in name:
+        from ..catalog import INDEX
+        from ..registry import CLASSES
+
+        kind, _, formula = name.partition(" ")
+        if INDEX.get(kind, {}).get(formula, -1) in CLASSES:
+            return CLASSES[INDEX[kind][formula]]
+        raise ModelFileError(f"the file names the {kind} {formula!r}, but does not describe it; save the model again")
     for module in _OPTION_MODULES:
         found = vars(importlib.import_module(f"..{module}", __package__)).get(name)
         if dataclasses.is_dataclass(found) and isinstance(found, type):
@@ -142,7 +158,7 @@ def encode(value: Any) -> Any:
         kept = value.stored() if isinstance(value, Option) else {f.name: getattr(value, f.name) for f in
                                                                  dataclasses.fields(value)}  # fmt: skip
         fields = {name: encode(item) for name, item in kept.items()}
-        return {"option": type(value).__name__, "fields": fields}
+        return {"option": _option_name(value), "fields": fields}
     raise TypeError(f"{value!r} cannot be stored in a model file")
 
 
@@ -169,19 +185,24 @@ _LEFT_OUT = {"callbacks": (), "random_state": None, "initializer": "auto", "back
 
 def save_estimator(estimator: Any, path: Any) -> None:
     """Writes a fitted estimator."""
+    from ..registry.travel import used
+
     tensors, state = estimator._get_model_state()
-    parameters = {
-        name: encode(value) for name, value in estimator.get_params(deep=False).items() if name not in _LEFT_OUT
-    }
-    save(path, tensors, {"class": type(estimator).__name__, "parameters": parameters, "state": state})
+    kept = {name: value for name, value in estimator.get_params(deep=False).items() if name not in _LEFT_OUT}
+    description = {"class": type(estimator).__name__, "parameters": {k: encode(v) for k, v in kept.items()}}
+    formulas = used(estimator.network_, kept)
+    save(path, tensors, description | ({"formulas": formulas} if formulas else {}) | {"state": state})
 
 
 def load(path: Any) -> Any:
-    """The fitted estimator in a file that ``save`` wrote.
+    """The fitted estimator in a file that ``save`` wrote; formulas registered as text come with it.
 
     Raises ModelFileError for a file that is damaged, of another kind, or of a newer format; FileNotFoundError when
-    there is none. ``callbacks``, ``random_state``, ``initializer``, ``backend`` and ``n_jobs`` are not stored.
+    there is none. A formula that was a Python function must be registered before. ``callbacks``, ``random_state``,
+    ``initializer``, ``backend`` and ``n_jobs`` are not stored.
     """
+    from ..registry.travel import MAX_FORMULAS, UnregisteredError, restoring
+
     tensors, description = read(path)
     name = description.get("class")
     if name not in ESTIMATORS:
@@ -189,10 +210,13 @@ def load(path: Any) -> Any:
         raise ModelFileError(f"{str(path)!r} holds a {name!r}; this fastae reads {known}; upgrade fastae")
     cls = getattr(importlib.import_module(f"..{ESTIMATORS[name]}", __package__), name)
     try:
-        estimator = cls(**{key: decode(value) for key, value in description["parameters"].items()})
-        estimator._set_model_state(tensors, description["state"])
+        with restoring(list(description.get("formulas", ()))[:MAX_FORMULAS]):
+            estimator = cls(**{key: decode(value) for key, value in description["parameters"].items()})
+            estimator._set_model_state(tensors, description["state"])
     except ModelFileError:
         raise
+    except UnregisteredError as error:
+        raise ModelFileError(f"{str(path)!r} needs a formula of its author's: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ArithmeticError) as error:
         raise ModelFileError(
             f"{str(path)!r} does not fit together ({type(error).__name__}: {error}); save the model again"

@@ -113,7 +113,17 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         state = super().__getstate__().copy()
         for name in ("_compiled", "_live"):  # handles, packed weights and working memory are made anew
             state.pop(name, None)
-        return state
+        from ..registry.travel import used
+
+        formulas = used(self.get_params(deep=False))  # a name in a parameter means nothing where it arrives
+        return state | ({"_formulas": formulas} if formulas else {})
+
+    def __setstate__(self, state: dict) -> None:
+        from ..registry.travel import restored
+
+        for description in state.get("_formulas", ()):
+            restored(description)
+        super().__setstate__({name: value for name, value in state.items() if name != "_formulas"})
 
     def _threads(self) -> int:
         threads.register_threadpoolctl()

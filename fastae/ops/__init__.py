@@ -242,12 +242,14 @@ def penalty(
     option = options.choose("penalty", name, options.PENALTIES)
     values = list(options.values(option))
     if strength is not None:
+        if not values or option._row.parameters[0].name != "strength":
+            raise ValueError(f"penalty {option!r} has no strength; give its own parameters in the option")
         values[0] = number("strength", strength, 0.0, float("inf"), "left")
     array = np.asarray(z)
     a = real_array("z", array.reshape(1, -1))  # one row: the op takes the mean over rows
     dz, row_value = np.zeros_like(a), np.empty((1, 1))
     arrays = {"h": a, "dh": dz, "row_value": row_value}
-    slots: dict[str, Any] = {name: name for name in arrays} | {"penalty": INDEX["penalty"][option.name], "value": 0}
+    slots: dict[str, Any] = {name: name for name in arrays} | {"penalty": option._index, "value": 0}
     slots |= {f"p{i}": v for i, v in enumerate(values)}
     value = run_ops(backend, a.dtype, int(a.size > 0), arrays, [("activity", slots)], set(arrays), n_threads)
     return value, dz.reshape(array.shape)

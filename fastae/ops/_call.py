@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..backends import get_backend
-from ..catalog import INDEX, UPDATE_RULES
+from ..catalog import UPDATE_RULES
 from ..plan import schema
 from ..plan.plan import Job, Plan, PlanBuilder
 from ..spec import options
@@ -105,7 +105,7 @@ def activation_attributes(value: Any) -> dict[str, float]:
     """Record attributes of an activation's name or option."""
     option = options.choose("activation", value, options.ACTIVATIONS)
     parameters = {f"p{i}": v for i, v in enumerate(options.values(option))}
-    return {"activation": INDEX["activation"][option.name], **parameters}
+    return {"activation": option._index, **parameters}
 
 
 # ---- one-op plans ---------------------------------------------------------------------------------------------------

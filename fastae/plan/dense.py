@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..catalog import INDEX
 from ..spec import options
 from ..spec.network import Layer, Network
 from . import schema
@@ -41,9 +40,7 @@ def weight_of(layers: tuple[Layer, ...], i: int) -> dict[str, Any]:
 def formula(layer_activation: Any) -> dict[str, Any]:
     """Record attributes of an activation option."""
     parameters = options.values(layer_activation)
-    return {"activation": INDEX["activation"][layer_activation.name]} | {
-        f"p{i}": value for i, value in enumerate(parameters)
-    }
+    return {"activation": layer_activation._index} | {f"p{i}": value for i, value in enumerate(parameters)}
 
 
 def _identity(activation) -> bool:

@@ -30,7 +30,7 @@ def loss_record(
         attributes |= {f"p{i}": value for i, value in enumerate(options.values(loss))}
     if isinstance(loss, options.LikelihoodOption):
         return "likelihood", attributes | {"likelihood": LIKELIHOOD_INDEX[loss.name]}
-    return "loss", attributes | {"loss": INDEX["loss"][loss.name] if loss._row else _ROW_LOSSES[loss.name]}
+    return "loss", attributes | {"loss": loss._index if loss._row else _ROW_LOSSES[loss.name]}
 
 
 def transform_input(builder: PlanBuilder, network: Network, x: str, *, target_too: bool = True) -> tuple[str, str]:

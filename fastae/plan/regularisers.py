@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..catalog import INDEX
 from ..spec import options
 from ..spec.network import Network, exact_contraction
 from . import schema
@@ -17,7 +16,7 @@ from .schema import ARENA, BATCH_ROWS, FLOAT64, INT64, THETA
 
 def penalty_attributes(penalty: options.PenaltyOption) -> dict[str, Any]:
     """Record attributes of a catalogue penalty."""
-    return {"penalty": INDEX["penalty"][penalty.name]} | {f"p{i}": v for i, v in enumerate(options.values(penalty))}
+    return {"penalty": penalty._index} | {f"p{i}": v for i, v in enumerate(options.values(penalty))}
 
 
 class Penalties:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..catalog import INDEX
 from ..spec import options
 from ..spec.network import Network
 from . import schema
@@ -16,7 +15,7 @@ def rule(builder: PlanBuilder, solver: options.SolverOption, rule_scalar: int) -
         if limit is not None:
             builder.op("clip_gradient", UPDATE, g="grad", mode=mode, limit=limit)
     states = {f"s{i}": f"state_{name}" for i, name in enumerate(solver._row.states)}
-    builder.op("update", UPDATE, w="theta", g="grad", rule=INDEX["update"][solver.name], scalar=rule_scalar,
+    builder.op("update", UPDATE, w="theta", g="grad", rule=solver._index, scalar=rule_scalar,
                **states, **{f"p{i}": v for i, v in enumerate(options.values(solver)[:4])})  # fmt: skip
 
 

@@ -232,8 +232,9 @@ def _check_penalties(penalties: tuple[Placed, ...], layers: tuple[Layer, ...], n
             layers, n_encoder
         ):  # fmt: skip
             raise ValueError(
-                "Contractive(method='exact') needs an encoder of one layer without normalisation, maxout or "
-                "skip connection; use method='sampled'"
+                "Contractive(method='exact') needs an encoder of one layer without normalisation, maxout or skip "
+                "connection, and an activation with a second derivative (a registered one with d2y=); use "
+                "method='sampled'"
             )
         elif type(option) in options.ACTIVITY_PENALTIES.values() and len(layers) - 1 in where:
             raise ValueError(f"{type(option).__name__} acts on the code or hidden layers, not on the output layer")

@@ -62,12 +62,14 @@ class Option:
 
 class ActivationOption(Option):
     _row: catalog.Activation
+    _index: int  # of the row in the catalogue; a row that is registered anew gets another one
 
 
 class LossOption(Option):
     """A loss; those of a whole row (``_row`` None) say for themselves what a catalogue row says of the others."""
 
     _row: Any  # catalog.Loss, likelihoods.Likelihood or None
+    _index: int
     name: str
     sums_to_one = False  # whether a row of targets must be a distribution
 
@@ -112,12 +114,14 @@ class PenaltyOption(Option):
     """A penalty on all weight matrices (not on biases)."""
 
     _row: catalog.Penalty
+    _index: int
     name: str
 
 
 class SolverOption(Option):
     _row: catalog.UpdateRule
     name: str
+    _index: int
     clip_value: float | None
     clip_norm: float | None
 
@@ -131,7 +135,8 @@ _ANY = (-math.inf, math.inf, "neither")
 _CLIPS = {"clip_value": (0.0, math.inf, "neither"), "clip_norm": (0.0, math.inf, "neither")}
 
 
-def _from_row(row: Any, base: type, extra: list, intervals: dict) -> type:
+def from_row(index: int, row: Any, base: type, extra: list, intervals: dict) -> type:
+    """The option class of a row of the catalogue."""
     fields = [(p.name, float, p.default) for p in row.parameters] + extra
     formula = getattr(row, "y", None) or getattr(row, "value", None) or "; ".join(getattr(row, "body", ()))
     lines = [f"``{row.name}``: {formula}.", ""]
@@ -143,6 +148,7 @@ def _from_row(row: Any, base: type, extra: list, intervals: dict) -> type:
         "__doc__": "\n".join(lines),
         "__module__": __name__,
         "_row": row,
+        "_index": index,
         "name": row.name,
         "_intervals": {p.name: (p.low, p.high, p.closed) for p in row.parameters} | intervals,
     }
@@ -166,11 +172,15 @@ def _likelihood(row: Likelihood) -> type:
     return dataclasses.make_dataclass(row.label, fields, bases=(LikelihoodOption,), namespace=namespace, frozen=True)
 
 
-ACTIVATIONS = {row.name: _from_row(row, ActivationOption, [], {}) for row in catalog.ACTIVATIONS}
-LOSSES = {row.name: _from_row(row, LossOption, [], {}) for row in catalog.LOSSES}
-PENALTIES = {row.name: _from_row(row, PenaltyOption, [], {}) for row in catalog.PENALTIES}
+def _from_rows(rows: Any, base: type, extra: list, intervals: dict) -> dict[str, type]:
+    return {row.name: from_row(i, row, base, extra, intervals) for i, row in enumerate(rows)}
+
+
+ACTIVATIONS = _from_rows(catalog.ACTIVATIONS, ActivationOption, [], {})
+LOSSES = _from_rows(catalog.LOSSES, LossOption, [], {})
+PENALTIES = _from_rows(catalog.PENALTIES, PenaltyOption, [], {})
 _CLIP_FIELDS = [("clip_value", "float | None", None), ("clip_norm", "float | None", None)]
-SOLVERS = {row.name: _from_row(row, SolverOption, _CLIP_FIELDS, _CLIPS) for row in catalog.UPDATE_RULES}
+SOLVERS = _from_rows(catalog.UPDATE_RULES, SolverOption, _CLIP_FIELDS, _CLIPS)
 LIKELIHOODS = {row.name: _likelihood(row) for row in _LIKELIHOOD_ROWS}
 for _table in (ACTIVATIONS, LOSSES, PENALTIES, SOLVERS, LIKELIHOODS):
     globals().update({cls.__name__: cls for cls in _table.values()})
@@ -502,6 +512,8 @@ def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
         return table[value]()
     if type(value) in table.values():
         return value
+    if isinstance(value, Option) and getattr(value, "name", None) in table:
+        raise TypeError(f"{what}={value!r} is of a formula that was replaced since; make the option anew")
     wanted = ", ".join(sorted(cls.__name__ for cls in table.values()))
     raise TypeError(f"{what}={value!r} must be a name or one of {wanted}")
 

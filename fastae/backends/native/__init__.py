@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from ... import _core
+from ...catalog import FIRST_REGISTERED
 from ...plan.plan import Job, Plan, Source
 
 # fastae's codes of stored element types; bfloat16 is ml_dtypes', known by name
@@ -67,6 +68,7 @@ class NativeBackend:
             plan.n_values,
             plan.n_scalars,
             plan.row_local,
+            _registered(plan),
         )
 
     def run(self, handle: _core.Plan, job: Job) -> int:
@@ -101,6 +103,17 @@ class NativeBackend:
     def peak_gflops(self, dtype: str = "float32", seconds: float = 0.2) -> float:
         """Measured ceiling of fused multiply-adds from registers on one thread, in GFLOP/s."""
         return _core.fma_rate(self.isa, np.dtype(dtype) == np.float64, seconds) / 1e9
+
+
+def _registered(plan: Plan) -> list[tuple]:
+    """The formulas registered at run time that a plan uses."""
+    ids = {op.ints.get(name, 0) for op in plan.ops for name in ("activation", "loss", "penalty")}
+    if max(ids, default=0) < FIRST_REGISTERED:
+        return []
+    from ...registry import FORMULAS
+    from ..registered import native
+
+    return [native(FORMULAS[i], plan.dtype) for i in sorted(ids) if i >= FIRST_REGISTERED]
 
 
 def _source_tuple(source: Source) -> tuple:

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from ...catalog import ACTIVATIONS
+from ...catalog import BY_INDEX
 from . import formulas
 from .random import mask
 
@@ -89,7 +89,7 @@ def _chain(step, op, v, dy, dz):
     if rate:
         mask(step, op, dy, v["rows"], dz)
         dy = dz
-        if ACTIVATIONS[index].needs == "y":
+        if BY_INDEX["activation"][index].needs == "y":
             saved = saved * saved.dtype.type(1.0 - rate)
     formulas.ACTIVATION[index][1](flat(saved), parameters(op, dz.dtype), flat(dy), flat(dz))
 

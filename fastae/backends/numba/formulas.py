@@ -3,6 +3,7 @@
 # ruff: noqa
 from numba import njit
 
+from ..registered import Table
 from . import primitives
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
@@ -670,7 +671,7 @@ def zero_inflated_negative_binomial_dropout(z, s, p, out):
         out[i] = primitives.sigmoid(z[i])
 
 
-ACTIVATION = (
+ACTIVATION = Table('numba', (
     (identity_y, identity_dy, identity_d2y),  # identity
     (sigmoid_y, sigmoid_dy, sigmoid_d2y),  # sigmoid
     (tanh_y, tanh_dy, tanh_d2y),  # tanh
@@ -684,20 +685,20 @@ ACTIVATION = (
     (gelu_tanh_y, gelu_tanh_dy, gelu_tanh_d2y),  # gelu_tanh
     (silu_y, silu_dy, silu_d2y),  # silu
     (hard_sigmoid_y, hard_sigmoid_dy, hard_sigmoid_d2y),  # hard_sigmoid
-)
-LOSS = (
+))
+LOSS = Table('numba', (
     (squared_error_value, squared_error_dy),  # squared_error
     (binary_cross_entropy_value, binary_cross_entropy_dy),  # binary_cross_entropy
     (huber_value, huber_dy),  # huber
     (absolute_value, absolute_dy),  # absolute
     (poisson_value, poisson_dy),  # poisson
-)
-PENALTY = (
+))
+PENALTY = Table('numba', (
     (l1_value, l1_dw, l1_smooth, l1_prox),  # l1
     (l2_value, l2_dw, l2_smooth, l2_prox),  # l2
     (elastic_net_value, elastic_net_dw, elastic_net_smooth, elastic_net_prox),  # elastic_net
-)
-UPDATE = (
+))
+UPDATE = Table('numba', (
     (sgd_update,),  # sgd
     (momentum_update,),  # momentum
     (nesterov_update,),  # nesterov
@@ -707,7 +708,7 @@ UPDATE = (
     (amsgrad_update,),  # amsgrad
     (adamw_update,),  # adamw
     (lion_update,),  # lion
-)
+))
 LIKELIHOOD = (
     (negative_binomial_value, (negative_binomial_slope_mean, negative_binomial_slope_dispersion), (negative_binomial_mean, negative_binomial_dispersion)),  # negative_binomial
     (zero_inflated_negative_binomial_value, (zero_inflated_negative_binomial_slope_mean, zero_inflated_negative_binomial_slope_dispersion, zero_inflated_negative_binomial_slope_dropout), (zero_inflated_negative_binomial_mean, zero_inflated_negative_binomial_dispersion, zero_inflated_negative_binomial_dropout)),  # zero_inflated_negative_binomial

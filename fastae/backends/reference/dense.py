@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ...catalog import BY_INDEX
 from . import formulas
 from .random import dropped, kept
 
@@ -52,8 +53,6 @@ def activation(step, op, v):
 
 def _chain(step, op, v, dy):
     """dropout'(dy) a'(saved); saved = y after dropout, or z, as the catalogue says."""
-    from ...catalog import ACTIVATIONS
-
     rate = op.floats.get("rate", 0.0)
     index = op.ints.get("activation", 0)
     if "saved" not in v:
@@ -61,7 +60,7 @@ def _chain(step, op, v, dy):
     saved = v["saved"].astype(np.float64)
     if rate:
         dy = dropped(dy, kept(step, op, v["rows"], dy.shape[1]))
-        if ACTIVATIONS[index].needs == "y":
+        if BY_INDEX["activation"][index].needs == "y":
             saved = saved * (1.0 - rate)
     return dy * formulas.ACTIVATION[index][1](saved, parameters(op))
 
