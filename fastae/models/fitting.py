@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .. import training
+from .. import diagnostics, training
 from ..initializers import PCAInit, initial_weights, principal_directions
 from ..plan import schema
 from ..plan.build import evaluation_plan, training_plan
@@ -73,7 +73,8 @@ class FittedByBatches(DenseModel):
         X : array, sparse matrix or frame (N, p)
         y : ignored
         sample_weight : (N,), weight of each row's loss; only ratios matter
-        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
+        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. Warns, with a
+        `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or saturated.
         """
         warm = self.warm_start and hasattr(self, "weights_")
         with self._unchanged_on_error():
@@ -82,6 +83,7 @@ class FittedByBatches(DenseModel):
             if not warm:
                 self.seed_ = seed_of(self.random_state)
             settings = self._settings(network, self.seed_)
+            diagnostics.warn_before_fit(network, source)
             rows, held_out = self._split(source.n_rows, settings)
             n_rows = source.n_rows if rows is None else len(rows)
             state = self._begin(backend, network, source, dtype, n_rows, warm)
@@ -99,6 +101,7 @@ class FittedByBatches(DenseModel):
                          history=history, publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
+        diagnostics.warn_after_fit(self, source, self.plan_.dtype)
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:

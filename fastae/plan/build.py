@@ -77,12 +77,16 @@ def evaluation_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, lo
 
 
 def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode") -> Plan:
-    """part: "encode" (X → code), "decode" (code → X̂) or "reconstruct" (X → X̂); result in the external ``out``."""
-    layers, n_encoder = network.layers, len(network.encoder)
-    first, last = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers)), "reconstruct": (0, len(layers))}[part]
-    chosen = range(first, last)
+    """part: "encode" (X → code), "decode" (code → X̂) or "reconstruct" (X → X̂); result in the external ``out``.
+
+    "layers": X → the output of every layer, in externals ``out0``, ``out1``, …
+    """
+    layers, n_encoder, n = network.layers, len(network.encoder), len(network.layers)
+    parts = {"encode": (0, n_encoder), "decode": (n_encoder, n), "reconstruct": (0, n), "layers": (0, n)}
+    chosen = range(*parts[part])
     builder = PlanBuilder(dtype, batch, part)
-    out = builder.external("out", BATCH_ROWS, layers[chosen[-1]].n_out)
+    shown = {f"out{i}": i for i in chosen} if part == "layers" else {"out": chosen[-1]}
+    outs = {i: builder.external(name, BATCH_ROWS, layers[i].n_out) for name, i in shown.items()}
     parameters(builder, layers)
     statistics(builder, layers)
     packed = pack(builder, layers, chosen)
@@ -90,9 +94,8 @@ def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, par
     builder.op("gather", x=h, source=0)
     forward = Forward(builder, layers, training=False)
     for i in chosen:
-        final = i == chosen[-1]
-        shown = shown_activation(network) if final and part != "encode" else None
-        h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=out if final else None)
+        last = shown_activation(network) if i == n - 1 else None
+        h = forward.layer(i, h, last_activation=last, packed=packed[i], out=outs.get(i))
     return builder.build()
 
 
