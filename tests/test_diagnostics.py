@@ -1,5 +1,6 @@
 """Diagnoses, warnings that fit gives of its own accord, the comparison to PCA, HTML."""
 
+import dataclasses
 import html.parser
 import warnings
 
@@ -141,6 +142,12 @@ def test_saturation(activation, scale):
     assert [f.kind for f in seen.findings][:1] == ["saturation"] and activation in seen.findings[0].message
     calm = with_weights(w * 0.1, None, code_activation=activation).diagnose(U)
     assert calm.layers[0].saturated < 0.1 and not any(f.kind == "saturation" for f in calm.findings)
+
+
+def test_what_is_added_to_a_skip_connection_has_no_ends():
+    model = quick(hidden_layer_sizes=(9, 5), activation="tanh", skip_connections=True).fit(U)
+    seen = model.diagnose(100 * U)
+    assert [r.saturated is None for r in seen.layers] == [True, False, True, False, False, True]
 
 
 def test_a_sparse_code_may_rest_at_its_lower_end():
@@ -417,9 +424,11 @@ def test_html_without_training():
 def test_html_escapes():
     finding = fastae.Finding("x", None, "<script>alert(1)</script>", "a & b")
     seen = quick().fit(X).diagnose(X)
-    page = fastae.Diagnosis(seen.layers, seen.data_range, seen.output_range, None, 3, (finding,))._repr_html_()
+    layer = dataclasses.replace(seen.layers[0], activation="<i>")
+    page = fastae.Diagnosis((layer,), seen.data_range, seen.output_range, None, 3, (finding,))._repr_html_()
     Strict(page)
-    assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
+    assert "<script>" not in page and page.count("<i>") == 1 and "&lt;i&gt;" in page  # one is our own
+    assert "&lt;script&gt;" in page and "a &amp; b" in page
     model = quick().fit(X)
     model.backend_ = "<b>"
     assert "<b>" not in own_part(model._repr_html_())

@@ -181,7 +181,8 @@ def test_codes_of_many_dimensions_are_projected(model, figure):
 @pytest.mark.parametrize("k", [1, 2])
 def test_codes_of_few_dimensions_are_drawn_as_they_are(k, figure):
     small = fastae.Autoencoder(k, code_activation="identity", max_iter=1, random_state=0).fit(X)
-    display = fastae.CodeScatterDisplay.from_estimator(small, X, max_points=50, ax=figure.add_subplot())
+    display = fastae.CodeScatterDisplay.from_estimator(small, X, LABELS, max_points=50, ax=figure.add_subplot())
+    np.testing.assert_array_equal(display.y, LABELS[np.arange(50) * 140 // 50])
     assert display.coordinates.shape == (50, 2)
     np.testing.assert_allclose(display.coordinates[:, :k], small.transform(X)[np.arange(50) * 140 // 50])
 

@@ -32,9 +32,9 @@ def out_of_reach(network: Network, source: Source) -> Iterator[Finding]:
     low, high = reach(network.layers[-1])
     if low == -np.inf and high == np.inf:
         return
-    least, most = data_range(source)
+    least, most = data_range(source)  # NaN where nothing was observed
     slack = SLACK * (most - least)
-    if least >= low - slack and most <= high + slack:
+    if not (least < low - slack or most > high + slack):
         return
     interval = f"(({low:g}, {high:g}))" if np.isfinite([low, high]).all() else "()"
     span = f"from {low:g} to {high:g}" if high < np.inf else f"of {low:g} and more"

@@ -73,8 +73,7 @@ def principal_axes(source: Source, k: int) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(PASSES):
         image = np.zeros_like(axes)
         for block in blocks(source):
-            z = _projected(block, mean, axes)
-            image += block.T @ z - np.outer(mean, z.sum(axis=0))
+            image += block.T @ _projected(block, mean, axes)  # not centred: the projections sum to 0
         axes = np.linalg.qr(image)[0]
     gram = np.zeros((axes.shape[1],) * 2)
     for block in blocks(source):
