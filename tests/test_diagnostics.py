@@ -277,6 +277,19 @@ def test_fit_warns_of_dead_layers_and_only_then():
         model.fit(scipy.sparse.csr_array(np.ones((300, 9))))
 
 
+@pytest.mark.parametrize("n_components, warned", [(4, False), (5, True)])
+def test_fit_warns_of_half_a_dead_layer_only_where_it_is_narrower_than_the_code(n_components, warned):
+    rows = np.resize(U, (300, 9))
+    w = [RNG.uniform(size=shape) for shape in ((9, 9), (n_components, 9), (9, n_components), (9, 9))]
+    w[0][4:] *= -1  # four units of nine are left
+    model = quick(n_components=n_components, hidden_layer_sizes=(9,), initializer=[(a, None) for a in w], max_iter=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(rows)
+    assert [str(w.message)[:39] for w in caught] == ["layer 0 (encoder 1): 5 of 9 relu units "] * warned
+    assert any(f.kind == "dead_units" for f in model.diagnose(rows).findings)
+
+
 def test_fit_warns_of_saturated_layers():
     with pytest.warns(fastae.SaturationWarning, match="ends of their range.*StandardScaler"):
         quick(hidden_layer_sizes=(16,), activation="sigmoid").fit(1e4 * X)

@@ -50,7 +50,7 @@ def diagnose(model: Any, X: Any) -> Diagnosis:
                                                  outputs, strict=True))  # fmt: skip
     findings = [
         *out_of_reach(network, source),
-        *layer_findings(network, outputs, len(rows), features.vary),
+        *layer_findings(network, outputs, len(rows), features.vary, thorough=True),
         *fit_findings(model, network, features, explained),
     ]
     return Diagnosis(reports, features.range, (reports[-1].low, reports[-1].high), explained, len(rows),
@@ -72,7 +72,7 @@ def warn_after_fit(model: Any, source: Source, dtype: np.dtype) -> None:
         for statistics, y in zip(outputs, layers, strict=True):
             statistics.add(y)
     varies = outputs[0].dead < len(outputs[0].least) or rows_vary(source_rows(source)[rows])
-    _warn(layer_findings(model.network_, outputs, len(rows), varies))
+    _warn(layer_findings(model.network_, outputs, len(rows), varies, thorough=False))
 
 
 def _warn(findings: Any) -> None:
