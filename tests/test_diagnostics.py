@@ -184,6 +184,20 @@ def test_still_learning(curve, expected):
     assert still_learning(curve) is expected
 
 
+def test_features_with_values_missing():
+    rows = 1e6 + RNG.normal(size=(50, 5))
+    rows[RNG.uniform(size=rows.shape) < 0.3] = np.nan
+    rows[:7, 2] = np.nan
+    rows[:, 4] = np.nan
+    seen = measure.FeatureStatistics(5)
+    for start in range(0, 50, 7):
+        seen.add(rows[start : start + 7], np.full_like(rows[start : start + 7], 1e6))
+    observed = rows[:, :4]
+    np.testing.assert_allclose(seen.spread[:4], np.nanvar(observed, axis=0) * (~np.isnan(observed)).sum(axis=0))
+    assert seen.spread[4] == 0 and seen.errors == pytest.approx(np.nansum((observed - 1e6) ** 2))
+    assert seen.range == (np.nanmin(observed), np.nanmax(observed))
+
+
 def test_what_a_diagnosis_refuses():
     with pytest.raises(sklearn.exceptions.NotFittedError):
         quick().diagnose(X)

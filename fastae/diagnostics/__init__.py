@@ -35,7 +35,7 @@ def diagnose(model: Any, X: Any) -> Diagnosis:
     network = model._fitted_network()
     source, dtype = check_rows(model, X, reset=False, backend=model._backend(), precision=model.precision, min_rows=2)
     rows = sample(source.n_rows, DIAGNOSIS_ROWS)
-    outputs, features = layer_statistics(network), FeatureStatistics()
+    outputs, features = layer_statistics(network), FeatureStatistics(source.columns)
     matrix = source_rows(source)
     for part, layers in model._layer_outputs(source, dtype, rows):
         for statistics, y in zip(outputs, layers, strict=True):

@@ -87,12 +87,12 @@ def fit_findings(
     model: Any, network: Network, features: FeatureStatistics, explained: float | None
 ) -> Iterator[Finding]:
     """How far training came, and what the scale of the data does to it."""
-    variances = features.variances
-    share = float(variances.max() / variances.sum()) if features.vary else 0.0
-    if share > DOMINANT and len(variances) >= MANY_FEATURES and network.owned_output == "identity":
+    spread = features.spread
+    share = float(spread.max() / max(spread.sum(), 1e-300))
+    if share > DOMINANT and len(spread) >= MANY_FEATURES and network.owned_output == "identity":
         yield Finding(
             "feature_scale", None,
-            f"feature {int(variances.argmax())} has {share:.0%} of the variance, and so of the loss",
+            f"feature {int(spread.argmax())} has {share:.0%} of the variance, and so of the loss",
             "scale the features alike (sklearn.preprocessing.StandardScaler) unless that is what you want",
         )  # fmt: skip
     if still_learning(model.loss_curve_):

@@ -91,37 +91,38 @@ def layer_statistics(network: Network) -> list[LayerStatistics]:
 
 
 class FeatureStatistics:
-    """Variance of the features, and how much of it a reconstruction leaves."""
+    """Variance of the features, and how much of it a reconstruction leaves; NaN stands for what was not observed."""
 
-    def __init__(self) -> None:
-        self.shift: Any = None  # the first row: sums of squares of differences do not cancel
-        self.n = 0
-        self.sums: Any = 0.0
-        self.squares: Any = 0.0
+    def __init__(self, width: int) -> None:
+        self.shift = np.full(width, np.nan)  # the first value of each feature: sums of squares must not cancel
+        self.counts = np.zeros(width, dtype=np.int64)
+        self.sums, self.squares = np.zeros(width), np.zeros(width)
         self.errors: float | None = 0.0
         self.least, self.most = np.inf, -np.inf
 
     def add(self, x: np.ndarray, reconstruction: np.ndarray) -> None:
         """x (m, p) float64"""
-        if self.shift is None:
-            self.shift = x[0].copy()
-        moved = x - self.shift
-        self.n += len(x)
-        self.sums = self.sums + moved.sum(axis=0)
-        self.squares = self.squares + (moved * moved).sum(axis=0)
-        self.least, self.most = min(self.least, float(x.min())), max(self.most, float(x.max()))
+        observed = ~np.isnan(x)
+        first = x[observed.argmax(axis=0), np.arange(x.shape[1])]
+        self.shift = np.where(np.isnan(self.shift), first, self.shift)
+        moved = np.where(observed, x - self.shift, 0.0)
+        self.counts += observed.sum(axis=0)
+        self.sums += moved.sum(axis=0)
+        self.squares += (moved * moved).sum(axis=0)
+        self.least = min(self.least, float(np.fmin.reduce(x, axis=None)))
+        self.most = max(self.most, float(np.fmax.reduce(x, axis=None)))
         if self.errors is not None:  # an output of another width is not a reconstruction
             same = x.shape == reconstruction.shape
-            self.errors = self.errors + float(((x - reconstruction) ** 2).sum()) if same else None
+            self.errors = self.errors + float(np.nansum((x - reconstruction) ** 2)) if same else None
 
     @property
     def range(self) -> tuple[float, float]:
         return self.least, self.most
 
     @property
-    def variances(self) -> np.ndarray:
-        """(p,)"""
-        return np.maximum(self.squares - self.sums**2 / self.n, 0.0) / self.n
+    def spread(self) -> np.ndarray:
+        """Sum over the rows of the squared distance to the mean, per feature (p,)."""
+        return np.maximum(self.squares - self.sums**2 / np.maximum(self.counts, 1), 0.0)
 
     @property
     def vary(self) -> bool:
@@ -129,7 +130,7 @@ class FeatureStatistics:
 
     def explained(self, network: Network) -> float | None:
         """1 − squared error / variance, over all features; None where there is nothing to compare."""
-        total = float(self.variances.sum()) * self.n
+        total = float(self.spread.sum())
         elsewhere = isinstance(network.loss, options.Multinomial) or network.n_targets is not None
         if self.errors is None or total <= 0 or elsewhere:
             return None
