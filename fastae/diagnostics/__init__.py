@@ -45,7 +45,7 @@ def diagnose(model: Any, X: Any) -> Diagnosis:
     explained = features.explained(network)
     reports = tuple(
         LayerReport(name, layer.n_in, layer.n_out, activation, float(seen.least.min()), float(seen.most.max()),
-                    seen.total / seen.count, seen.dead / layer.n_out, seen.saturated)
+                    seen.total / seen.count, seen.dead / len(seen.least), seen.saturated)
         for name, layer, activation, seen in zip(layer_names(network), network.layers, activation_names(network),
                                                  outputs, strict=True))  # fmt: skip
     findings = [

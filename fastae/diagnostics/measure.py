@@ -86,7 +86,7 @@ def layer_statistics(network: Network) -> list[LayerStatistics]:
     """One for each layer."""
     *inner, output = network.layers
     return [LayerStatistics(layer.n_out, reach(layer)) for layer in inner] + [
-        LayerStatistics(output.n_out, reach(output, shown_activation(network)))
+        LayerStatistics(network.target_width, reach(output, shown_activation(network)))
     ]
 
 

@@ -195,15 +195,15 @@ class DenseModel(Inspection, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     def _layer_outputs(
         self, source: Source, dtype: np.dtype, rows: np.ndarray
     ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-        """Blocks of ``rows`` with the outputs of all layers, (block, n_out) each, as `reconstruct` computes them."""
-        layers = self.network_.layers
-        size = max(1, min(len(rows), _LAYER_BYTES // (dtype.itemsize * sum(layer.n_out for layer in layers))))
+        """Blocks of ``rows`` with the outputs of all layers, (block, n_out) each; the last is the reconstruction."""
+        widths = [*(layer.n_out for layer in self.network_.layers[:-1]), self.network_.target_width]
+        size = max(1, min(len(rows), _LAYER_BYTES // (dtype.itemsize * sum(widths))))
         plan = inference_plan(self.network_, dtype, min(size, 512), part="layers")
         compiled = _Compiled(self._backend(), plan)
         weights.write(plan, compiled.spaces, self.network_, self.weights_, self.norms_)
         for start in range(0, len(rows), size):
             block = rows[start : start + size]
-            outputs = [np.empty((len(block), layer.n_out), dtype) for layer in layers]
+            outputs = [np.empty((len(block), width), dtype) for width in widths]
             compiled.run(source, outputs, self._threads(), block)
             yield block, outputs
 

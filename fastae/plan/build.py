@@ -79,14 +79,15 @@ def evaluation_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, lo
 def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode") -> Plan:
     """part: "encode" (X → code), "decode" (code → X̂) or "reconstruct" (X → X̂); result in the external ``out``.
 
-    "layers": X → the output of every layer, in externals ``out0``, ``out1``, …
+    "layers": "reconstruct" with the outputs of all layers before the last in the externals ``out0``, ``out1``, …
     """
-    layers, n_encoder, n = network.layers, len(network.encoder), len(network.layers)
-    parts = {"encode": (0, n_encoder), "decode": (n_encoder, n), "reconstruct": (0, n), "layers": (0, n)}
-    chosen = range(*parts[part])
+    layers, n_encoder = network.layers, len(network.encoder)
+    ends = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers))}
+    chosen = range(*ends.get(part, (0, len(layers))))
     builder = PlanBuilder(dtype, batch, part)
-    shown = {f"out{i}": i for i in chosen} if part == "layers" else {"out": chosen[-1]}
-    outs = {i: builder.external(name, BATCH_ROWS, layers[i].n_out) for name, i in shown.items()}
+    inner = chosen[:-1] if part == "layers" else ()
+    outs = {i: builder.external(f"out{i}", BATCH_ROWS, layers[i].n_out) for i in inner}
+    out = builder.external("out", BATCH_ROWS, layers[chosen[-1]].n_out)
     parameters(builder, layers)
     statistics(builder, layers)
     packed = pack(builder, layers, chosen)
@@ -94,8 +95,9 @@ def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, par
     builder.op("gather", x=h, source=0)
     forward = Forward(builder, layers, training=False)
     for i in chosen:
-        last = shown_activation(network) if i == n - 1 else None
-        h = forward.layer(i, h, last_activation=last, packed=packed[i], out=outs.get(i))
+        final = i == chosen[-1]
+        shown = shown_activation(network) if final and part != "encode" else None
+        h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=out if final else outs.get(i))
     return builder.build()
 
 
