@@ -17,7 +17,15 @@ _HOMES = {
     "registry": ("register_activation", "register_loss", "register_penalty"),
     "config": ("show_config",),
     "training": ("EpochInfo",),
-    "exceptions": ("ModelFileError", "NonFiniteLossError"),
+    "exceptions": (
+        "ModelFileError", "NonFiniteLossError",
+        "ModelWarning", "OutputRangeWarning", "DeadUnitsWarning", "SaturationWarning", "WorseThanPCAWarning",
+    ),
+    "diagnostics.report": ("Diagnosis", "Finding", "LayerReport"),
+    "diagnostics.pca": ("PCAComparison",),
+    "plot": (
+        "LossCurveDisplay", "ReconstructionDisplay", "CodeScatterDisplay", "FilterDisplay", "ErrorHistogramDisplay",
+    ),
     "spec.options": (
         "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU", "SELU", "Exponential", "Softplus", "GELU",
         "GELUTanh", "SiLU", "HardSigmoid", "Softmax", "Maxout", "BatchNorm", "LayerNorm",
@@ -40,9 +48,9 @@ _HOMES = {
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("ops",)
+_MODULES = ("ops", "plot")
 
-__all__ = ["__version__", "ops", *_HOME_OF]
+__all__ = ["__version__", *_MODULES, *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:

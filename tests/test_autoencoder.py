@@ -49,8 +49,8 @@ def test_multinomial_reconstructs_a_distribution():
 
 
 def test_l1_gives_true_zeros_and_constraints_hold():
-    sparse = quick(penalties=[fastae.L1(2.0)], max_iter=40, learning_rate=0.01).fit(X)
-    assert (sparse.weights_[0][0] == 0).mean() > 0.2
+    sparse = quick(penalties=[fastae.L1(0.7)], max_iter=40, learning_rate=0.01).fit(X)
+    assert 0.2 < (sparse.weights_[0][0] == 0).mean() < 1
     held = quick(constraints=[fastae.MaxNorm(0.3), "non_negative"], max_iter=5).fit(X)
     for w, _ in held.weights_:
         assert (w >= 0).all()
@@ -188,6 +188,7 @@ def test_fast_transform_of_conforming_arrays_and_out():
         fastae.Autoencoder(12, max_iter=1).fit(X).transform(X, out=X)
 
 
+@pytest.mark.filterwarnings("ignore::fastae.DeadUnitsWarning")  # zeros stay zero
 @pytest.mark.parametrize("name", ["zeros", "ones", "constant"])
 def test_equal_weights_warn(name):
     with pytest.warns(UserWarning, match="equal for ever"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,9 @@ from ..spec.heads import Heads
 from ..spec.network import Network
 from ..validation import check_rows, check_transform
 from . import weights
+from .inspection import Inspection
+
+_LAYER_BYTES = 1 << 26  # of layer outputs held at a time
 
 
 def seed_of(random_state: Any) -> int:
@@ -48,10 +52,11 @@ class _Compiled:
         self.lock = threading.Lock()
         self.packed = False
 
-    def run(self, source: Source, external: np.ndarray, n_threads: int, rows: np.ndarray | None = None) -> None:
-        """Writes the plan's external array for all rows of the source, or for those in ``rows``."""
+    def run(self, source: Source, external: Any, n_threads: int, rows: np.ndarray | None = None) -> None:
+        """Writes the plan's external array (or list of arrays) for all rows of the source, or for those in ``rows``."""
+        external = external if isinstance(external, list) else [external]
         n_rows = source.n_rows if rows is None else len(rows)
-        job = Job([*self.spaces, external], (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
+        job = Job([*self.spaces, *external], (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
                   phases=schema.GRADIENT, n_threads=n_threads)  # fmt: skip
         if self.packed and self.backend.name == "native":
             self.backend.run(self.handle, job)
@@ -63,7 +68,7 @@ class _Compiled:
             self.packed = True
 
 
-class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class DenseModel(Inspection, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of estimators over a dense `Network`: everything after fitting."""
 
     # set by subclasses' fit, with n_features_in_, backend_, device_
@@ -239,6 +244,21 @@ class DenseModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         values = np.empty((source.n_rows, len(network.blocks) if what == "heads" else 1))
         self._compile(what, dtype).run(source, values, self._threads())
         return values
+
+    def _layer_outputs(
+        self, source: Source, dtype: np.dtype, rows: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Blocks of ``rows`` with the outputs of all layers, (block, n_out) each; the last is the reconstruction."""
+        widths = [*(layer.n_out for layer in self.network_.layers[:-1]), self.network_.target_width]
+        size = max(1, min(len(rows), _LAYER_BYTES // (dtype.itemsize * sum(widths))))
+        plan = inference_plan(self.network_, dtype, min(size, 512), part="layers")
+        compiled = _Compiled(self._backend(), plan)
+        weights.write(plan, compiled.spaces, self.network_, self.weights_, self.norms_)
+        for start in range(0, len(rows), size):
+            block = rows[start : start + size]
+            outputs = [np.empty((len(block), width), dtype) for width in widths]
+            compiled.run(source, outputs, self._threads(), block)
+            yield block, outputs
 
     def _fitted_network(self) -> Network:
         check_is_fitted(self, "weights_")

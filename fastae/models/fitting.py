@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.metaestimators import available_if
 
-from .. import full_batch, training
+from .. import diagnostics, full_batch, training
 from ..initializers import PCAInit, initial_weights, principal_directions
 from ..plan import schema
 from ..plan.build import evaluation_plan, training_plan
@@ -87,6 +87,8 @@ class FittedByBatches(DenseModel):
         mask : bool (N, p), True where an entry of X is observed; costs a copy of X, which NaN and ``missing`` do not
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
         solver that has not converged is a scikit-learn ConvergenceWarning.
+        Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
+        saturated.
         """
         warm = self.warm_start and hasattr(self, "weights_")
         with self._unchanged_on_error():
@@ -95,6 +97,7 @@ class FittedByBatches(DenseModel):
             if not warm:
                 self.seed_ = seed_of(self.random_state)
             settings = self._settings(network, self.seed_)
+            diagnostics.warn_before_fit(network, source)
             rows, held_out = self._split(source.n_rows, settings)
             n_rows = source.n_rows if rows is None else len(rows)
             state = self._begin(backend, network, source, dtype, n_rows, warm)
@@ -113,6 +116,7 @@ class FittedByBatches(DenseModel):
                   history=history, publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
+        diagnostics.warn_after_fit(self, source, self.plan_.dtype)
         return self
 
     @available_if(_takes_batches)

@@ -88,13 +88,16 @@ def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, par
     """Result in the external ``out``.
 
     part: "encode" (X → code), "decode" (code → X̂), "reconstruct" (X → X̂), or "distribution" (X → every parameter that
-    the last layer's outputs stand for, laid out as these)
+    the last layer's outputs stand for, laid out as these), or "layers": "reconstruct" with the outputs of all layers
+    before the last in the externals ``out0``, ``out1``, …
     """
     layers, n_encoder = network.layers, len(network.encoder)
     ends = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers))}
     chosen = range(*ends.get(part, (0, len(layers))))
     split = network.split_output and part != "encode"
     builder = PlanBuilder(dtype, batch, part)
+    inner = chosen[:-1] if part == "layers" else ()
+    outs = {i: builder.external(f"out{i}", BATCH_ROWS, layers[i].n_out) for i in inner}
     width = network.target_width if split and part != "distribution" else layers[chosen[-1]].n_out
     out = builder.external("out", BATCH_ROWS, width)
     parameters(builder, layers)
@@ -109,7 +112,7 @@ def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, par
     for i in chosen:
         final = i == chosen[-1]
         shown = shown_activation(network) if final and part != "encode" else None
-        to = out if final and not split else None
+        to = outs.get(i) if not final else None if split else out
         h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=to)
     if split:
         show(builder, network, h, out, target, every=part == "distribution")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..catalog import PRIMITIVES
 from ..codegen import OPERATIONS, FormulaError, emit, parse
 
 ARGUMENTS = 2  # operands 0, 1: the arguments; then PARAMETERS parameters, the constants, the temporaries
@@ -101,7 +102,7 @@ def compile_program(text: str, arguments: list[str], parameters: list[str]) -> P
         if _depth(tree) > MAX_DEPTH:
             raise RecursionError
         emit(
-            text, {name: name for name in names}, _finite, lambda name, args: name, catalog.PRIMITIVES
+            text, {name: name for name in names}, _finite, lambda name, args: name, PRIMITIVES
         )  # refuses what isn't the language
     except (OverflowError, RecursionError) as error:
         reason = "a number too large" if isinstance(error, OverflowError) else f"more than {MAX_DEPTH} terms in a chain"
