@@ -246,8 +246,8 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
     def _why_constant(self, source: Source, dtype: np.dtype) -> str:
         n, value = source.n_rows, float(self.decision_scores_[0])
         first = self.scaling_.rows(source, slice(0, 1), dtype)
-        if n == 1:
-            why = "there is only one row; fit more of them"
+        if n <= 2:
+            why = "one row or two look alike from their own middle; fit more rows"
         elif all((scaled == first).all() for scaled, _ in self._residuals(source, dtype, None)):
             why = "the rows are all alike; check where X comes from"
         else:
@@ -279,9 +279,10 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         score: Callable = self.residual_score_.prepared(dtype, model._backend(), model._threads())
         scores = np.empty(source.n_rows)
         start = 0
-        for _, residual in self._residuals(source, dtype, None):
-            scores[start : start + len(residual)] = score(residual)
-            start += len(residual)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for _, residual in self._residuals(source, dtype, None):
+                scores[start : start + len(residual)] = score(residual)
+                start += len(residual)
         if not np.isfinite(scores).all():
             row = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise ValueError(

@@ -47,7 +47,7 @@ class ResidualScore:
 
             return standardized
         packed = ops.pack(self.whitening.astype(dtype), backend=backend, n_threads=n_threads)
-        shift = -(self.whitening @ self.mean)
+        shift = -(self.whitening * self.mean).sum(axis=1)
         return lambda e: _mean_square(ops.dense(e, packed, shift, n_threads=n_threads))
 
 
@@ -111,7 +111,7 @@ def _whitening(blocks: Blocks, mean: np.ndarray, deviation: np.ndarray, backend:
     shrinkage = min(max(error / distance, LEAST_SHRINKAGE), 1.0) if distance > 0 else 1.0
     correlation *= 1.0 - shrinkage
     correlation.flat[:: p + 1] += shrinkage * (level if level > 0 else 1.0)
-    return _inverse_factor(correlation) / deviation
+    return np.ascontiguousarray(_inverse_factor(correlation) / deviation)
 
 
 def _inverse_factor(matrix: np.ndarray) -> np.ndarray:
