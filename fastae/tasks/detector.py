@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -44,14 +44,14 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         90 % of the training rows that are reconstructed best, so that outliers among them don't hide themselves.
         ``"auto"`` is Mahalanobis up to 1,024 features, then standardized.
     scaling : "robust", "standard", "minmax", "maxabs" or None
-        Scaling of the columns of X, learnt by fit. ``"robust"``: median, and the range from the 5 % to the 95 % quantile
-        (as a standard deviation: over 3.29). ``"standard"``: mean and deviation. ``"maxabs"`` and None keep zeros and
-        are the two that take sparse X. A constant column is only centred.
+        Scaling of the columns of X, learnt by fit. ``"robust"``: median, and the range from the 5 % to the 95 %
+        quantile over 3.29 (a Gaussian's deviation). ``"standard"``: mean and deviation. ``"maxabs"`` and None keep
+        zeros and are the two that take sparse X. A constant column is only centred.
     n_components : int or "auto"
         Width of the code; "auto" is the rounded square root of the number of features.
-    hidden_layer_sizes, decoder_layer_sizes, activation, code_activation, loss, dropout, noise, penalties, constraints,
-    initializer, solver, learning_rate, batch_size, max_iter, tol, n_iter_no_change, random_state, backend, device,
-    precision, n_jobs, callbacks, verbose
+    hidden_layer_sizes, decoder_layer_sizes, activation, code_activation, loss, dropout, normalization,
+    skip_connections, tied_weights, noise, penalties, constraints, initializer, solver, learning_rate, batch_size,
+    max_iter, tol, n_iter_no_change, random_state, backend, device, precision, n_jobs, callbacks, verbose
         As in `Autoencoder`, with other defaults: one bounded layer (tanh), from whose range a far row cannot be
         reconstructed; the Huber loss, which outliers among the training rows pull at only weakly; batches of 256 and at
         most 30 epochs, so that rare rows aren't learnt by heart.
@@ -105,6 +105,9 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         code_activation="auto",
         loss="huber",
         dropout=0.0,
+        normalization=None,
+        skip_connections=False,
+        tied_weights=False,
         noise=None,
         penalties=(),
         constraints=(),
@@ -133,6 +136,9 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         self.code_activation = code_activation
         self.loss = loss
         self.dropout = dropout
+        self.normalization = normalization
+        self.skip_connections = skip_connections
+        self.tied_weights = tied_weights
         self.noise = noise
         self.penalties = penalties
         self.constraints = constraints
@@ -185,26 +191,25 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
             contamination = number("contamination", contamination, 0.0, 0.5, "right")
         if self.scoring not in ("auto", *residuals.SCORINGS):
             raise unknown("scoring", self.scoring, ("auto", *residuals.SCORINGS))
-        source, dtype = self._check(X, reset=True)
+        self.autoencoder_ = model = self._autoencoder(seed_of(self.random_state))
+        source, dtype = self._check(X, model, reset=True)
         p = source.columns
         auto = "mahalanobis" if p <= WIDEST_MAHALANOBIS else "standardized"
         self.scoring_ = auto if self.scoring == "auto" else self.scoring
-        self.n_components_ = self._code_width(p)
+        self.n_components_ = model.n_components = self._code_width(p)
         self.scaling_ = Scaling.learn(self.scaling, source)
-        self.autoencoder_ = self._autoencoder(seed_of(self.random_state))
         scaled = self.scaling_.whole(source, dtype, _block_rows(p))
-        self.autoencoder_.fit(scaled)
-        self.n_iter_ = self.autoencoder_.n_iter_
-        self.backend_, self.device_ = self.autoencoder_.backend_, self.autoencoder_.device_
+        model.fit(scaled)
+        self.n_iter_ = model.n_iter_
+        self.backend_, self.device_ = model.backend_, model.device_
 
         kept = None
         if self.scoring_ != "plain":
-            errors = -self.autoencoder_.score_samples(scaled)
+            errors = -model.score_samples(scaled)
             kept = np.flatnonzero(errors <= np.quantile(errors, residuals.KEPT))
         del scaled
-        backend, n_threads = self.autoencoder_._backend(), self.autoencoder_._threads()
         self.residual_score_ = residuals.learn(
-            self.scoring_, lambda: self._residuals(source, dtype, kept), p, backend, n_threads
+            self.scoring_, lambda: self._residuals(source, dtype, kept), p, model._backend(), model._threads()
         )
         self.decision_scores_ = self._scores(source, dtype)
         if contamination == "auto":
@@ -223,25 +228,17 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         return self.n_components
 
     def _autoencoder(self, seed: int) -> Autoencoder:
-        names = (
-            "hidden_layer_sizes", "decoder_layer_sizes", "activation", "code_activation", "loss", "dropout", "noise",
-            "penalties", "constraints", "initializer", "solver", "learning_rate", "batch_size", "max_iter", "tol",
-            "n_iter_no_change", "backend", "device", "precision", "n_jobs", "callbacks", "verbose",
-        )  # fmt: skip
-        parameters = {name: getattr(self, name) for name in names}
-        return Autoencoder(self.n_components_, random_state=seed, **parameters)
+        own = ("contamination", "scoring", "scaling", "n_components", "random_state")
+        parameters = {name: value for name, value in self.get_params(deep=False).items() if name not in own}
+        return Autoencoder(random_state=seed, **parameters)
 
-    def _check(self, X: Any, *, reset: bool) -> tuple[Source, np.dtype]:
-        from scipy.sparse import issparse
-
-        if issparse(X) and self.scaling not in SPARSE:
+    def _check(self, X: Any, model: Autoencoder, *, reset: bool) -> tuple[Source, np.dtype]:
+        if not isinstance(X, np.ndarray) and self.scaling not in SPARSE and hasattr(X, "tocsr"):
             raise ValueError(
                 f"X is sparse and scaling={self.scaling!r} would make it dense; use scaling='maxabs' or None, or give "
                 "X.toarray()"
             )
-        # only for its backend, before there is a fitted one
-        runner = Autoencoder(backend=self.backend, device=self.device, precision=self.precision)
-        return check_rows(self, X, reset=reset, backend=runner._backend(), precision=self.precision)
+        return check_rows(self, X, reset=reset, backend=model._backend(), precision=self.precision)
 
     def _why_constant(self, source: Source, dtype: np.dtype) -> str:
         n, value = source.n_rows, float(self.decision_scores_[0])
@@ -252,9 +249,7 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
             why = "the rows are all alike; check where X comes from"
         else:
             why = "the network reconstructs them all equally well; lower n_components, or use another scoring"
-        return (
-            f"all {n} training rows have the same anomaly score, {value:g}, so none is called an outlier: {why}"
-        )
+        return f"all {n} training rows have the same anomaly score, {value:g}, so none is called an outlier: {why}"
 
     # ---- scores ---
 
@@ -272,16 +267,11 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
             yield scaled, residual
 
     def _scores(self, source: Source, dtype: np.dtype) -> np.ndarray:
-        model = self.autoencoder_
-        # the fitted network runs where the detector's parameters say now
-        model.backend, model.device, model.precision, model.n_jobs = (
-            self.backend, self.device, self.precision, self.n_jobs)  # fmt: skip
-        score: Callable = self.residual_score_.prepared(dtype, model._backend(), model._threads())
-        scores = np.empty(source.n_rows)
-        start = 0
+        model, scores, start = self.autoencoder_, np.empty(source.n_rows), 0
+        backend, n_threads = model._backend(), model._threads()
         with np.errstate(over="ignore", invalid="ignore"):
             for _, residual in self._residuals(source, dtype, None):
-                scores[start : start + len(residual)] = score(residual)
+                scores[start : start + len(residual)] = self.residual_score_(residual, backend, n_threads)
                 start += len(residual)
         if not np.isfinite(scores).all():
             row = int(np.flatnonzero(~np.isfinite(scores))[0])
@@ -294,7 +284,11 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
     def anomaly_scores(self, X: Any) -> np.ndarray:
         """Anomaly score of each row, (N,) float64, ≥ 0; higher is more abnormal (PyOD's direction)."""
         check_is_fitted(self, "threshold_")
-        source, dtype = self._check(X, reset=False)
+        model = self.autoencoder_
+        # the fitted network runs where the detector's parameters say now
+        model.backend, model.device, model.precision, model.n_jobs = (
+            self.backend, self.device, self.precision, self.n_jobs)  # fmt: skip
+        source, dtype = self._check(X, model, reset=False)
         return self._scores(source, dtype)
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -343,10 +337,11 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         p = int(state["autoencoder"]["n_features"])
         self.n_components_, self.scoring_ = int(state["n_components"]), str(state["scoring"])
         self.autoencoder_ = self._autoencoder(int(state["autoencoder"]["seed"]))
+        self.autoencoder_.n_components = self.n_components_
         prefix = "autoencoder."
         inner = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
         self.autoencoder_._set_model_state(inner, state["autoencoder"])
-        shapes = {"center": (p,), "scale": (p,), "mean": (p,)}
+        shapes: dict[str, tuple[int, ...]] = {"center": (p,), "scale": (p,), "mean": (p,)}
         shapes["whitening"] = (p, p) if self.scoring_ == "mahalanobis" else (p,)
         wanted = [] if self.scaling is None else ["center", "scale"]
         wanted += [] if self.scoring_ == "plain" else ["mean", "whitening"]

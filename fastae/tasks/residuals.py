@@ -8,7 +8,7 @@ last two, whatever the data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,26 +29,32 @@ class ResidualScore:
 
     mean: np.ndarray | None = None
     whitening: np.ndarray | None = None
+    _prepared: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def prepared(self, dtype: np.dtype, backend: Any, n_threads: int) -> Callable[[np.ndarray], np.ndarray]:
-        """The function of residuals (m, p) in ``dtype`` → scores (m,), float64.
+    def __reduce__(self):  # packed weights belong to the process
+        return type(self), (self.mean, self.whitening)
 
-        A row's score doesn't depend on the other rows of a block. The residuals are overwritten.
+    def __call__(self, e: np.ndarray, backend: Any, n_threads: int) -> np.ndarray:
+        """Scores (m,), float64, of residuals (m, p), which are overwritten.
+
+        A row's score doesn't depend on the other rows.
         """
-        if self.whitening is None or self.mean is None:
-            return _mean_square
-        if self.whitening.ndim == 1:
-            mean, factor = self.mean.astype(dtype), self.whitening.astype(dtype)
-
-            def standardized(e: np.ndarray) -> np.ndarray:
-                e -= mean
-                e *= factor
-                return _mean_square(e)
-
-            return standardized
-        packed = ops.pack(self.whitening.astype(dtype), backend=backend, n_threads=n_threads)
-        shift = -(self.whitening * self.mean).sum(axis=1)
-        return lambda e: _mean_square(ops.dense(e, packed, shift, n_threads=n_threads))
+        if self.mean is None or self.whitening is None:
+            return _mean_square(e)
+        key = (e.dtype, backend.name, getattr(backend, "isa", ""))
+        if key not in self._prepared:
+            factor = self.whitening.astype(e.dtype)
+            if factor.ndim == 1:
+                self._prepared[key] = self.mean.astype(e.dtype), factor
+            else:
+                shift = -(self.whitening * self.mean).sum(axis=1)
+                self._prepared[key] = shift.astype(e.dtype), ops.pack(factor, backend=backend, n_threads=n_threads)
+        shift, factor = self._prepared[key]
+        if self.whitening.ndim == 2:
+            return _mean_square(ops.dense(e, factor, shift, n_threads=n_threads))
+        e -= shift
+        e *= factor
+        return _mean_square(e)
 
 
 def _mean_square(e: np.ndarray) -> np.ndarray:
@@ -116,12 +122,10 @@ def _whitening(blocks: Blocks, mean: np.ndarray, deviation: np.ndarray, backend:
 
 def _inverse_factor(matrix: np.ndarray) -> np.ndarray:
     """L⁻¹ of matrix = L Lᵀ, on one thread of the BLAS, whose results may depend on their number."""
-    from scipy.linalg import cholesky, solve_triangular
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):
-        factor = cholesky(matrix, lower=True, check_finite=False)
-        return solve_triangular(factor, np.eye(len(matrix)), lower=True, check_finite=False)
+        return np.tril(np.linalg.inv(np.linalg.cholesky(matrix)))
 
 
 def tail_threshold(scores: np.ndarray, deviations: float = 3.0) -> float:

@@ -62,8 +62,7 @@ class Scaling:
             raise unknown("scaling", kind, (*_KINDS, "None"))
         p = source.columns
         center, scale = np.zeros(p), np.ones(p)
-        if source.indptr is not None:
-            # maxabs, the only kind for sparse rows
+        if source.indices is not None:  # maxabs, the only kind for sparse rows
             scale = np.zeros(p)
             np.maximum.at(scale, source.indices, np.abs(source.data.astype(np.float64)))
             return cls(center, np.where(scale > 0, scale, 1.0))
