@@ -114,8 +114,8 @@ def judge(name: str, seeds: int, pyod: PyOD, folder: Path) -> tuple[dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pyod-python", default=os.environ.get("FASTAE_PYOD_PYTHON", sys.executable),
-                        help="interpreter that has PyOD and PyTorch (default: FASTAE_PYOD_PYTHON, or this one)")  # fmt: skip
+    python = os.environ.get("FASTAE_PYOD_PYTHON", sys.executable)
+    parser.add_argument("--pyod-python", default=python, help="with PyOD and PyTorch; default: FASTAE_PYOD_PYTHON")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--embeddings", action="store_true", help="CIFAR-10 embeddings too, not part of the means")
     options = parser.parse_args()
@@ -124,12 +124,8 @@ def main() -> None:
     columns = [c for c in COLUMNS if c != "pyod" or pyod.versions]
     for column in columns:
         print(f"{column:>13}: {COLUMNS[column]}")
-    print(
-        f"{'':14}"
-        + "".join(f"{c:>13}" for c in columns)
-        + f"{'fit s':>9}"
-        + ("  PyOD s  ratio" if pyod.versions else "")
-    )
+    header = "".join(f"{c:>13}" for c in columns)
+    print(" " * 14 + header + "    fit s" + ("  PyOD s  ratio" if pyod.versions else ""))
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in (*SETS, *(("cifar10_resnet18_embeddings",) if options.embeddings else ())):
