@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # where each public name lives
 _HOMES = {
     "models.autoencoder": ("Autoencoder",),
+    "tasks.detector": ("AutoencoderDetector",),
     "io.model_file": ("load",),
     "registry": ("register_activation", "register_loss", "register_penalty"),
     "config": ("show_config",),

@@ -11,7 +11,13 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import fastae
 
 
-@parametrize_with_checks([fastae.Autoencoder(2, max_iter=3, random_state=0)])
+@parametrize_with_checks(
+    [
+        fastae.Autoencoder(2, max_iter=3, random_state=0),
+        fastae.AutoencoderDetector(random_state=0),
+        fastae.AutoencoderDetector(scoring="standardized", scaling="maxabs", max_iter=3, random_state=0),
+    ]
+)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 

@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 _PREFIX = ".fastae-"
 _SUFFIX = ".partial"
 # estimator classes that files may name, and where they live
-ESTIMATORS = {"Autoencoder": "models.autoencoder"}
+ESTIMATORS = {"Autoencoder": "models.autoencoder", "AutoencoderDetector": "tasks.detector"}
 # modules whose option classes may stand in a file's parameters
 _OPTION_MODULES = ("spec.options", "spec.heads", "schedules", "initializers")
 
