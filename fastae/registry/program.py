@@ -101,9 +101,8 @@ def compile_program(text: str, arguments: list[str], parameters: list[str]) -> P
         tree = parse(text)
         if _depth(tree) > MAX_DEPTH:
             raise RecursionError
-        emit(
-            text, {name: name for name in names}, _finite, lambda name, args: name, PRIMITIVES
-        )  # refuses what isn't the language
+        # refuses what isn't the language
+        emit(text, {name: name for name in names}, _finite, lambda name, args: name, PRIMITIVES)
     except (OverflowError, RecursionError) as error:
         reason = "a number too large" if isinstance(error, OverflowError) else f"more than {MAX_DEPTH} terms in a chain"
         raise FormulaError(f"formula {text[:60]!r} has {reason}; simplify it") from error
