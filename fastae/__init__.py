@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 # where each public name lives
 _HOMES = {
     "models.autoencoder": ("Autoencoder",),
+    "models.stacked": ("StackedAutoencoder",),
+    "tasks.classifier": ("AutoencoderClassifier",),
+    "spec.pretraining": ("DenoisingPretraining",),
     "io.model_file": ("load",),
     "config": ("show_config",),
     "training": ("EpochInfo",),

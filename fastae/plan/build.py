@@ -77,10 +77,13 @@ def evaluation_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, lo
 
 
 def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode") -> Plan:
-    """part: "encode" (X → code), "decode" (code → X̂) or "reconstruct" (X → X̂); result in the external ``out``."""
-    layers, n_encoder = network.layers, len(network.encoder)
-    first, last = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers)), "reconstruct": (0, len(layers))}[part]
-    chosen = range(first, last)
+    """part: "encode" (X → code), "decode" (code → X̂) or "reconstruct" (X → X̂); result in the external ``out``.
+
+    "scores" is "reconstruct" without the output activation that the loss owns: log-odds of a classifier.
+    """
+    layers, n_encoder, n = network.layers, len(network.encoder), len(network.layers)
+    parts = {"encode": (0, n_encoder), "decode": (n_encoder, n), "reconstruct": (0, n), "scores": (0, n)}
+    chosen = range(*parts[part])
     builder = PlanBuilder(dtype, batch, part)
     out = builder.external("out", BATCH_ROWS, layers[chosen[-1]].n_out)
     parameters(builder, layers)
@@ -91,7 +94,9 @@ def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, par
     forward = Forward(builder, layers, training=False)
     for i in chosen:
         final = i == chosen[-1]
-        shown = shown_activation(network) if final and part != "encode" else None
+        shown = None
+        if final and part != "encode":
+            shown = final_activation(network) if part == "scores" else shown_activation(network)
         h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=out if final else None)
     return builder.build()
 
