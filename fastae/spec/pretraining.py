@@ -96,10 +96,13 @@ def mirror(network: Network, i: int) -> int | None:
 def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: bool) -> Network:
     encoder = dataclasses.replace(network.encoder[i], dropout=0.0)
     j = mirror(network, i)
+    own = i == 0 and j is not None and option.loss == "auto"
     decoder = Layer(encoder.n_out, encoder.n_in, options.ACTIVATIONS["identity"]())
     if j is not None:
         decoder = dataclasses.replace(network.layers[j], dropout=0.0, tied=None)
         _check_mirror(network, i, j)
+        if i == 0 and not own and network.owned_output != "identity":  # the model's loss computes it
+            decoder = dataclasses.replace(decoder, activation=options.OUTPUT_ACTIVATIONS[network.owned_output]())
     tied = option.tied_weights or (j is not None and network.layers[j].tied is not None)
     if tied and encoder.pieces > 1:
         raise ValueError(
@@ -107,7 +110,6 @@ def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: b
             "network"
         )
     unit = unit_input if i == 0 else _in_unit_range(network.encoder[i - 1])
-    own = i == 0 and j is not None and option.loss == "auto"
     loss = network.loss if own else _loss(option, decoder.activation, unit, free=j is None)
     if i > 0 and not own:
         _check_codes(network.encoder[i - 1], i, loss)
@@ -153,7 +155,7 @@ def _loss(option: DenoisingPretraining, activation: Any, unit: bool, *, free: bo
         crossed = unit and (free or activation.name == "sigmoid")
         return options.LOSSES["binary_cross_entropy" if crossed else "squared_error"]()
     loss = options.choose("DenoisingPretraining.loss", option.loss, options.LOSSES)
-    if loss._row.output not in ("identity", activation.name) and activation.name != "identity":
+    if not free and loss._row.output not in ("identity", activation.name):
         raise ValueError(
             f"DenoisingPretraining.loss={loss.name!r} goes with an output of {loss._row.output!r}, and the decoder "
             f"layer has activation {activation.name!r}; use loss='auto' or make the activations match"
