@@ -249,11 +249,13 @@ template <class T>
 double activity_row(int penalty, const FormulaRecord* formula, const T* p, const T* h, T* dh, T factor,
                     int64_t n) noexcept {
   if (formula)
-    return registered_sum(*formula, 1, h, (const T*)nullptr, p, n, [&](int64_t c, int64_t count, const T* slope) {
-      over_row<T>(count, [&](int64_t j, int lanes) {
-        fma(Vec<T>(factor), Vec<T>::load(slope + j, lanes), Vec<T>::load(dh + c + j, lanes)).store(dh + c + j, lanes);
-      });
-    });
+    return registered_sum<false>(
+        *formula, 1, h, (const T*)nullptr, p, n, [&](int64_t c, int64_t count, const T* slope) {
+          over_row<T>(count, [&](int64_t j, int lanes) {
+            fma(Vec<T>(factor), Vec<T>::load(slope + j, lanes), Vec<T>::load(dh + c + j, lanes))
+                .store(dh + c + j, lanes);
+          });
+        });
   double value = 0;
   visit_penalty<Vec<T>, T>(penalty, [&](auto formula) {
     value = row_sum<T>(n, [&](int64_t j, int lanes) {

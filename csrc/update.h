@@ -61,7 +61,7 @@ double weight_penalty(int penalty, const FormulaRecord* formula, const T* p, con
   double value = 0;
   if (formula) {
     over_flat(threads, n, [&](int64_t first, int64_t count) {
-      partial[first / kFlatBlock] = registered_sum(
+      partial[first / kFlatBlock] = registered_sum<false>(
           *formula, 2, w + first, (const T*)nullptr, p, count, [&](int64_t c, int64_t columns, const T* smooth) {
             T* const d = dw + first + c;
             over_row<T>(columns, [&](int64_t j, int lanes) {

@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "models.autoencoder": ("Autoencoder",),
     "tasks.detector": ("AutoencoderDetector",),
+    "models.stacked": ("StackedAutoencoder",),
+    "tasks.classifier": ("AutoencoderClassifier",),
+    "spec.pretraining": ("DenoisingPretraining",),
     "io.model_file": ("load",),
     "registry": ("register_activation", "register_loss", "register_penalty"),
     "config": ("show_config",),

@@ -11,7 +11,9 @@ from fastae.models.graph import neighbour_graph
 from fastae.plan import schema
 from fastae.plan.build import training_plan
 from fastae.plan.plan import Job, Source
+from fastae.spec.classifier import classifier_network
 from fastae.spec.network import dense_network
+from fastae.tasks.labels import one_hot
 from fastae.validation import seen_source
 
 NETWORKS = {
@@ -83,13 +85,19 @@ NETWORKS = {
     "missing, counts, heads": {
         "activation": "tanh", "input_transform": "log1p", "missing": -1.0,
         "loss": fastae.Heads((3, "negative_binomial", 0.5), (1, "poisson"), (3, "multinomial"))},
+    "classifier, dropout, KL sparsity, Laplacian": {
+        "n_classes": 5, "hidden_layer_sizes": (19, 33), "activation": ["silu", "sigmoid"], "dropout": 0.2,
+        "penalties": [fastae.KLSparsity(0.1, 0.2), fastae.Laplacian(3, 0.2)], "noise": "masking"},
+    "classifier, batch norm, skip connections": {"n_classes": 2, "hidden_layer_sizes": (19, 19), "activation": "tanh",
+                                                 "normalization": ["batch", "layer"], "skip_connections": True},
 }  # fmt: skip
 
 
 def gradient(name, backend, dtype, m=300, threads=2, theta=None):
     """(loss + penalties, gradient, theta, loss as a function of theta, gradient without padding) of one batch."""
     sizes = {"n_components": 4, "hidden_layer_sizes": (19,), "decoder_layer_sizes": (5, 33)}
-    network = dense_network(7, **sizes | NETWORKS[name])
+    classifier = "n_classes" in NETWORKS[name]
+    network = classifier_network(7, **NETWORKS[name]) if classifier else dense_network(7, **sizes | NETWORKS[name])
     plan = training_plan(network, dtype, m, weighted=True)
     spaces = plan.allocate()
     pairs = [(w, b + 0.1) for w, b in initial_weights("xavier_normal", network, seed=3)]
@@ -108,9 +116,11 @@ def gradient(name, backend, dtype, m=300, threads=2, theta=None):
         X[7] = network.missing
     source = Source(X.astype(dtype), columns=7, weight=rng.uniform(0.5, 1.5, m))
     sources: tuple = (source,)
+    if classifier:
+        sources = (source, one_hot(rng.integers(network.n_targets, size=m, dtype=np.int32), network.n_targets))
     if network.penalty(fastae.Laplacian):
         graph = neighbour_graph(network.penalty(fastae.Laplacian), seen_source(source, network))
-        sources = (source, graph)
+        sources = (*sources, graph)
     handle = backend.compile(plan)
     n_theta = plan.sizes[schema.GRAD] // np.dtype(dtype).itemsize  # without running statistics
 

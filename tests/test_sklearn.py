@@ -10,14 +10,18 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastae
 
+# no noise in pretraining: it is drawn per row, so that a row of weight 2 is not the same as that row twice
+PLAIN = fastae.DenoisingPretraining(noise=None, max_iter=2)
+ESTIMATORS = [
+    fastae.Autoencoder(2, max_iter=3, random_state=0),
+    fastae.StackedAutoencoder(2, hidden_layer_sizes=(3,), pretraining=PLAIN, max_iter=2, random_state=0),
+    fastae.AutoencoderDetector(random_state=0),
+    fastae.AutoencoderDetector(scoring="standardized", scaling="maxabs", max_iter=3, random_state=0),
+    fastae.AutoencoderClassifier((8,), pretraining=PLAIN, max_iter=30, learning_rate=0.02, random_state=0),
+]
 
-@parametrize_with_checks(
-    [
-        fastae.Autoencoder(2, max_iter=3, random_state=0),
-        fastae.AutoencoderDetector(random_state=0),
-        fastae.AutoencoderDetector(scoring="standardized", scaling="maxabs", max_iter=3, random_state=0),
-    ]
-)
+
+@parametrize_with_checks(ESTIMATORS)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 

@@ -25,9 +25,14 @@ FORMAT_VERSION = 1
 _PREFIX = ".fastae-"
 _SUFFIX = ".partial"
 # estimator classes that files may name, and where they live
-ESTIMATORS = {"Autoencoder": "models.autoencoder", "AutoencoderDetector": "tasks.detector"}
+ESTIMATORS = {
+    "Autoencoder": "models.autoencoder",
+    "StackedAutoencoder": "models.stacked",
+    "AutoencoderClassifier": "tasks.classifier",
+    "AutoencoderDetector": "tasks.detector",
+}
 # modules whose option classes may stand in a file's parameters
-_OPTION_MODULES = ("spec.options", "spec.heads", "schedules", "initializers")
+_OPTION_MODULES = ("spec.options", "spec.heads", "spec.pretraining", "schedules", "initializers")
 
 
 def write_atomically(path: Any, write: Any) -> None:
@@ -139,7 +144,7 @@ def _option_class(name: str) -> type:
 
 
 def encode(value: Any) -> Any:
-    """An estimator's parameter as JSON: options as {"option": class, fields}, arrays as lists."""
+    """An estimator's parameter as JSON: options as {"option": class, fields}, arrays as lists, dicts as pairs."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}  # JSON has no word for it
     if isinstance(value, (type(None), bool, int, float, str)):
@@ -154,6 +159,8 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in value]
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if isinstance(value, dict):
+        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = value.stored() if isinstance(value, Option) else {f.name: getattr(value, f.name) for f in
                                                                  dataclasses.fields(value)}  # fmt: skip
@@ -173,6 +180,8 @@ def decode(value: Any) -> Any:
             return range(*value["range"])
         if set(value) == {"float"}:
             return float(value["float"])
+        if set(value) == {"dict"}:
+            return {decode(key): decode(item) for key, item in value["dict"]}
         if set(value) == {"option", "fields"}:
             return _option_class(value["option"])(**{k: decode(v) for k, v in value["fields"].items()})
         raise ModelFileError(f"the file has a parameter of unknown form with keys {sorted(value)}")

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
-from .. import training
 from ..initializers import from_arrays
-from ..schedules import schedule
-from ..spec.network import Network, dense_network, several
-from ..spec.options import number
+from ..spec.network import Network, dense_network
 from . import weights
-from .base import seed_of
-from .fitting import FittedByBatches, Optimizer
+from .fitting import FittedByBatches
+from .reconstruction import Reconstruction
 
 
-class Autoencoder(FittedByBatches):
+class Autoencoder(Reconstruction, FittedByBatches):
     """A dense autoencoder of any depth, trained on compiled kernels, by minibatches or on all rows at once.
 
     Parameters
@@ -214,32 +208,6 @@ class Autoencoder(FittedByBatches):
             solver=self.solver,
         )
 
-    def _settings(self, network: Network, seed: int) -> training.Settings:
-        callbacks = (self.callbacks,) if callable(self.callbacks) else several("callbacks", self.callbacks)
-        for callback in callbacks:
-            if not callable(callback):
-                raise TypeError(f"callbacks has {callback!r}; give functions that take an EpochInfo")
-        number("validation_fraction", self.validation_fraction, 0.0, 1.0, "neither")
-        return training.Settings(
-            schedule=schedule(self.learning_rate),
-            rule=network.solver,
-            max_iter=number("max_iter", self.max_iter, 1, 2**31, integer=True),
-            seed=seed,
-            n_threads=self._threads(),
-            tol=number("tol", self.tol, 0.0, float("inf"), "both"),
-            n_iter_no_change=number("n_iter_no_change", self.n_iter_no_change, 1, float("inf"), integer=True),
-            shuffle=bool(self.shuffle),
-            callbacks=callbacks,
-            verbose=self.verbose,
-        )
-
-    def _batch(self, n_rows: int) -> int:
-        if isinstance(self.batch_size, str):
-            if self.batch_size != "auto":
-                raise ValueError(f"batch_size={self.batch_size!r} must be 'auto' or a positive integer")
-            return min(256, n_rows)
-        return min(number("batch_size", self.batch_size, 1, 2**31 - 1, integer=True), n_rows)
-
     # ---- other ways to a fitted model ---
 
     @classmethod
@@ -269,60 +237,3 @@ class Autoencoder(FittedByBatches):
             network, [(w.astype(dtype), b.astype(dtype)) for w, b in checked], weights.initial_norms(network)
         )
         return model
-
-    def _restore(self, network: Network, pairs: weights.Weights, norms: weights.Norms) -> None:
-        """Fitted attributes of a model that was not trained here."""
-        self.network_ = network
-        self.weights_, self.norms_ = pairs, norms
-        self.n_features_in_ = network.n_features
-        self.n_parameters_ = weights.n_parameters(network)
-        self.seed_ = seed_of(self.random_state)
-        self.n_iter_ = self.t_ = 0
-        self.loss_curve_, self.loss_ = [], np.nan
-        self.validation_scores_ = self.best_validation_score_ = None
-        self.backend_, self.device_ = self._backend().name, "cpu"
-        self._state = None
-        self._forget_compiled()
-
-    def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
-        """Tensors and JSON-able state for the model file."""
-        check_is_fitted(self, "weights_")
-        tensors = weights.tensors(self.network_, self.weights_, self.norms_)
-        if getattr(self, "basis_", None) is not None:
-            tensors["basis"] = self.basis_
-        if self._state is not None:
-            tensors["optimizer"] = self._state.memory
-        state = {
-            "n_features": self.n_features_in_,
-            "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
-            "seed": str(self.seed_),
-            "masked": self.network_.missing is not None,
-            "n_iter": self.n_iter_,
-            "loss_curve": self.loss_curve_,
-            "validation_scores": self.validation_scores_,
-            "best_validation_score": self.best_validation_score_,
-            "optimizer": None if self._state is None else self._state.describe(),
-            "backend": self.backend_,
-        }
-        return tensors, state
-
-    def _set_model_state(self, tensors: dict[str, np.ndarray], state: dict) -> None:
-        network = self._network(int(state["n_features"]))
-        if state.get("masked") and network.missing is None:  # fitted with a mask
-            network = dataclasses.replace(network, missing=math.nan)
-        pairs, norms = weights.from_tensors(network, tensors)
-        checked = from_arrays(pairs, network)
-        dtype = np.dtype(np.float64) if pairs[0][0].dtype == np.float64 else np.dtype(np.float32)
-        self._restore(network, [(w.astype(dtype), b.astype(dtype)) for w, b in checked], norms)
-        if network.n_directions:
-            self.basis_ = np.array(tensors["basis"], dtype=np.float64).reshape(network.n_directions, network.n_features)
-        if state["feature_names"]:
-            self.feature_names_in_ = np.array(state["feature_names"], dtype=object)
-        self.seed_ = int(state["seed"])
-        self.n_iter_, self.loss_curve_ = int(state["n_iter"]), list(state["loss_curve"])
-        self.loss_ = self.loss_curve_[-1] if self.loss_curve_ else np.nan
-        self.validation_scores_ = state["validation_scores"]
-        self.best_validation_score_ = state["best_validation_score"]
-        if state["optimizer"] is not None:
-            self._state = Optimizer.restored(tensors["optimizer"], state["optimizer"], dtype)
-            self.t_ = self._state.steps

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,10 @@ from ..plan import schema
 from ..plan.build import evaluation_plan, inference_plan
 from ..plan.plan import Job, Plan, Source
 from ..spec import options
-from ..spec.heads import Heads
 from ..spec.network import Network
 from ..validation import check_rows, check_transform
 from . import weights
-from .inspection import Inspection
+from .inspection import ShownAsHTML
 
 _LAYER_BYTES = 1 << 26  # of layer outputs held at a time
 
@@ -68,7 +66,7 @@ class _Compiled:
             self.packed = True
 
 
-class DenseModel(Inspection, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of estimators over a dense `Network`: everything after fitting."""
 
     # set by subclasses' fit, with n_features_in_, backend_, device_
@@ -184,67 +182,6 @@ class DenseModel(Inspection, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         """
         return self._encode("encode", X, self._fitted_network().n_components, out)
 
-    def reconstruct(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """Reconstruction of each row, (N, p): through encoder, decoder and the output activation.
-
-        Of a likelihood it is the mean. Entries that are missing in X are filled in.
-        """
-        return self._encode("reconstruct", X, self._fitted_network().n_features, out)
-
-    def inverse_transform(self, X: Any) -> np.ndarray:
-        """Decoded rows (N, p) of codes X (N, n_components).
-
-        Of a likelihood with size factors it is the mean relative to the row's own, as a code does not know that.
-        """
-        network = self._fitted_network()
-        codes = _code_checker(type(self).__name__)()
-        source, dtype = check_rows(codes, X, reset=True, backend=self._backend(), precision=self.precision)
-        if source.columns != network.n_components:
-            raise ValueError(
-                f"X has {source.columns} columns, codes of this model have n_components={network.n_components}; "
-                "give what transform returns"
-            )
-        return self._run("decode", source, dtype, network.n_features)
-
-    def distribution(self, X: Any) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
-        """Parameters of each entry's distribution: name → array (N, p); a list of these, one per head, for `Heads`.
-
-        ``"mean"``, and what else the likelihood has: ``"dispersion"``, ``"dropout"``.
-        """
-        network = self._fitted_network()
-        shown = self._encode("distribution", X, network.layers[-1].n_out)
-        heads = []
-        for block in network.blocks:
-            names = [output.name for output in block.loss._row.outputs] if block.loss.n_outputs > 1 else ["mean"]
-            starts = [block.output + k * block.count for k in range(len(names))]
-            heads.append({name: shown[:, i : i + block.count] for name, i in zip(names, starts, strict=True)})
-        return heads if isinstance(network.loss, Heads) else heads[0]
-
-    def head_losses(self, X: Any) -> np.ndarray:
-        """Mean over rows of each head's loss without its weight, (heads,), float64; one number without `Heads`.
-
-        Divided by the head's (observed) columns or not as ``reduction`` says.
-        """
-        return self._row_values("heads", X).mean(axis=0)
-
-    def score_samples(self, X: Any) -> np.ndarray:
-        """−(mean squared reconstruction error) of each row, (N,), float64; higher is better.
-
-        Over the observed entries where ``missing`` marks others; 0 for a row without any.
-        """
-        return -self._row_values("error", X)[:, 0]
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """Mean of `score_samples`."""
-        return float(self.score_samples(X).mean())
-
-    def _row_values(self, what: str, X: Any) -> np.ndarray:
-        network = self._fitted_network()
-        source, dtype = self._rows(X)
-        values = np.empty((source.n_rows, len(network.blocks) if what == "heads" else 1))
-        self._compile(what, dtype).run(source, values, self._threads())
-        return values
-
     def _layer_outputs(
         self, source: Source, dtype: np.dtype, rows: np.ndarray
     ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
@@ -272,9 +209,3 @@ class DenseModel(Inspection, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
 
         check_is_fitted(self, "weights_")
         save_estimator(self, path)
-
-
-@cache
-def _code_checker(name: str) -> type:
-    """Stands for the estimator of a class where the rows to check are codes, so that messages name the class."""
-    return type(name, (BaseEstimator,), {})

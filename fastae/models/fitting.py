@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -16,38 +16,15 @@ from ..initializers import PCAInit, initial_weights, principal_directions
 from ..plan import schema
 from ..plan.build import evaluation_plan, training_plan
 from ..plan.plan import Plan, Source
+from ..schedules import schedule
 from ..spec import options
-from ..spec.network import Network
+from ..spec.network import Network, several
+from ..spec.options import number
 from ..validation import apply_mask, check_rows, check_target, check_transform, check_weight, input_seen, seen_source
 from . import weights
-from .base import DenseModel, _Compiled, seed_of
+from .base import _Compiled, seed_of
 from .graph import neighbour_graph, source_rows
-
-
-@dataclass
-class Optimizer:
-    """What a later ``partial_fit`` or warm start goes on from: the rule's state and how far training has come."""
-
-    memory: np.ndarray  # bytes of the plan's state space
-    rule: str
-    dtype: np.dtype
-    steps: int
-    epochs: int
-    first_epoch: int
-    learning_rate: float | None
-
-    def describe(self) -> dict:
-        """All but the memory, as JSON."""
-        return {"rule": self.rule, "steps": self.steps, "epochs": self.epochs, "first_epoch": self.first_epoch,
-                "learning_rate": self.learning_rate}  # fmt: skip
-
-    @classmethod
-    def restored(cls, memory: np.ndarray, described: dict, dtype: np.dtype) -> Optimizer:
-        if memory.dtype != np.uint8 or memory.ndim != 1:
-            raise ValueError(f"optimizer has dtype {memory.dtype} and {memory.ndim} dimensions; wanted bytes")
-        rate = described["learning_rate"]
-        return cls(memory, str(described["rule"]), np.dtype(dtype), int(described["steps"]), int(described["epochs"]),
-                   int(described["first_epoch"]), None if rate is None else float(rate))  # fmt: skip
+from .state import Optimizer, Stored
 
 
 @dataclass
@@ -69,20 +46,21 @@ def _takes_batches(estimator: Any) -> bool:
     return True
 
 
-class FittedByBatches(DenseModel):
-    """Base of estimators whose ``_network`` is trained on minibatches of its own input.
+class FittedByBatches(Stored):
+    """Base of estimators whose ``_network`` is trained on minibatches.
 
-    Subclasses give ``_network(n_features)``, ``_settings(network, seed)`` and ``_batch(n_rows)``.
+    Subclasses give ``_network(n_features)`` and have the parameters that are read here.
     """
 
-    _state: Optimizer | None
     _live: _Live | None
+    _least_epochs = 1  # that ``max_iter`` may ask for
+    _perfect_score = 0.0  # validation score where nothing is lost
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, mask: Any = None) -> Self:
         """Trains on the rows of X.
 
         X : array, sparse matrix or frame (N, p)
-        y : ignored
+        y : (N,), class of each row, for classifiers; others ignore it
         sample_weight : (N,), weight of each row's loss; only ratios matter
         mask : bool (N, p), True where an entry of X is observed; costs a copy of X, which NaN and ``missing`` do not
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
@@ -93,17 +71,19 @@ class FittedByBatches(DenseModel):
         warm = self.warm_start and hasattr(self, "weights_")
         with self._unchanged_on_error():
             backend = self._backend()
-            source, dtype, network = self._prepare(X, reset=not warm, sample_weight=sample_weight, mask=mask)
+            sources, dtype, network = self._prepare(X, y, reset=not warm, sample_weight=sample_weight, mask=mask)
             if not warm:
                 self.seed_ = seed_of(self.random_state)
             settings = self._settings(network, self.seed_)
-            diagnostics.warn_before_fit(network, source)
-            rows, held_out = self._split(source.n_rows, settings)
-            n_rows = source.n_rows if rows is None else len(rows)
-            state = self._begin(backend, network, source, dtype, n_rows, warm)
+            if network.n_targets is None:
+                diagnostics.warn_before_fit(network, sources[0])
+            rows, held_out = self._split(sources, settings)
+            n_rows = sources[0].n_rows if rows is None else len(rows)
+            start = None if warm else self._start(network, sources[0], rows)
+            state = self._begin(backend, network, sources[0], dtype, n_rows, start)
             state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
-            sources = self._sources(network, source, held_out)
-            validate = None if held_out is None else self._validator(backend, network, source, held_out, state)
+            validate = None if held_out is None else self._validator(backend, network, sources, held_out, state)
+            sources = self._with_graph(network, sources, held_out)
         self._live = None
         history = training.History()
 
@@ -116,7 +96,7 @@ class FittedByBatches(DenseModel):
                   history=history, publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
-        diagnostics.warn_after_fit(self, source, self.plan_.dtype)
+        diagnostics.warn_after_fit(self, sources[0], self.plan_.dtype)
         return self
 
     @available_if(_takes_batches)
@@ -129,7 +109,8 @@ class FittedByBatches(DenseModel):
         first = not hasattr(self, "weights_")
         with self._unchanged_on_error():
             backend = self._backend()
-            source, dtype, network = self._prepare(X, reset=first, sample_weight=sample_weight, mask=mask)
+            sources, dtype, network = self._prepare(X, y, reset=first, sample_weight=sample_weight, mask=mask)
+            source = sources[0]
             if first:
                 self.seed_ = seed_of(self.random_state)
             settings = self._settings(network, self.seed_)
@@ -138,12 +119,13 @@ class FittedByBatches(DenseModel):
             if live is None or live.key != key or self._state is None or (
                 self._state.memory is not live.state.spaces[schema.STATE]
             ):  # fmt: skip
-                state = self._begin(backend, network, source, dtype, source.n_rows, not first)
+                start = self._random_start(network, source) if first else None
+                state = self._begin(backend, network, source, dtype, source.n_rows, start)
                 live = _Live(key, self.plan_, backend.compile(self.plan_), state)
             else:
                 weights.write(live.plan, live.state.spaces, network, self.weights_, self.norms_)  # the user's to change
                 self.plan_ = live.plan
-            sources = self._sources(network, source, None)
+            sources = self._with_graph(network, sources, None)
         self._live, state = live, live.state
         history = training.History(losses=getattr(self, "loss_curve_", []))
         order = training.epoch_order(backend, settings, state.epochs, None, source.n_rows)
@@ -153,6 +135,34 @@ class FittedByBatches(DenseModel):
         finally:
             self._finish(backend, network, dtype, state, history, state.epochs)
         return self
+
+    # ---- what the parameters mean ---
+
+    def _settings(self, network: Network, seed: int) -> training.Settings:
+        callbacks = (self.callbacks,) if callable(self.callbacks) else several("callbacks", self.callbacks)
+        for callback in callbacks:
+            if not callable(callback):
+                raise TypeError(f"callbacks has {callback!r}; give functions that take an EpochInfo")
+        number("validation_fraction", self.validation_fraction, 0.0, 1.0, "neither")
+        return training.Settings(
+            schedule=schedule(self.learning_rate),
+            rule=network.solver,
+            max_iter=number("max_iter", self.max_iter, self._least_epochs, 2**31, integer=True),
+            seed=seed,
+            n_threads=self._threads(),
+            tol=number("tol", self.tol, 0.0, float("inf"), "both"),
+            n_iter_no_change=number("n_iter_no_change", self.n_iter_no_change, 1, float("inf"), integer=True),
+            shuffle=bool(self.shuffle),
+            callbacks=callbacks,
+            verbose=self.verbose,
+        )
+
+    def _batch(self, n_rows: int) -> int:
+        if isinstance(self.batch_size, str):
+            if self.batch_size != "auto":
+                raise ValueError(f"batch_size={self.batch_size!r} must be 'auto' or a positive integer")
+            return min(256, n_rows)
+        return min(number("batch_size", self.batch_size, 1, 2**31 - 1, integer=True), n_rows)
 
     # ---- the steps of a fit ---
 
@@ -167,12 +177,15 @@ class FittedByBatches(DenseModel):
             self.__dict__.update(before)
             raise
 
-    def _prepare(self, X: Any, *, reset: bool, sample_weight: Any, mask: Any) -> tuple[Source, np.dtype, Network]:
-        """Checked rows, the dtype to compute in, and the network."""
+    def _prepare(
+        self, X: Any, y: Any, *, reset: bool, sample_weight: Any, mask: Any
+    ) -> tuple[tuple[Source, ...], np.dtype, Network]:
+        """Checked rows (and targets, where these are not the rows), the dtype to compute in, and the network."""
         missing = getattr(self, "missing", None)
         allow_nan = mask is not None if missing is None else isinstance(missing, float) and math.isnan(missing)
         source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision,
                                    allow_nan=allow_nan)  # fmt: skip
+        targets, weight = self._targets(y, check_weight(sample_weight, source.n_rows), source.n_rows, reset)
         network = self._network(source.columns)
         if mask is not None:
             source = apply_mask(source, dtype, mask, network.missing)
@@ -185,15 +198,23 @@ class FittedByBatches(DenseModel):
                     "warm_start=False and call fit"
                 )
             dtype = self._state.dtype if self._state is not None else dtype
-        check_target(source, network)
+        if not targets:
+            check_target(source, network)
         check_transform(source, network)
-        weight = check_weight(sample_weight, source.n_rows)
-        return Source(source.data, source.indptr, source.indices, source.columns, weight), dtype, network
+        source = Source(source.data, source.indptr, source.indices, source.columns, weight)
+        return (source, *targets), dtype, network
 
-    def _split(self, n_rows: int, settings: training.Settings):
+    def _targets(
+        self, y: Any, weight: np.ndarray | None, n_rows: int, reset: bool
+    ) -> tuple[tuple[Source, ...], np.ndarray | None]:
+        """The source of the targets, none where the input is its own, and the weight of each row."""
+        return (), weight
+
+    def _split(self, sources: tuple[Source, ...], settings: training.Settings):
         """Rows to train on and rows held out; (None, None) for all and none."""
         if not self.early_stopping:
             return None, None
+        n_rows = sources[0].n_rows
         n_out = int(np.ceil(self.validation_fraction * n_rows))
         if n_out >= n_rows:
             raise ValueError(
@@ -201,23 +222,31 @@ class FittedByBatches(DenseModel):
                 f"validation_fraction={self.validation_fraction}; give more rows or early_stopping=False"
             )
         order = self._backend().permutation(settings.seed, training.SPLIT_EPOCH, n_rows)
-        return np.sort(order[n_out:]), np.sort(order[:n_out])
+        chosen = self._held_out(order, n_out, sources)
+        return np.sort(order[~chosen]), np.sort(order[chosen])
+
+    def _held_out(self, order: np.ndarray, n_out: int, sources: tuple[Source, ...]) -> np.ndarray:
+        """Which of the rows in ``order`` (random) to hold out, bool (N,): ``n_out`` of them."""
+        return np.arange(len(order)) < n_out
+
+    def _start(self, network: Network, source: Source, rows: np.ndarray | None) -> weights.Arrays:
+        """Arrays that ``fit`` begins with; ``rows`` are those to train on, None for all."""
+        return self._random_start(network, source)
+
+    def _random_start(self, network: Network, source: Source) -> weights.Arrays:
+        return self._initial_weights(network, source), weights.initial_norms(network)
 
     def _begin(
-        self, backend: Any, network: Network, source: Source, dtype: np.dtype, n_rows: int, warm: bool
+        self, backend: Any, network: Network, source: Source, dtype: np.dtype, n_rows: int, start: weights.Arrays | None
     ) -> training.State:
-        """Memory with the weights to start from; sets plan_."""
-        weighted = source.weight is not None
+        """Memory with the arrays to start from, None for the present ones (a warm start); sets plan_."""
+        warm, weighted = start is None, source.weight is not None
         if options.is_full_batch(network.solver):
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)
         else:
             self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=weighted)
         spaces = self.plan_.allocate()
-        if warm:
-            weights.write(self.plan_, spaces, network, self.weights_, self.norms_)
-        else:
-            initial = self._initial_weights(network, source)
-            weights.write(self.plan_, spaces, network, initial, weights.initial_norms(network))
+        weights.write(self.plan_, spaces, network, *(start or (self.weights_, self.norms_)))
         if network.n_directions:
             self.plan_.view(spaces, "basis")[...] = self._basis(network, source, warm)
         old = self._state if warm else None
@@ -241,27 +270,37 @@ class FittedByBatches(DenseModel):
             self.basis_ = principal_directions(_first_rows(source, network, 4096), network.n_directions)
         return self.basis_
 
-    def _sources(self, network: Network, source: Source, held_out: np.ndarray | None) -> tuple[Source, ...]:
-        """The rows, and the graph between them where a `Laplacian` needs it."""
+    def _with_graph(
+        self, network: Network, sources: tuple[Source, ...], held_out: np.ndarray | None
+    ) -> tuple[Source, ...]:
+        """The sources, and the graph between rows where a `Laplacian` needs it."""
         option = network.penalty(options.Laplacian)
         if option is None:
-            return (source,)
-        return source, neighbour_graph(option, seen_source(source, network), held_out)
+            return sources
+        return *sources, neighbour_graph(option, seen_source(sources[0], network), held_out)
 
-    def _validator(self, backend: Any, network: Network, source: Source, held_out: np.ndarray, state: training.State):
+    def _validator(self, backend: Any, network: Network, sources: tuple[Source, ...], held_out: np.ndarray,
+                   state: training.State):  # fmt: skip
         """The function that gives the mean loss of the held-out rows under the weights of ``state``."""
-        values = np.empty((len(held_out), 1))
-        compiled = _Compiled(backend, evaluation_plan(network, self.plan_.dtype))
-        weight = None if source.weight is None or not source.weight[held_out].any() else source.weight[held_out]
+        plan, values, row_losses = self._validation(network, self.plan_.dtype, sources, held_out)
+        compiled = _Compiled(backend, plan)
+        weight = sources[0].weight
+        weight = None if weight is None or not weight[held_out].any() else weight[held_out]
 
         def validate() -> float:
             theta = compiled.spaces[schema.THETA]
             theta[:] = state.spaces[schema.THETA][: len(theta)]
             compiled.packed = False
-            compiled.run(source, values, self._threads(), held_out)
-            return float(np.average(values[:, 0], weights=weight))
+            compiled.run(sources[0], values, self._threads(), held_out)
+            return float(np.average(row_losses(values), weights=weight))
 
         return validate
+
+    def _validation(
+        self, network: Network, dtype: np.dtype, sources: tuple[Source, ...], held_out: np.ndarray
+    ) -> tuple[Plan, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """A plan, the array for what it says of the held-out rows, and the function from that to each row's loss."""
+        return evaluation_plan(network, dtype), np.empty((len(held_out), 1)), lambda values: values[:, 0]
 
     def _finish(
         self, backend: Any, network: Network, dtype: np.dtype, state: training.State, history: training.History,
@@ -279,8 +318,8 @@ class FittedByBatches(DenseModel):
         self.loss_curve_ = history.losses
         self.loss_ = history.losses[-1] if history.losses else np.nan
         validated = history.validation_losses
-        self.validation_scores_ = [-v for v in validated] if validated else None
-        self.best_validation_score_ = -min(validated) if validated else None
+        self.validation_scores_ = [self._perfect_score - v for v in validated] if validated else None
+        self.best_validation_score_ = self._perfect_score - min(validated) if validated else None
         self.n_parameters_ = weights.n_parameters(network)
         self.backend_ = backend.name
         self.device_ = "cpu"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Inspection:
-    """What estimators over a dense network say about themselves; mixed in before scikit-learn's BaseEstimator."""
+    """What estimators that restore their input say about themselves."""
 
     def diagnose(self, X: Any) -> Diagnosis:
         """What may be wrong with the fitted model, seen on at most 4,096 rows, evenly spread over X.
@@ -40,7 +40,12 @@ class Inspection:
 
         return compare_to_pca(self, X, X_test)
 
-    # scikit-learn's diagram, then the fitted layers; ``set_config(display="text")`` turns both off
+
+class ShownAsHTML:
+    """scikit-learn's diagram, then the fitted layers; ``set_config(display="text")`` turns both off.
+
+    Mixed in before scikit-learn's BaseEstimator.
+    """
 
     def _html_repr(self) -> str:
         from sklearn.utils import estimator_html_repr

@@ -11,6 +11,7 @@ from ..spec.network import Layer, Network
 
 Weights = list[tuple[np.ndarray, np.ndarray]]
 Norms = list[dict[str, np.ndarray] | None]
+Arrays = tuple[Weights, Norms]
 
 
 def norm_names(layer: Layer) -> list[str]:

@@ -88,7 +88,8 @@ def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, par
     """Result in the external ``out``.
 
     part: "encode" (X → code), "decode" (code → X̂), "reconstruct" (X → X̂), or "distribution" (X → every parameter that
-    the last layer's outputs stand for, laid out as these), or "layers": "reconstruct" with the outputs of all layers
+    the last layer's outputs stand for, laid out as these), "scores" ("reconstruct" without the output activation that
+    the loss owns: log-odds of a classifier), or "layers": "reconstruct" with the outputs of all layers
     before the last in the externals ``out0``, ``out1``, …
     """
     layers, n_encoder = network.layers, len(network.encoder)
@@ -111,7 +112,9 @@ def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, par
     forward = Forward(builder, layers, training=False)
     for i in chosen:
         final = i == chosen[-1]
-        shown = shown_activation(network) if final and part != "encode" else None
+        shown = None
+        if final and part != "encode":
+            shown = final_activation(network) if part == "scores" else shown_activation(network)
         to = outs.get(i) if not final else None if split else out
         h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=to)
     if split:

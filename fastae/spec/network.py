@@ -196,7 +196,7 @@ def _resolve(layers: Any, n_encoder: int, n_layers: int) -> tuple[int, ...]:
     return tuple(sorted(set(chosen)))
 
 
-def _place(what: str, values: Any, table: dict, layers: tuple[Layer, ...], n_encoder: int) -> tuple[Placed, ...]:
+def place(what: str, values: Any, table: dict, layers: tuple[Layer, ...], n_encoder: int) -> tuple[Placed, ...]:
     """Penalties or constraints with the layers that each acts on."""
     placed = []
     for value in several(what, values):
@@ -213,7 +213,7 @@ def _place(what: str, values: Any, table: dict, layers: tuple[Layer, ...], n_enc
     return tuple(placed)
 
 
-def _check_penalties(penalties: tuple[Placed, ...], layers: tuple[Layer, ...], n_encoder: int) -> None:
+def check_penalties(penalties: tuple[Placed, ...], layers: tuple[Layer, ...], n_encoder: int) -> None:
     for kind in (options.Laplacian, options.SVDProjector):
         if sum(isinstance(p.option, kind) for p in penalties) > 1:
             raise ValueError(f"penalties has more than one {kind.__name__}; add their strengths up in one")
@@ -254,6 +254,17 @@ def _per_layer(name: str, value: Any, n: int, one: Any) -> tuple[Any, ...]:
     if len(value) != n:
         raise ValueError(f"{name}={value!r} must be one value, or one for each of the {n} hidden layers")
     return tuple(one(item) for item in value)
+
+
+def hidden_settings(n: int, activation: Any, dropout: Any, normalization: Any) -> tuple[tuple[Any, ...], ...]:
+    """Activations, dropout rates and normalisations of n hidden layers."""
+    return (
+        _per_layer("activation", activation, n,
+                   lambda a: options.choose("activation", a, options.LAYER_ACTIVATIONS)),
+        _per_layer("dropout", dropout, n, lambda r: number("dropout", r, 0.0, 1.0, "left")),
+        _per_layer("normalization", normalization, n,
+                   lambda n: None if n is None else options.choose("normalization", n, options.NORMALIZATIONS)),
+    )  # fmt: skip
 
 
 def _tied(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -297,8 +308,7 @@ def dense_network(
     hidden = sizes("hidden_layer_sizes", hidden_layer_sizes)
     mirrored = hidden[::-1] if decoder_layer_sizes is None else sizes("decoder_layer_sizes", decoder_layer_sizes)
     n_hidden = len(hidden) + len(mirrored)
-    inner = _per_layer("activation", activation, n_hidden,
-                       lambda a: options.choose("activation", a, options.LAYER_ACTIVATIONS))  # fmt: skip
+    inner, rates, norms = hidden_settings(n_hidden, activation, dropout, normalization)
     if isinstance(code_activation, str) and code_activation == "auto":
         code_activation = "identity" if hidden or isinstance(activation, (list, tuple)) else activation
     code = options.choose("code_activation", code_activation, options.LAYER_ACTIVATIONS)
@@ -307,10 +317,6 @@ def dense_network(
         raise unknown("input_transform", input_transform, ("None", "log1p"))
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ("mean", "sum"))
-    rates = _per_layer("dropout", dropout, n_hidden, lambda r: number("dropout", r, 0.0, 1.0, "left"))
-    norms = _per_layer("normalization", normalization, n_hidden,
-                       lambda n: None if n is None else options.choose("normalization", n, options.NORMALIZATIONS)
-                       )  # fmt: skip
 
     def chain(widths: tuple[int, ...], first: int, last: Any) -> tuple[Layer, ...]:
         layers = []
@@ -335,8 +341,8 @@ def dense_network(
             f"skip_connections=True needs a hidden layer as wide as its input; got widths {n_features}, {hidden}, "
             f"{n_components}, {mirrored}; repeat a width, such as (256, 256)"
         )
-    placed = _place("penalties", penalties, options.ALL_PENALTIES, layers, len(encoder))
-    _check_penalties(placed, layers, len(encoder))
+    placed = place("penalties", penalties, options.ALL_PENALTIES, layers, len(encoder))
+    check_penalties(placed, layers, len(encoder))
     return Network(
         encoder=encoder,
         decoder=decoder,
@@ -344,7 +350,7 @@ def dense_network(
         reduction=reduction,
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=placed,
-        constraints=_place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder)),
+        constraints=place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder)),
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
         missing=_missing(missing, loss),
         input_transform=input_transform,
