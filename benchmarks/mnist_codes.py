@@ -45,7 +45,9 @@ def deep(X, y, T, u, epochs: int) -> dict:
     seconds = time.perf_counter() - begin
     pca = PCA(30, random_state=0).fit(X)
     ours, theirs = per_image(T, model.reconstruct(T)), per_image(T, pca.inverse_transform(pca.transform(T)))
-    print(f"784-1000-500-250-30, {epochs} epochs, {seconds:.0f} s: squared error per image {ours:.2f} (PCA {theirs:.2f})")
+    print(
+        f"784-1000-500-250-30, {epochs} epochs, {seconds:.0f} s: squared error per image {ours:.2f}; PCA {theirs:.2f}"
+    )
     return {"epochs": epochs, "seconds": seconds, "squared_error": ours, "pca": theirs}
 
 

@@ -292,7 +292,9 @@ def test_refused_calls_on_a_fitted_model():
 
 
 def test_structures():
-    model = classifier(hidden_layer_sizes=(9, 9), activation=[fastae.Maxout(3), "gelu"],
-                       normalization=["layer", "batch"], skip_connections=True, dropout=(0.1, 0.2), penalties=["l2", fastae.Laplacian(5, 0.1)],
-                       constraints=["max_norm"], pretraining=PRETRAINING, max_iter=20).fit(X, Y)  # fmt: skip
+    model = classifier(
+        hidden_layer_sizes=(9, 9), activation=[fastae.Maxout(3), "gelu"], normalization=["layer", "batch"],
+        skip_connections=True, dropout=(0.1, 0.2), penalties=["l2", fastae.Laplacian(5, 0.1)],
+        constraints=["max_norm"], pretraining=PRETRAINING, max_iter=20,
+    ).fit(X, Y)  # fmt: skip
     assert model.score(X, Y) > 0.9

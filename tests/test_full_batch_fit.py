@@ -148,6 +148,7 @@ def test_exponentials_that_overflow_on_the_way(solver):
     counts = 2000.0 * np.random.default_rng(0).poisson(3, size=(200, 7))  # the first step of length 1 gives exp(20000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", fastae.SaturationWarning)
         fitted = fastae.Autoencoder(2, solver=solver, loss="poisson", activation="tanh", random_state=0).fit(counts)
     assert fitted.n_iter_ > 3 and fitted.loss_ < -20_000
 

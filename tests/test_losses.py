@@ -117,7 +117,10 @@ COUNTS = np.array([0, 1, 2, 3, 5, 10, 33, 100, 1e3, 1e4, 1e5, 1e6])
 DISPERSIONS = np.geomspace(1e-4, 1e4, 33)
 T_, A_ = (grid.ravel() for grid in np.meshgrid(COUNTS, DISPERSIONS))
 EXACT_LOG = np.array(
-    [math.fsum(np.log1p((a - 1) / (1 + n))) for t, a in zip(T_, A_, strict=True) if [n := np.arange(t)]]
+    [
+        math.fsum(np.log1p((a - 1) / (1 + np.arange(1, t)))) + (math.log(a) if t else 0)
+        for t, a in zip(T_, A_, strict=True)
+    ]
 )
 EXACT_DIGAMMA = np.array([math.fsum(1 / (a + np.arange(int(t)))) for t, a in zip(T_, A_, strict=True)])
 

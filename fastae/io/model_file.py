@@ -199,7 +199,7 @@ def save_estimator(estimator: Any, path: Any) -> None:
     tensors, state = estimator._get_model_state()
     kept = {name: value for name, value in estimator.get_params(deep=False).items() if name not in _LEFT_OUT}
     description = {"class": type(estimator).__name__, "parameters": {k: encode(v) for k, v in kept.items()}}
-    formulas = used(estimator.network_, kept)
+    formulas = used(getattr(estimator, "autoencoder_", estimator).network_, kept)
     save(path, tensors, description | ({"formulas": formulas} if formulas else {}) | {"state": state})
 
 

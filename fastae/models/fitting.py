@@ -55,6 +55,7 @@ class FittedByBatches(Stored):
     _live: _Live | None
     _least_epochs = 1  # that ``max_iter`` may ask for
     _perfect_score = 0.0  # validation score where nothing is lost
+    _diagnosed = True  # whether ``fit`` says what is wrong with the model
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, mask: Any = None) -> Self:
         """Trains on the rows of X.
@@ -75,7 +76,7 @@ class FittedByBatches(Stored):
             if not warm:
                 self.seed_ = seed_of(self.random_state)
             settings = self._settings(network, self.seed_)
-            if network.n_targets is None:
+            if network.n_targets is None and self._diagnosed:
                 diagnostics.warn_before_fit(network, sources[0])
             rows, held_out = self._split(sources, settings)
             n_rows = sources[0].n_rows if rows is None else len(rows)
@@ -96,7 +97,8 @@ class FittedByBatches(Stored):
                   history=history, publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
-        diagnostics.warn_after_fit(self, sources[0], self.plan_.dtype)
+        if self._diagnosed:
+            diagnostics.warn_after_fit(self, sources[0], self.plan_.dtype)
         return self
 
     @available_if(_takes_batches)

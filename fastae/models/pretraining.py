@@ -48,6 +48,8 @@ class Pretrained(FittedByBatches):
 class _Stage(Autoencoder):
     """The autoencoder of one layer: of a given network, on some of the rows."""
 
+    _diagnosed = False
+
     _network_of_stage: Network
     _rows_of_stage: np.ndarray | None
 
@@ -82,7 +84,7 @@ def pretrained(
             batch_size=option.batch_size, max_iter=epochs, tol=0.0,
             n_iter_no_change=epochs, shuffle=model.shuffle, initializer=[pairs[i], back], random_state=seed,
             backend=model.backend, device=model.device, precision=model.precision, n_jobs=model.n_jobs,
-            verbose=model.verbose,
+            verbose=model.verbose, missing=getattr(model, "missing", None) if i == 0 else None,
         )  # fmt: skip
         stage._network_of_stage, stage._rows_of_stage = part, rows
         try:

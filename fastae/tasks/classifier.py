@@ -76,6 +76,7 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
     """
 
     _perfect_score = 1.0
+    _diagnosed = False  # the findings speak of codes and reconstructions
     _announced: np.ndarray | None = None  # classes given to the first partial_fit, during the call
 
     def __init__(

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils import assert_all_finite
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
@@ -74,7 +73,13 @@ def weigh_classes(
         totals = np.bincount(codes, weights=weight, minlength=len(classes))
         factors = np.divide(1.0, totals, out=np.zeros(len(classes)), where=totals > 0)
     else:
-        factors = compute_class_weight(class_weight, classes=classes, y=classes[codes])
+        if not isinstance(class_weight, dict):
+            raise ValueError(f"class_weight={class_weight!r} must be None, 'balanced' or a dict from class to weight")
+        known = classes.tolist()
+        strange = [key for key in class_weight if key not in known]
+        if strange:
+            raise ValueError(f"class_weight names {strange}, which are not among the classes {known}; use these")
+        factors = np.array([float(class_weight.get(value, 1.0)) for value in known])
         if not (np.isfinite(factors).all() and (factors >= 0).all()):
             raise ValueError(f"class_weight={class_weight!r} must have finite weights >= 0")
     product = factors[codes] if weight is None else factors[codes] * weight
