@@ -93,7 +93,7 @@ def neighbours(X, y, T, u, epochs: int) -> dict:
     return result
 
 
-RUNS = {"deep": (deep, 60), "sparse": (sparse, 30), "neighbours": (neighbours, 20)}
+RUNS = {"deep": (deep, 40), "sparse": (sparse, 30), "neighbours": (neighbours, 20)}
 
 
 def main() -> None:
