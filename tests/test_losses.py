@@ -3,12 +3,14 @@
 import json
 import math
 import pickle
+from functools import cache
 
 import numpy as np
 import pytest
 from conftest import assert_close, backend_named
 from scipy import sparse, stats
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
 import fastae
 from fastae import ops
@@ -17,6 +19,7 @@ from fastae.likelihoods import LIKELIHOODS
 from fastae.plan import schema
 from fastae.plan.losses import loss_record
 from fastae.plan.plan import Job, PlanBuilder
+from fastae.registry import forget
 from fastae.spec import options
 
 DTYPES = [np.float32, np.float64]
@@ -114,49 +117,52 @@ def test_cosine_of_rows_that_are_zero_huge_or_tiny(backend):
 # ---- counts ---
 
 COUNTS = np.array([0, 1, 2, 3, 5, 10, 33, 100, 1e3, 1e4, 1e5, 1e6])
-DISPERSIONS = np.geomspace(1e-4, 1e4, 33)
-T_, A_ = (grid.ravel() for grid in np.meshgrid(COUNTS, DISPERSIONS))
-EXACT_LOG = np.array(
-    [
-        math.fsum(np.log1p((a - 1) / (1 + np.arange(1, t)))) + (math.log(a) if t else 0)
-        for t, a in zip(T_, A_, strict=True)
-    ]
-)
-EXACT_DIGAMMA = np.array([math.fsum(1 / (a + np.arange(int(t)))) for t, a in zip(T_, A_, strict=True)])
+T_, A_ = (grid.ravel() for grid in np.meshgrid(COUNTS, np.geomspace(1e-4, 1e4, 17)))
+
+
+@cache
+def exact():
+    """log(Γ(a + t) / (Γ(a) Γ(t + 1))) and ψ(a + t) − ψ(a) of all pairs of counts and dispersions, as sums."""
+    values = []
+    for t, a in zip(T_, A_, strict=True):
+        n = np.arange(1, int(t))
+        first = (np.log(a), 1 / a) if t else (0.0, 0.0)
+        values.append((first[0] + np.log1p((a - 1) / (1 + n)).sum(), first[1] + (1 / (a + n)).sum()))
+    return np.array(values).T
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_log_choose_and_digamma_differences(dtype):
     from fastae.backends.reference import formulas
 
-    eps = float(np.finfo(dtype).eps)
+    eps, (exact_log, exact_digamma) = float(np.finfo(dtype).eps), exact()
     t, a = T_.astype(dtype), A_.astype(dtype)
     # what rounding the argument a itself costs
-    log_condition, digamma_condition = A_ * EXACT_DIGAMMA * eps, EXACT_DIGAMMA * eps
+    log_condition, digamma_condition = A_ * exact_digamma * eps, exact_digamma * eps
     log, digamma = formulas.log_choose(t, a), formulas.digamma_rising(t, a)
     assert log.dtype == digamma.dtype == dtype
-    assert (np.abs(log - EXACT_LOG) <= 16 * eps * np.maximum(np.abs(EXACT_LOG), 1) + log_condition).all()
-    assert (np.abs(digamma - EXACT_DIGAMMA) <= 8 * eps * EXACT_DIGAMMA + digamma_condition).all()
+    assert (np.abs(log - exact_log) <= 16 * eps * np.maximum(np.abs(exact_log), 1) + log_condition).all()
+    assert (np.abs(digamma - exact_digamma) <= 8 * eps * exact_digamma + digamma_condition).all()
     assert (log[T_ == 0] == 0).all() and (digamma[T_ == 0] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_negative_binomial_over_all_counts_and_dispersions(tested_backend, dtype):
     """Every term of −log p, and both derivatives, to rounding; from one count to a million, Poisson to heavy tails."""
-    eps = float(np.finfo(dtype).eps)
+    eps, (exact_log, exact_digamma) = float(np.finfo(dtype).eps), exact()
     for log_mean in (-8.0, 0.0, 6.0):
         y = np.stack([np.full_like(A_, log_mean), np.log(A_)], axis=1).astype(dtype)
         y[:, 1] = np.clip(y[:, 1], -9.21, 9.21)
         t = T_[:, None].astype(dtype)
         loss = NB(size_factor=False)
-        exact = row_values(backend_named("reference"), loss, y.astype(float), t.astype(float))
+        expected = row_values(backend_named("reference"), loss, y.astype(float), t.astype(float))
         theta, ratio = np.exp(y[:, 1].astype(float)), np.exp(log_mean - y[:, 1].astype(float))
-        terms = np.abs(EXACT_LOG) + theta * np.log1p(ratio) + T_ * np.log1p(1 / ratio) + 1
-        assert (np.abs(row_values(tested_backend, loss, y, t) - exact) <= 32 * eps * terms).all()
+        terms = np.abs(exact_log) + theta * np.log1p(ratio) + T_ * np.log1p(1 / ratio) + 1
+        assert (np.abs(row_values(tested_backend, loss, y, t) - expected) <= 32 * eps * terms).all()
         n = len(t)
         _, dy = ops.loss(loss, y, t, backend=tested_backend)
         _, slope = ops.loss(loss, y.astype(float), t.astype(float), backend="reference")
-        scale = theta * (np.log1p(ratio) + EXACT_DIGAMMA + 1) + T_ + 1
+        scale = theta * (np.log1p(ratio) + exact_digamma + 1) + T_ + 1
         assert (np.abs(dy - slope) * n <= 32 * eps * scale[:, None]).all()
 
 
@@ -482,3 +488,63 @@ def test_every_likelihood_has_its_outputs():
     for row in LIKELIHOODS:
         assert row.outputs[0].name == "mean"
         assert len({output.letter for output in row.outputs}) == len(row.outputs)
+
+
+# ---- with what else there is ---
+
+
+def test_diagnosis_and_pca_know_what_is_missing():
+    observed = np.random.default_rng(9).random((200, 8)) < 0.8
+    X = np.random.default_rng(10).uniform(size=(200, 2)) @ np.random.default_rng(11).uniform(size=(2, 8)) / 2
+    marked = np.where(observed, X, -999.0)
+    by_number = fit(marked, missing=-999, output_activation="sigmoid", max_iter=30)  # no warning of the range
+    by_nan = fit(np.where(observed, X, np.nan), missing=np.nan, output_activation="sigmoid", max_iter=30)
+    seen, same = by_number.diagnose(marked), by_nan.diagnose(np.where(observed, X, np.nan))
+    assert seen == same and seen.data_range == (X[observed].min(), X[observed].max())
+    for model, rows in ((by_number, marked), (by_nan, np.where(observed, X, np.nan))):
+        with pytest.raises(ValueError, match="PCA needs whole rows"):
+            model.compare_to_pca(rows)
+    with pytest.warns(fastae.WorseThanPCAWarning):  # X has rank 2
+        assert fit(X, missing=np.nan).compare_to_pca(X).n_rows == 200
+    for loss, message in (("cosine", "directions"), (fastae.Heads((4, "huber"), (4, "multinomial")), "distributions")):
+        with pytest.raises(ValueError, match=message):
+            fit(X, loss=loss).compare_to_pca(X)
+    assert fit(X, loss="cosine").diagnose(X).explained_variance is None
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "zero_inflated_negative_binomial"])
+def test_pretraining(loss):
+    X = np.where(RNG.random(COUNT_ROWS.shape) < 0.8, COUNT_ROWS, np.nan)
+    given = {"hidden_layer_sizes": (12,), "n_components": 3, "activation": "sigmoid", "input_transform": "log1p",
+             "loss": loss, "random_state": 0, "max_iter": 2, "missing": np.nan}  # fmt: skip
+    model = fastae.StackedAutoencoder(**given).fit(X)
+    assert [len(losses) for losses in model.pretraining_losses_] == [15, 15]
+    assert model.pretraining_losses_[0][-1] < model.pretraining_losses_[0][0]
+    assert clone(model).get_params()["input_transform"] == "log1p"
+    assert np.isfinite(model.transform(X)).all()
+    masked = fastae.StackedAutoencoder(**given | {"missing": None}).fit(np.nan_to_num(X), mask=~np.isnan(X))
+    assert masked.pretraining_losses_ == model.pretraining_losses_
+    option = fastae.DenoisingPretraining(loss="squared_error")
+    if loss == "squared_error":
+        fastae.StackedAutoencoder(**given, pretraining=option).fit(X)
+    else:
+        with pytest.raises(ValueError, match="has for each feature; use loss='auto'"):
+            fastae.StackedAutoencoder(**given, pretraining=option).fit(X)
+
+
+def test_full_batch_solvers_and_registered_losses():
+    X = np.where(RNG.random(NUMBERS.shape) < 0.8, NUMBERS, np.nan)
+    settings = {"n_components": 2, "activation": "tanh", "random_state": 0, "missing": np.nan, "max_iter": 60}
+    with pytest.warns(ConvergenceWarning):
+        model = fastae.Autoencoder(**settings, solver="lbfgs", tol=0).fit(X)
+    assert model.loss_ < 0.5 * model.loss_curve_[0]
+    option = fastae.register_loss("fourth_power", value="(y - t) * (y - t) * (y - t) * (y - t)",
+                         dy="4 * (y - t) * (y - t) * (y - t)")  # fmt: skip
+    try:
+        heads = fastae.Heads((3, "squared_error"), (5, "fourth_power"))
+        model = fit(X, loss=heads, missing=np.nan)
+        error = np.where(np.isnan(X), 0, model.reconstruct(X) - X)[:, 3:] ** 4
+        expected = (error.sum(axis=1) / np.maximum((~np.isnan(X))[:, 3:].sum(axis=1), 1)).mean()
+        assert model.head_losses(X)[1] == pytest.approx(expected, rel=1e-12)
+    finally:
+        forget(option._index)

@@ -94,12 +94,12 @@ def test_kl_sparsity_wants_a_code_between_0_and_1(name):
 @pytest.mark.parametrize("loss", options.ALL_LOSSES)
 def test_losses_take_their_own_output_or_identity(loss):
     owned = options.ALL_LOSSES[loss]().output
-    message = "leave it at 'identity'" if owned == "distribution" else f"goes with output_activation='{owned}'"
+    refusal = "leave it at 'identity'" if owned == "distribution" else f"goes with output_activation='{owned}'"
     for output in options.OUTPUT_ACTIVATIONS:
         if owned == "identity" or output in ("identity", owned):
             assert dense_network(3, n_components=2, loss=loss, output_activation=output).owned_output == owned
         else:
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(ValueError, match=refusal):
                 dense_network(3, n_components=2, loss=loss, output_activation=output)
 
 

@@ -15,7 +15,6 @@ from .. import exceptions
 from ..models.graph import source_rows
 from ..plan.plan import Source
 from ..spec.network import Network
-from ..validation import check_rows
 from .findings import fit_findings, layer_findings, out_of_reach
 from .measure import FeatureStatistics, layer_statistics, rows_vary, sample
 from .report import Diagnosis, Finding, LayerReport, activation_names, layer_names
@@ -33,7 +32,7 @@ CATEGORIES = {
 def diagnose(model: Any, X: Any) -> Diagnosis:
     """See `Autoencoder.diagnose`."""
     network = model._fitted_network()
-    source, dtype = check_rows(model, X, reset=False, backend=model._backend(), precision=model.precision, min_rows=2)
+    source, dtype = model._rows(X, min_rows=2)
     rows = sample(source.n_rows, DIAGNOSIS_ROWS)
     outputs, features = layer_statistics(network), FeatureStatistics(source.columns)
     matrix = source_rows(source)
@@ -41,7 +40,8 @@ def diagnose(model: Any, X: Any) -> Diagnosis:
         for statistics, y in zip(outputs, layers, strict=True):
             statistics.add(y)
         x = matrix[part]
-        features.add(np.asarray(x if source.indptr is None else x.toarray(), dtype=np.float64), layers[-1])
+        x = np.asarray(x if source.indptr is None else x.toarray(), dtype=np.float64)
+        features.add(x if network.missing is None else np.where(x == network.missing, np.nan, x), layers[-1])
     explained = features.explained(network)
     reports = tuple(
         LayerReport(name, layer.n_in, layer.n_out, activation, float(seen.least.min()), float(seen.most.max()),

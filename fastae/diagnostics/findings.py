@@ -32,7 +32,7 @@ def out_of_reach(network: Network, source: Source) -> Iterator[Finding]:
     low, high = reach(network.layers[-1])
     if low == -np.inf and high == np.inf:
         return
-    least, most = data_range(source)  # NaN where nothing was observed
+    least, most = data_range(source, network.missing)  # NaN where nothing was observed
     slack = SLACK * (most - least)
     if not (least < low - slack or most > high + slack):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ..plan.losses import shown_activation
 from ..plan.plan import Source
 from ..spec import options
 from ..spec.network import Layer, Network
+from ..validation import extremes
 
 EDGE = 1e-3  # share of an activation's range that counts as its end
 
@@ -27,14 +29,12 @@ def rows_vary(matrix: Any) -> bool:
     return bool((matrix.max(axis=0) - matrix.min(axis=0)).toarray().any())
 
 
-def data_range(source: Source) -> tuple[float, float]:
-    """Smallest and largest value of the rows, NaN aside; the zeros that CSR leaves out count."""
-    if not source.data.size:
-        return 0.0, 0.0
-    low, high = float(np.fmin.reduce(source.data, axis=None)), float(np.fmax.reduce(source.data, axis=None))
-    if source.indptr is not None and source.data.size < source.n_rows * source.columns:
+def data_range(source: Source, missing: float | None = None) -> tuple[float, float]:
+    """Smallest and largest observed value of the rows, NaN for none; the zeros that CSR leaves out count."""
+    low, high = extremes(source, 0, source.columns, math.nan if missing is None else missing)
+    if source.indptr is not None and source.data.size < source.n_rows * source.columns and missing != 0:
         low, high = min(low, 0.0), max(high, 0.0)
-    return low, high
+    return (low, high) if low <= high else (math.nan, math.nan)
 
 
 def reach(layer: Layer, activation: Any = None) -> tuple[float, float]:
@@ -131,7 +131,8 @@ class FeatureStatistics:
     def explained(self, network: Network) -> float | None:
         """1 − squared error / variance, over all features; None where there is nothing to compare."""
         total = float(self.spread.sum())
-        elsewhere = isinstance(network.loss, options.Multinomial) or network.n_targets is not None
+        scaleless = any(isinstance(block.loss, (options.Multinomial, options.CosineLoss)) for block in network.blocks)
+        elsewhere = scaleless or network.n_targets is not None
         if self.errors is None or total <= 0 or elsewhere:
             return None
         return 1.0 - self.errors / total

@@ -13,7 +13,7 @@ from ..exceptions import WorseThanPCAWarning
 from ..models.graph import source_rows
 from ..plan.plan import Source
 from ..spec import options
-from ..validation import check_rows
+from ..validation import has_missing
 from .findings import still_learning
 from .measure import reach
 
@@ -145,14 +145,20 @@ def compare_to_pca(model: Any, X: Any, X_test: Any = None) -> PCAComparison:
     network = model._fitted_network()
     if network.n_targets is not None:
         raise ValueError("the model predicts targets of their own, not X: there is no reconstruction to compare")
-    if isinstance(network.loss, options.Multinomial):
+    losses = {type(block.loss) for block in network.blocks}
+    if options.Multinomial in losses:
         raise ValueError(
             "loss='multinomial' reconstructs distributions, not X, so its squared error means nothing; divide the "
             "rows by their sums and fit with loss='categorical_cross_entropy', the same loss on such rows"
         )
+    if options.CosineLoss in losses:
+        raise ValueError("loss='cosine' reconstructs directions, not X, so its squared error means nothing")
 
     def rows(values: Any) -> Source:
-        return check_rows(model, values, reset=False, backend=model._backend(), precision=model.precision)[0]
+        source = model._rows(values)[0]
+        if has_missing(source, network.missing):
+            raise ValueError("PCA needs whole rows; give only rows without missing entries")
+        return source
 
     source = rows(X)
     mean, axes = principal_axes(source, network.n_components)

@@ -57,7 +57,7 @@ class Diagnosis:
     layers : tuple of `LayerReport`
     data_range, output_range : (low, high) of the rows and of what the model gives for them
     explained_variance : 1 − squared error / variance of the rows, over all features; None for constant rows and where
-        the reconstruction is not on the scale of the rows (multinomial loss)
+        the reconstruction is not on the scale of the rows (multinomial and cosine loss)
     n_rows : rows that were looked at
     findings : tuple of `Finding`, empty when nothing is wrong
     """

@@ -132,12 +132,12 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         threads.register_threadpoolctl()
         return threads.resolve_threads(self.n_jobs)
 
-    def _rows(self, X: Any) -> tuple[Source, np.dtype]:
+    def _rows(self, X: Any, min_rows: int = 1) -> tuple[Source, np.dtype]:
         """Checked rows for the fitted network."""
         network = self.network_
         allow_nan = network.missing is not None and math.isnan(network.missing)
         source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision,
-                                   allow_nan=allow_nan)  # fmt: skip
+                                   min_rows=min_rows, allow_nan=allow_nan)  # fmt: skip
         check_transform(source, network)
         return source, dtype
 

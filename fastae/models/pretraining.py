@@ -11,6 +11,7 @@ from ..initializers import initial_weights
 from ..plan.plan import Source
 from ..spec.network import Network
 from ..spec.pretraining import DenoisingPretraining, mirror, pretraining_option, stages
+from ..validation import extremes
 from . import weights
 from .autoencoder import Autoencoder
 from .fitting import FittedByBatches
@@ -71,7 +72,8 @@ def pretrained(
     """
     pairs, norms, losses = list(pairs), list(norms), []
     X = source_rows(source)
-    unit_input = bool(source.data.size) and float(source.data.min()) >= 0 and float(source.data.max()) <= 1
+    low, high = extremes(source, 0, source.columns, network.missing)
+    unit_input = 0 <= low <= high <= 1
     parts = stages(network, option, unit_input)
     for i, part in enumerate(parts):
         seed, j = layer_seed(model.seed_, i), mirror(network, i)
@@ -81,7 +83,7 @@ def pretrained(
         epochs = option.of_layer("max_iter", i, len(parts))
         stage = _Stage(
             n_components=part.n_components, solver=option.solver, learning_rate=option.learning_rate,
-            batch_size=option.batch_size, max_iter=epochs, tol=0.0,
+            batch_size=option.batch_size, max_iter=epochs, tol=0.0, missing=part.missing,
             n_iter_no_change=epochs, shuffle=model.shuffle, initializer=[pairs[i], back], random_state=seed,
             backend=model.backend, device=model.device, precision=model.precision, n_jobs=model.n_jobs,
             verbose=model.verbose, missing=getattr(model, "missing", None) if i == 0 else None,

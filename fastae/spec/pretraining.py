@@ -101,6 +101,11 @@ def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: b
     if j is not None:
         decoder = dataclasses.replace(network.layers[j], dropout=0.0, tied=None)
         _check_mirror(network, i, j)
+        if i == 0 and not own and network.split_output:
+            raise ValueError(
+                f"DenoisingPretraining.loss={option.loss!r} does not go with the outputs that loss="
+                f"{network.loss.name!r} has for each feature; use loss='auto'"
+            )
         if i == 0 and not own and network.owned_output != "identity":  # the model's loss computes it
             decoder = dataclasses.replace(decoder, activation=options.OUTPUT_ACTIVATIONS[network.owned_output]())
     tied = option.tied_weights or (j is not None and network.layers[j].tied is not None)
@@ -116,13 +121,8 @@ def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: b
     kept = {i: 0} if j is None else {i: 0, j: 1}
     layers = (encoder, dataclasses.replace(decoder, tied=0 if tied else None))
     base = network if own else Network((), (), loss)  # what else belongs to the input stays with the first layer
-    if i == 0 and not own:
+    if i == 0:
         base = dataclasses.replace(base, missing=network.missing, input_transform=network.input_transform)
-        if decoder.n_out != encoder.n_in:
-            raise ValueError(
-                f"loss={network.loss.name!r} has {decoder.n_out} outputs for {encoder.n_in} features, which "
-                f"DenoisingPretraining.loss={loss.name!r} cannot train; use loss='auto'"
-            )
     noise = option.of_layer("noise", i, len(network.encoder))
     penalties = place("penalties", option.penalties, options.ALL_PENALTIES, layers, 1)
     check_penalties(penalties, layers, 1)
