@@ -86,7 +86,7 @@ def pretrained(
             batch_size=option.batch_size, max_iter=epochs, tol=0.0, missing=part.missing,
             n_iter_no_change=epochs, shuffle=model.shuffle, initializer=[pairs[i], back], random_state=seed,
             backend=model.backend, device=model.device, precision=model.precision, n_jobs=model.n_jobs,
-            verbose=model.verbose, missing=getattr(model, "missing", None) if i == 0 else None,
+            verbose=model.verbose,
         )  # fmt: skip
         stage._network_of_stage, stage._rows_of_stage = part, rows
         try:
