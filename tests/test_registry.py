@@ -222,6 +222,26 @@ def test_no_bit_depends_on_threads_or_the_batch(native_backend, form, copies):
         np.testing.assert_array_equal(models[0].transform(X[start:stop]), together[start:stop])
 
 
+@pytest.mark.parametrize("backend", FAST)
+def test_missing_entries_and_heads(backend, copies, tmp_path):
+    backend = backend_named(backend)
+    holes = np.where(np.random.default_rng(2).uniform(size=X.shape) < 0.2, np.nan, X).astype(np.float32)
+
+    def fitted(huber, absolute, X, **parameters):
+        heads = fastae.Heads((20, huber), (3, absolute, 0.5))
+        return [fastae.Autoencoder(5, loss=loss, max_iter=2, random_state=0, backend=backend, **parameters).fit(X)
+                for loss in (heads, huber)]  # fmt: skip
+
+    for data, parameters in ((holes, {"missing": np.nan}), (X, {})):
+        own = fitted(fastae.Huber(0.3), fastae.Absolute(), data, **parameters)
+        text = fitted(copies["huber"](0.3), copies["absolute"](), data, **parameters)
+        assert [bits(model) for model in text] == [bits(model) for model in own]
+        assert [model.loss_curve_ for model in text] == [model.loss_curve_ for model in own]
+    text[0].save(tmp_path / "m")
+    np.testing.assert_array_equal(fastae.load(tmp_path / "m").set_params(backend=backend).transform(X),
+                                  text[0].transform(X))  # fmt: skip
+
+
 def test_a_loss_that_owns_its_output(copies):
     own = fastae.Autoencoder(3, loss="binary_cross_entropy", max_iter=2, random_state=0).fit(X)
     model = fastae.Autoencoder(3, loss=copies["binary_cross_entropy"](), max_iter=2, random_state=0).fit(X)
