@@ -10,6 +10,7 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from conftest import BACKENDS, backend_named
@@ -222,6 +223,26 @@ def test_no_bit_depends_on_threads_or_the_batch(native_backend, form, copies):
         np.testing.assert_array_equal(models[0].transform(X[start:stop]), together[start:stop])
 
 
+@pytest.mark.parametrize("backend", FAST)
+def test_missing_entries_and_heads(backend, copies, tmp_path):
+    backend = backend_named(backend)
+    holes = np.where(np.random.default_rng(2).uniform(size=X.shape) < 0.2, np.nan, X).astype(np.float32)
+
+    def fitted(huber, absolute, X, **parameters):
+        heads = fastae.Heads((20, huber), (3, absolute, 0.5))
+        return [fastae.Autoencoder(5, loss=loss, max_iter=2, random_state=0, backend=backend, **parameters).fit(X)
+                for loss in (heads, huber)]  # fmt: skip
+
+    for data, parameters in ((holes, {"missing": np.nan}), (X, {})):
+        own = fitted(fastae.Huber(0.3), fastae.Absolute(), data, **parameters)
+        text = fitted(copies["huber"](0.3), copies["absolute"](), data, **parameters)
+        assert [bits(model) for model in text] == [bits(model) for model in own]
+        assert [model.loss_curve_ for model in text] == [model.loss_curve_ for model in own]
+    text[0].save(tmp_path / "m")
+    np.testing.assert_array_equal(fastae.load(tmp_path / "m").set_params(backend=backend).transform(X),
+                                  text[0].transform(X))  # fmt: skip
+
+
 def test_a_loss_that_owns_its_output(copies):
     own = fastae.Autoencoder(3, loss="binary_cross_entropy", max_iter=2, random_state=0).fit(X)
     model = fastae.Autoencoder(3, loss=copies["binary_cross_entropy"](), max_iter=2, random_state=0).fit(X)
@@ -303,8 +324,18 @@ def raising(x):
 
 
 def test_functions_that_raise_are_refused():
-    with pytest.raises(ValueError, match="y raises, which kernels cannot"):
-        fastae.register_activation("refused", y=raising, dy=lambda x: 1.0)
+    called = numba.njit(raising)
+    for function in (raising, lambda x: called(x), lambda x: x * (1.0, 2.0)[2 if x > 3 else 0]):
+        with pytest.raises(ValueError, match="y raises, which kernels cannot"):
+            fastae.register_activation("refused", y=function, dy=lambda x: 1.0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_that_was_not_foreseen_is_nan(native_backend, clean):
+    beyond = fastae.register_activation("beyond", y=lambda x: x + 0 * (1.0, 2.0)[2 if x > 30 else 0], dy=lambda x: 1.0)
+    assert np.isnan(ops.activation(beyond(), np.array([[1.0, 60.0]]), backend=native_backend)).all()
+    with pytest.raises(fastae.NonFiniteLossError):
+        fastae.Autoencoder(2, activation=beyond(), max_iter=2, backend=native_backend).fit(1000 * X)
 
 
 @pytest.mark.parametrize("name", ["relu", "softmax", "adam", "auto", "1x", "a b", "", "x" * 65, "class", 3])
@@ -326,6 +357,7 @@ def test_losses_that_are_refused(arguments, message):
 
 
 L1 = {"value": "a * fabs(w)", "dw": "a * sign(w)", "parameters": {"a": 1.0}}
+ONE_SIDED = {"value": "a * max(w, 0)", "dw": "a * select(w > 0, 1, 0)", "smooth": "0 * w", "parameters": {"a": 1.0}}
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -333,6 +365,8 @@ L1 = {"value": "a * fabs(w)", "dw": "a * sign(w)", "parameters": {"a": 1.0}}
     (L1 | {"prox": "w"}, "has prox alone; give smooth and prox together"),
     (L1 | {"prox": "w", "smooth": "0 * w"}, "prox is .*, which does not minimise .* at w=.*, s=0.01, a=1"),
     (L1 | {"prox": "sign(w) * max(fabs(w) - s, 0)", "smooth": "0 * w"}, "does not minimise .* a=1.37"),
+    (ONE_SIDED | {"prox": "w"}, r"prox is \d\S*, which does not minimise .* at w=\d"),
+    (ONE_SIDED | {"prox": "select(w > 0, max(w - 2 * s * a, 0), w)"}, "does not minimise .* at w=[0-9]"),
     ({"value": "log(w)", "dw": "1 / w"}, "value is -inf, wanted a finite number at w=0"),
 ])  # fmt: skip
 def test_penalties_that_are_refused(arguments, message):
@@ -376,12 +410,21 @@ def test_the_same_function_again_is_nothing_new(clean):
     assert fastae.register_activation("scaled", **make(2.0)) is first
     with pytest.raises(ValueError, match="registered already"):
         fastae.register_activation("scaled", **make(3.0))  # the same code, another result
+    with pytest.raises(ValueError, match="registered already"):  # other code, which differs where nobody looked
+        fastae.register_activation("scaled", y=lambda x: 38.0 if x >= 19 else 2.0 * x, dy=lambda x: 2.0 * (x < 19))
 
 
 def test_threads_register_one(clean):
-    with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: fastae.register_activation("shared", y="2 * x", dy="2"), range(32)))
-    assert len(set(made)) == 1
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for i in range(5):
+                name = f"shared_{i}"
+                made = list(pool.map(lambda _, n=name: fastae.register_activation(n, y="2 * x", dy="2"), range(16)))
+                assert len(set(made)) == 1
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # ---- copies, pickles, files -----------------------------------------------------------------------------------------

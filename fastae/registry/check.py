@@ -8,6 +8,7 @@ way; a few are allowed.
 from __future__ import annotations
 
 import dis
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -77,7 +78,12 @@ class _Check:
 
     def __call__(self, suffix: str, *arrays: Any) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return np.asarray(self.functions[suffix](*arrays, self.p), dtype=np.float64)
+            try:
+                return np.asarray(self.functions[suffix](*arrays, self.p), dtype=np.float64)
+            except Exception as error:
+                raise ValueError(
+                    f"{self.formula.kind} {self.formula.row.name!r}: {suffix} raises {error!r}, which kernels cannot"
+                ) from error
 
     def fail(self, message: str, names: tuple[str, ...], at: tuple) -> None:
         values = [f"{name}={value:.6g}" for name, value in zip(names, at, strict=True)]
@@ -193,6 +199,15 @@ def check(formula: Formula) -> None:
 _MAIN = {"activation": ("y", "dy"), "loss": ("value", "dy"), "penalty": ("value", "dw")}
 
 
+def _instructions(function: Callable) -> Iterator[dis.Instruction]:
+    """Of a function and of the compiled ones that it calls."""
+    yield from dis.get_instructions(function)
+    outside = inspect.getclosurevars(function)
+    for value in {**outside.globals, **outside.nonlocals}.values():
+        if hasattr(value, "py_func"):
+            yield from _instructions(value.py_func)
+
+
 def compiled(formula: Formula) -> None:
     """Compiles the user's functions, or raises ValueError with what Numba says."""
     from numba import float64
@@ -200,7 +215,7 @@ def compiled(formula: Formula) -> None:
     for suffix, function in formula.functions.items():
         what = f"{formula.kind} {formula.row.name!r}: {suffix}"
         rule = "write plain arithmetic on scalars with functions of math, without exceptions, printing or files"
-        for step in dis.get_instructions(function):
+        for step in _instructions(function):
             if step.opname in ("RAISE_VARARGS", "RERAISE") or step.argval == "print":
                 raise ValueError(
                     f"{what} {'prints' if step.argval == 'print' else 'raises'}, which kernels cannot; {rule}"
