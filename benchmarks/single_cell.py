@@ -20,8 +20,8 @@ import fastae
 
 from .common import data_dir, record
 
-HIDDEN, CODE, EPOCHS = (128,), 32, 60
-DISPERSIONS = np.geomspace(1e-2, 1e3, 31)
+HIDDEN, CODE, EPOCHS = (128,), 32, 90
+DISPERSIONS = np.geomspace(1e-2, 1e3, 21)
 
 
 def cells() -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +65,8 @@ def closeness(test: np.ndarray, logs: np.ndarray) -> dict[str, float]:
 
 def autoencoder(**parameters) -> fastae.Autoencoder:
     return fastae.Autoencoder(
-        CODE, hidden_layer_sizes=HIDDEN, learning_rate=fastae.Cosine(1e-3), batch_size=128, max_iter=EPOCHS, tol=0.0,
-        random_state=0, **parameters,
+        CODE, hidden_layer_sizes=HIDDEN, activation="tanh", learning_rate=fastae.Cosine(1e-3), batch_size=128,
+        max_iter=EPOCHS, tol=0.0, random_state=0, **parameters,
     )  # fmt: skip
 
 
