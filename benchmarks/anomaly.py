@@ -2,7 +2,8 @@
 
 The ten ADBench sets: 60 % of the rows (stratified) to fit without labels, ROC-AUC on the other 40 %, mean over the
 seeds. All contestants see the same splits; PyOD runs in a process and an interpreter of its own, in turn with fastae,
-each on its default threads. Fit times are those of one fit, including the scores of the training rows, which both keep.
+each on its default threads. These sets took part in choosing the detector's defaults; the embeddings did not. Fit
+times are those of one fit, including the scores of the training rows, which both keep.
 """
 
 from __future__ import annotations
