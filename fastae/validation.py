@@ -146,7 +146,7 @@ def _observed(values: np.ndarray, missing: float | None) -> np.ndarray:
     return values[~np.isnan(values) if np.isnan(missing) else values != missing]
 
 
-def _extremes(source: Source, first: int, stop: int, missing: float | None) -> tuple[float, float]:
+def extremes(source: Source, first: int, stop: int, missing: float | None) -> tuple[float, float]:
     """The least and the largest observed (and stored) element of a range of columns; (inf, −inf) for none."""
     if source.indices is None:
         values = source.data[:, first:stop]
@@ -189,7 +189,7 @@ def check_target(source: Source, network: Network) -> None:
         low, high = block.loss.target_range
         what = "X" if block.count == source.columns else f"columns {block.first}..{block.stop - 1} of X"
         if low > -np.inf or high < np.inf:
-            least, most = _extremes(source, block.first, block.stop, missing)
+            least, most = extremes(source, block.first, block.stop, missing)
             if least < low or most > high:
                 wanted = f"[{low:g}, {high:g}]" if high < np.inf else f"values >= {low:g}"
                 verb = "has" if what == "X" else "have"
@@ -208,7 +208,7 @@ def check_target(source: Source, network: Network) -> None:
 def check_transform(source: Source, network: Network) -> None:
     """Raises for rows that the input transform cannot take."""
     if network.input_transform == "log1p":
-        least, _ = _extremes(source, 0, source.columns, network.missing)
+        least, _ = extremes(source, 0, source.columns, network.missing)
         if least < 0:
             raise ValueError(
                 f"X has values from {least:g} on; Negative values in data cannot be used with input_transform='log1p'; "

@@ -11,6 +11,7 @@ from ..initializers import initial_weights
 from ..plan.plan import Source
 from ..spec.network import Network
 from ..spec.pretraining import DenoisingPretraining, mirror, pretraining_option, stages
+from ..validation import extremes
 from . import weights
 from .autoencoder import Autoencoder
 from .fitting import FittedByBatches
@@ -49,7 +50,6 @@ class _Stage(Autoencoder):
     """The autoencoder of one layer: of a given network, on some of the rows."""
 
     _diagnosed = False
-
     _network_of_stage: Network
     _rows_of_stage: np.ndarray | None
 
@@ -71,8 +71,8 @@ def pretrained(
     """
     pairs, norms, losses = list(pairs), list(norms), []
     X = source_rows(source)
-    unit_input = bool(source.data.size) and float(source.data.min()) >= 0 and float(source.data.max()) <= 1
-    parts = stages(network, option, unit_input)
+    low, high = extremes(source, 0, source.columns, network.missing)
+    parts = stages(network, option, unit_input=0 <= low <= high <= 1)
     for i, part in enumerate(parts):
         seed, j = layer_seed(model.seed_, i), mirror(network, i)
         back = pairs[j] if j is not None else initial_weights("auto", part, seed)[1]
@@ -84,7 +84,7 @@ def pretrained(
             batch_size=option.batch_size, max_iter=epochs, tol=0.0,
             n_iter_no_change=epochs, shuffle=model.shuffle, initializer=[pairs[i], back], random_state=seed,
             backend=model.backend, device=model.device, precision=model.precision, n_jobs=model.n_jobs,
-            verbose=model.verbose, missing=getattr(model, "missing", None) if i == 0 else None,
+            verbose=model.verbose, missing=part.missing,
         )  # fmt: skip
         stage._network_of_stage, stage._rows_of_stage = part, rows
         try:

@@ -102,6 +102,11 @@ def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: b
         decoder = dataclasses.replace(network.layers[j], dropout=0.0, tied=None)
         _check_mirror(network, i, j)
         if i == 0 and not own and network.owned_output != "identity":  # the model's loss computes it
+            if network.owned_output not in options.OUTPUT_ACTIVATIONS:
+                raise ValueError(
+                    f"loss={network.loss.name!r} makes more of the last layer than one number per feature, which "
+                    f"DenoisingPretraining.loss={option.loss!r} cannot train; use loss='auto'"
+                )
             decoder = dataclasses.replace(decoder, activation=options.OUTPUT_ACTIVATIONS[network.owned_output]())
     tied = option.tied_weights or (j is not None and network.layers[j].tied is not None)
     if tied and encoder.pieces > 1:
@@ -118,11 +123,6 @@ def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: b
     base = network if own else Network((), (), loss)  # what else belongs to the input stays with the first layer
     if i == 0 and not own:
         base = dataclasses.replace(base, missing=network.missing, input_transform=network.input_transform)
-        if decoder.n_out != encoder.n_in:
-            raise ValueError(
-                f"loss={network.loss.name!r} has {decoder.n_out} outputs for {encoder.n_in} features, which "
-                f"DenoisingPretraining.loss={loss.name!r} cannot train; use loss='auto'"
-            )
     noise = option.of_layer("noise", i, len(network.encoder))
     penalties = place("penalties", option.penalties, options.ALL_PENALTIES, layers, 1)
     check_penalties(penalties, layers, 1)
