@@ -30,12 +30,11 @@ def bits(model):
     return b"".join(w.tobytes() + b.tobytes() for w, b in model.weights_)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_twenty_steps_beside_torch(tested_backend, weighted):
+def test_twenty_steps_beside_torch(tested_backend):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     rng = np.random.default_rng(1)
     X, y = rng.normal(size=(20 * 16, 11)), rng.integers(4, size=20 * 16)
-    weight = rng.uniform(0.5, 2, size=len(X)) if weighted else None
+    weight = rng.uniform(0.5, 2, size=len(X))
     widths = (11, 23, 7, 4)
     pairs = [(rng.normal(size=(n, k)) / k**0.5, rng.normal(size=n) * 0.1)
              for k, n in zip(widths, widths[1:], strict=False)]  # fmt: skip
@@ -50,7 +49,7 @@ def test_twenty_steps_beside_torch(tested_backend, weighted):
         layers.append(layer)
     net = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1], torch.nn.ReLU(), layers[2])
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    scale = torch.ones(len(X), dtype=torch.float64) if weight is None else torch.from_numpy(weight / weight.mean())
+    scale = torch.from_numpy(weight / weight.mean())
     losses = []
     for start in range(0, len(X), 16):
         rows = slice(start, start + 16)
@@ -298,3 +297,30 @@ def test_structures():
         constraints=["max_norm"], pretraining=PRETRAINING, max_iter=20,
     ).fit(X, Y)  # fmt: skip
     assert model.score(X, Y) > 0.9
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "cg"])
+def test_full_batch_solvers(solver):
+    model = classifier(solver=solver, penalties=["l2"], max_iter=100, pretraining=PRETRAINING).fit(X, Y)
+    assert model.score(X, Y) == 1 and not hasattr(model, "partial_fit")
+
+
+def test_missing_entries():
+    observed = RNG.random(X.shape) > 0.2
+    holes = np.where(observed, X, np.nan)
+    by_value = classifier(missing=np.nan, pretraining=PRETRAINING).fit(holes, Y)
+    by_mask = classifier(pretraining=PRETRAINING).fit(X, Y, mask=observed)
+    assert bits(by_value) == bits(by_mask) and by_mask.score(holes, Y) > 0.9
+    marked = classifier(missing=-99, pretraining=PRETRAINING).fit(np.where(observed, X, -99), Y)
+    assert bits(marked) == bits(by_value)
+    plain = classifier(max_iter=1).fit(np.where(observed, X, 0), Y)  # what the encoder sees
+    assert bits(classifier(max_iter=1, missing=np.nan).fit(holes, Y)) == bits(plain)
+    with pytest.raises(ValueError, match=r"missing=np\.nan"):
+        classifier().fit(holes, Y)
+
+
+def test_counts_through_log1p():
+    counts = RNG.poisson(np.exp(X / 2)).astype(np.float32)
+    ours = classifier(input_transform="log1p").fit(counts, Y)
+    np.testing.assert_allclose(ours.weights_[0][0], classifier().fit(np.log1p(counts), Y).weights_[0][0], rtol=2e-3,
+                               atol=1e-4)  # fmt: skip

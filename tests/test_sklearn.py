@@ -40,14 +40,18 @@ BY_HAND = [
 
 # the checks fit on a frame and transform an array on purpose
 @pytest.mark.filterwarnings("ignore:X (does not have valid|has) feature names")
+@pytest.mark.parametrize("estimator", [
+    fastae.Autoencoder(2, max_iter=2, random_state=0),
+    fastae.AutoencoderClassifier((3,), pretraining=PLAIN, max_iter=2, random_state=0),
+], ids=lambda estimator: type(estimator).__name__)  # fmt: skip
 @pytest.mark.parametrize("name", BY_HAND)
-def test_checks_called_by_hand(name):
+def test_checks_called_by_hand(name, estimator):
     check = getattr(checks, name)
     if "polars" in name:
         pytest.importorskip("polars")
     if "pandas" in name or "dataframe" in name:
         pytest.importorskip("pandas")
-    check("Autoencoder", fastae.Autoencoder(2, max_iter=2, random_state=0))
+    check(type(estimator).__name__, estimator)
 
 
 def test_pipeline_and_grid_search():

@@ -207,3 +207,16 @@ def test_a_loss_that_is_not_finite_names_the_layer():
     assert not hasattr(model, "weights_")
     with pytest.raises((TypeError, ValueError), match="pretraining"):
         fastae.StackedAutoencoder(pretraining="denoise").fit(X)
+
+
+def test_full_batch_solvers_and_missing_entries():
+    start = stacked(solver="lbfgs", max_iter=0).fit(X)
+    assert start.loss_curve_ == [] and stacked(solver="lbfgs", max_iter=60, tol=1e-2).fit(X).score(X) > start.score(X)
+    observed = RNG.random(X.shape) > 0.2
+    holes = np.where(observed, X, np.nan)
+    assert bits(stacked(missing=np.nan).fit(holes)) == bits(stacked().fit(X, mask=observed))
+    counts = RNG.poisson(3.0, size=X.shape)
+    model = stacked(loss="negative_binomial", input_transform="log1p").fit(counts)
+    assert np.isfinite(model.pretraining_losses_[0]).all()
+    with pytest.raises(ValueError, match="cannot train; use loss='auto'"):
+        stacked(loss="negative_binomial", pretraining={"loss": "squared_error"}).fit(counts)

@@ -37,7 +37,7 @@ class _Live:
     state: training.State
 
 
-def _takes_batches(estimator: Any) -> bool:
+def takes_batches(estimator: Any) -> bool:
     if options.is_full_batch(estimator.solver):
         raise AttributeError(
             f"partial_fit is there for solvers that go batch by batch; solver={estimator.solver!r} looks at all rows "
@@ -93,15 +93,16 @@ class FittedByBatches(Stored):
 
         train = full_batch.fit if options.is_full_batch(network.solver) else training.fit
         try:
-            train(backend, self.plan_, state, sources, settings, rows=rows, validate=validate, model=self,
-                  history=history, publish=publish)  # fmt: skip
+            if settings.max_iter:
+                train(backend, self.plan_, state, sources, settings, rows=rows, validate=validate, model=self,
+                      history=history, publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
         if self._diagnosed:
             diagnostics.warn_after_fit(self, sources[0], self.plan_.dtype)
         return self
 
-    @available_if(_takes_batches)
+    @available_if(takes_batches)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None, mask: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 

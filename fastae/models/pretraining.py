@@ -50,7 +50,6 @@ class _Stage(Autoencoder):
     """The autoencoder of one layer: of a given network, on some of the rows."""
 
     _diagnosed = False
-
     _network_of_stage: Network
     _rows_of_stage: np.ndarray | None
 
@@ -73,8 +72,7 @@ def pretrained(
     pairs, norms, losses = list(pairs), list(norms), []
     X = source_rows(source)
     low, high = extremes(source, 0, source.columns, network.missing)
-    unit_input = 0 <= low <= high <= 1
-    parts = stages(network, option, unit_input)
+    parts = stages(network, option, unit_input=0 <= low <= high <= 1)
     for i, part in enumerate(parts):
         seed, j = layer_seed(model.seed_, i), mirror(network, i)
         back = pairs[j] if j is not None else initial_weights("auto", part, seed)[1]

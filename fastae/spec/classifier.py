@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import options
-from .network import Layer, Network, check_penalties, hidden_settings, place, sizes
+from .network import Layer, Network, check_penalties, hidden_settings, missing_mark, place, sizes, transform_of_input
 
 
 def classifier_network(
@@ -18,6 +18,8 @@ def classifier_network(
     normalization: Any = None,
     skip_connections: bool = False,
     noise: Any = None,
+    input_transform: Any = None,
+    missing: Any = None,
     penalties: Any = (),
     constraints: Any = (),
     solver: Any = "adam",
@@ -57,6 +59,8 @@ def classifier_network(
         constraints=place("constraints", constraints, options.CONSTRAINTS, layers, n),
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
         n_targets=n_classes,
+        missing=missing_mark(missing, None),
+        input_transform=transform_of_input(input_transform),
     )
 
 

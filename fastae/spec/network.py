@@ -161,14 +161,14 @@ def _output(value: Any, loss: options.LossOption) -> Any:
     )
 
 
-def _missing(value: Any, loss: options.LossOption) -> float | None:
-    """What marks unobserved entries, checked against the loss."""
+def missing_mark(value: Any, loss: options.LossOption | None) -> float | None:
+    """What marks unobserved entries, checked against the loss of the input, if it has one."""
     if value is None:
         return None
     if isinstance(value, (str, bytes, bool)):
         raise TypeError(f"missing={value!r} must be None, NaN or a number")
     missing = math.nan if value != value else number("missing", value, -math.inf, math.inf, "neither")
-    losses = [head.loss for head in loss.heads] if isinstance(loss, Heads) else [loss]
+    losses = [head.loss for head in loss.heads] if isinstance(loss, Heads) else [loss] if loss is not None else []
     for option in losses:
         if missing == 0 and option.output == "softmax":
             raise ValueError(
@@ -176,6 +176,12 @@ def _missing(value: Any, loss: options.LossOption) -> float | None:
                 "what is there; leave missing at None, or mark unobserved entries by NaN"
             )
     return missing
+
+
+def transform_of_input(value: Any) -> str | None:
+    if value not in (None, "log1p"):
+        raise unknown("input_transform", value, ("None", "log1p"))
+    return value
 
 
 def _resolve(layers: Any, n_encoder: int, n_layers: int) -> tuple[int, ...]:
@@ -313,8 +319,6 @@ def dense_network(
         code_activation = "identity" if hidden or isinstance(activation, (list, tuple)) else activation
     code = options.choose("code_activation", code_activation, options.LAYER_ACTIVATIONS)
     loss = choose_loss(loss)
-    if input_transform not in (None, "log1p"):
-        raise unknown("input_transform", input_transform, ("None", "log1p"))
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ("mean", "sum"))
 
@@ -352,8 +356,8 @@ def dense_network(
         penalties=placed,
         constraints=place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder)),
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
-        missing=_missing(missing, loss),
-        input_transform=input_transform,
+        missing=missing_mark(missing, loss),
+        input_transform=transform_of_input(input_transform),
     )
 
 

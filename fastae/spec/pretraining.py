@@ -107,6 +107,11 @@ def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: b
                 f"{network.loss.name!r} has for each feature; use loss='auto'"
             )
         if i == 0 and not own and network.owned_output != "identity":  # the model's loss computes it
+            if network.owned_output not in options.OUTPUT_ACTIVATIONS:
+                raise ValueError(
+                    f"loss={network.loss.name!r} makes more of the last layer than one number per feature, which "
+                    f"DenoisingPretraining.loss={option.loss!r} cannot train; use loss='auto'"
+                )
             decoder = dataclasses.replace(decoder, activation=options.OUTPUT_ACTIVATIONS[network.owned_output]())
     tied = option.tied_weights or (j is not None and network.layers[j].tied is not None)
     if tied and encoder.pieces > 1:

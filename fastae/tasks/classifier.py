@@ -7,7 +7,9 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import ClassifierMixin
+from sklearn.utils.metaestimators import available_if
 
+from ..models.fitting import takes_batches
 from ..models.pretraining import Pretrained
 from ..plan.build import inference_plan
 from ..plan.plan import Plan, Source
@@ -46,6 +48,11 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
         Every hidden layer as wide as its input adds that input to its output.
     noise : None, name or option, such as ``fastae.MaskingNoise(0.2)``
         Corrupts the input in training with labels too.
+    input_transform : None or "log1p"
+        What the encoder sees of X, before noise. For counts (X >= 0).
+    missing : None, NaN or a number
+        Marks entries of X that are unobserved: the encoder sees 0 in their place, and pretraining does not count
+        them.
     penalties, constraints : sequences of options
         As for `fastae.Autoencoder`, the last hidden layer being the code. Penalties act in training with labels, those
         of ``pretraining`` in pretraining; constraints act in both.
@@ -89,6 +96,8 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
         normalization=None,
         skip_connections=False,
         noise=None,
+        input_transform=None,
+        missing=None,
         penalties=(),
         constraints=(),
         class_weight=None,
@@ -118,6 +127,8 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
         self.normalization = normalization
         self.skip_connections = skip_connections
         self.noise = noise
+        self.input_transform = input_transform
+        self.missing = missing
         self.penalties = penalties
         self.constraints = constraints
         self.class_weight = class_weight
@@ -152,6 +163,8 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
             normalization=self.normalization,
             skip_connections=self.skip_connections,
             noise=self.noise,
+            input_transform=self.input_transform,
+            missing=self.missing,
             penalties=self.penalties,
             constraints=self.constraints,
             solver=self.solver,
@@ -180,6 +193,7 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
 
     # ---- scikit-learn's face ---
 
+    @available_if(takes_batches)
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights, without pretraining.
 

@@ -77,7 +77,7 @@ def weigh_classes(
             raise ValueError(f"class_weight={class_weight!r} must be None, 'balanced' or a dict from class to weight")
         known = classes.tolist()
         strange = [key for key in class_weight if key not in known]
-        if strange:
+        if strange and len(class_weight) - len(strange) < len(known):  # a class may be absent, a name may not be wrong
             raise ValueError(f"class_weight names {strange}, which are not among the classes {known}; use these")
         factors = np.array([float(class_weight.get(value, 1.0)) for value in known])
         if not (np.isfinite(factors).all() and (factors >= 0).all()):
