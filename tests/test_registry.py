@@ -326,7 +326,7 @@ def raising(x):
 def test_functions_that_raise_are_refused():
     called = numba.njit(raising)
     for function in (raising, lambda x: called(x), lambda x: x * (1.0, 2.0)[2 if x > 3 else 0]):
-        with pytest.raises(ValueError, match="y raises.*, which kernels cannot"):
+        with pytest.raises(ValueError, match=r"y raises.*, which kernels cannot"):
             fastae.register_activation("refused", y=function, dy=lambda x: 1.0)
 
 

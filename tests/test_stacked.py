@@ -218,5 +218,5 @@ def test_full_batch_solvers_and_missing_entries():
     counts = RNG.poisson(3.0, size=X.shape)
     model = stacked(loss="negative_binomial", input_transform="log1p").fit(counts)
     assert np.isfinite(model.pretraining_losses_[0]).all()
-    with pytest.raises(ValueError, match="cannot train; use loss='auto'"):
+    with pytest.raises(ValueError, match="does not go with the outputs"):
         stacked(loss="negative_binomial", pretraining={"loss": "squared_error"}).fit(counts)
