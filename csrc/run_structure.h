@@ -117,11 +117,11 @@ template <class E> void run_batch_norm(const E& e, const OpRecord& o, const doub
   double* mean = e.template view<double>(o.slot[at::s_mean]).p;
   double* deviation = e.template view<double>(o.slot[at::s_deviation]).p;
   T *running_mean = e.real(o.slot[at::s_running_mean]).p, *running_var = e.real(o.slot[at::s_running_var]).p;
-  const double unbiased = e.m > 1 ? (double)e.m / (double)(e.m - 1) : 1.0, momentum = f[at::f_momentum];
+  const double unbiased = (double)e.m / (double)(e.m - 1), momentum = f[at::f_momentum];
   over_columns(e.threads, e.m, e.width(o.slot[at::s_x]), [&](int64_t c, int64_t n) {
     double var[kColumnBlock];
     batch_norm_block(x, y, gamma, beta, f[at::f_epsilon], e.m, c, n, mean, deviation, var);
-    if (!running_mean) return;
+    if (!running_mean || e.m < 2) return;  // the variance of one row says nothing
     for (int64_t j = c; j < c + n; ++j) {
       running_mean[j] = (T)((1 - momentum) * (double)running_mean[j] + momentum * mean[j]);
       running_var[j] = (T)((1 - momentum) * (double)running_var[j] + momentum * unbiased * var[j - c]);

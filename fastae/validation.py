@@ -7,6 +7,7 @@ everything else goes through scikit-learn's, which also words the errors.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,23 @@ def has_missing(source: Source, missing: float | None) -> bool:
         return True
     parts = np.array_split(source.data, 1 + len(source.data) // 4096)
     return any(_observed(part, missing).size < part.size for part in parts)
+
+
+def is_nan(missing: float | None) -> bool:
+    """Whether NaN is what marks a missing entry."""
+    return missing is not None and math.isnan(missing)
+
+
+def check_mark(source: Source, dtype: np.dtype, missing: float | None) -> None:
+    """Refuses a number as mark of missing entries that X, stored in fewer digits than are computed in, cannot hold."""
+    stored = source.data.dtype
+    if missing is None or is_nan(missing) or stored.name not in FLOATS or stored == dtype:
+        return
+    if float(np.asarray(missing).astype(stored)) != missing:
+        raise ValueError(
+            f"missing={missing!r} is no {stored} number, and X is {stored} while {dtype} is computed in: no entry "
+            f"would be found; convert X to {dtype}, or mark with NaN"
+        )
 
 
 def extremes(source: Source, first: int, stop: int, missing: float | None) -> tuple[float, float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..plan.build import evaluation_plan, inference_plan
 from ..plan.plan import Job, Plan, Source
 from ..spec import options
 from ..spec.network import Network
-from ..validation import check_rows, check_transform
+from ..validation import check_mark, check_rows, check_transform, is_nan
 from . import weights
 from .inspection import ShownAsHTML
 
@@ -127,6 +127,10 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         for description in state.get("_formulas", ()):
             restored(description)
         super().__setstate__({name: value for name, value in state.items() if name != "_formulas"})
+        if "weights_" in self.__dict__ and "network_" in self.__dict__:
+            for i, layer in enumerate(self.network_.layers):
+                if layer.tied is not None:  # a copy loses the view of the owner's W
+                    self.weights_[i] = (self.weights_[layer.tied][0].T, self.weights_[i][1])
 
     def _threads(self) -> int:
         threads.register_threadpoolctl()
@@ -135,10 +139,10 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def _rows(self, X: Any, min_rows: int = 1) -> tuple[Source, np.dtype]:
         """Checked rows for the fitted network."""
         network = self.network_
-        allow_nan = network.missing is not None and math.isnan(network.missing)
         source, dtype = check_rows(self, X, reset=False, backend=self._backend(), precision=self.precision,
-                                   min_rows=min_rows, allow_nan=allow_nan)  # fmt: skip
+                                   min_rows=min_rows, allow_nan=is_nan(network.missing))  # fmt: skip
         check_transform(source, network)
+        check_mark(source, dtype, network.missing)
         return source, dtype
 
     def _encode(self, what: str, X: Any, width: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -169,7 +173,7 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         missing = getattr(self, "missing", None)
-        tags.input_tags.allow_nan = isinstance(missing, float) and math.isnan(missing)
+        tags.input_tags.allow_nan = isinstance(missing, Real) and is_nan(float(missing))
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +21,17 @@ from ..schedules import schedule
 from ..spec import options
 from ..spec.network import Network, several
 from ..spec.options import number
-from ..validation import apply_mask, check_rows, check_target, check_transform, check_weight, input_seen, seen_source
+from ..validation import (
+    apply_mask,
+    check_mark,
+    check_rows,
+    check_target,
+    check_transform,
+    check_weight,
+    input_seen,
+    is_nan,
+    seen_source,
+)
 from . import weights
 from .base import _Compiled, seed_of
 from .graph import neighbour_graph, source_rows
@@ -185,15 +196,16 @@ class FittedByBatches(Stored):
     ) -> tuple[tuple[Source, ...], np.dtype, Network]:
         """Checked rows (and targets, where these are not the rows), the dtype to compute in, and the network."""
         missing = getattr(self, "missing", None)
-        allow_nan = mask is not None if missing is None else isinstance(missing, float) and math.isnan(missing)
+        masked = mask is not None or (not reset and is_nan(self.network_.missing))  # now, or when it was fitted
+        allow_nan = masked if missing is None else isinstance(missing, Real) and is_nan(float(missing))
         source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision,
                                    allow_nan=allow_nan)  # fmt: skip
         targets, weight = self._targets(y, check_weight(sample_weight, source.n_rows), source.n_rows, reset)
         network = self._network(source.columns)
         if mask is not None:
             source = apply_mask(source, dtype, mask, network.missing)
-            if network.missing is None:
-                network = replace(network, missing=math.nan)
+        if masked and network.missing is None:
+            network = replace(network, missing=math.nan)
         if not reset:
             if network.layers != self.network_.layers:
                 raise ValueError(
@@ -204,6 +216,7 @@ class FittedByBatches(Stored):
         if not targets:
             check_target(source, network)
         check_transform(source, network)
+        check_mark(source, np.dtype(np.float64) if options.is_full_batch(network.solver) else dtype, network.missing)
         source = Source(source.data, source.indptr, source.indices, source.columns, weight)
         return (source, *targets), dtype, network
 
@@ -219,13 +232,13 @@ class FittedByBatches(Stored):
             return None, None
         n_rows = sources[0].n_rows
         n_out = int(np.ceil(self.validation_fraction * n_rows))
-        if n_out >= n_rows:
+        order = self._backend().permutation(settings.seed, training.SPLIT_EPOCH, n_rows)
+        chosen = self._held_out(order, n_out, sources) if n_out < n_rows else np.zeros(n_rows, bool)
+        if not chosen.any():
             raise ValueError(
                 f"early_stopping needs rows to hold out and rows to train on; got n_samples={n_rows} with "
                 f"validation_fraction={self.validation_fraction}; give more rows or early_stopping=False"
             )
-        order = self._backend().permutation(settings.seed, training.SPLIT_EPOCH, n_rows)
-        chosen = self._held_out(order, n_out, sources)
         return np.sort(order[~chosen]), np.sort(order[chosen])
 
     def _held_out(self, order: np.ndarray, n_out: int, sources: tuple[Source, ...]) -> np.ndarray:
@@ -248,6 +261,10 @@ class FittedByBatches(Stored):
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)
         else:
             self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=weighted)
+        if self.plan_.batch == 1 < n_rows and any(isinstance(q.norm, options.BatchNorm) for q in network.layers):
+            raise ValueError(
+                "batch_size=1 cannot go with batch normalisation; use at least 2, or normalization='layer'"
+            )
         spaces = self.plan_.allocate()
         weights.write(self.plan_, spaces, network, *(start or (self.weights_, self.norms_)))
         if network.n_directions:
@@ -269,7 +286,10 @@ class FittedByBatches(Stored):
 
     def _basis(self, network: Network, source: Source, warm: bool) -> np.ndarray:
         """Principal directions (n_directions, p) for an `SVDProjector`; a warm start keeps the earlier ones."""
-        if not warm or getattr(self, "basis_", None) is None:
+        if not warm or getattr(getattr(self, "basis_", None), "shape", None) != (
+            network.n_directions,
+            network.n_features,
+        ):
             self.basis_ = principal_directions(_first_rows(source, network, 4096), network.n_directions)
         return self.basis_
 

@@ -68,6 +68,7 @@ class Stored(DenseModel):
     def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
         """Tensors and JSON-able state for the model file."""
         check_is_fitted(self, "weights_")
+        self._check_unchanged()
         tensors = weights.tensors(self.network_, self.weights_, self.norms_)
         if getattr(self, "basis_", None) is not None:
             tensors["basis"] = self.basis_
@@ -86,6 +87,19 @@ class Stored(DenseModel):
             "backend": self.backend_,
         }
         return tensors, state
+
+    def _check_unchanged(self) -> None:
+        """A file holds parameters and arrays: they must be of one model."""
+        now, then = self._network(self.n_features_in_), self.network_
+        missing = (now.missing, then.missing)
+        same = (now.layers, now.loss, now.input_transform, now.n_directions) == (
+            then.layers, then.loss, then.input_transform, then.n_directions
+        )  # fmt: skip
+        if not same or (now.missing is not None and repr(missing[0]) != repr(missing[1])):
+            raise ValueError(
+                "parameters were changed after fit, so that they describe another network than the fitted one; undo "
+                "the change, or call fit, before saving"
+            )
 
     def _set_model_state(self, tensors: dict[str, np.ndarray], state: dict) -> None:
         network = self._network(int(state["n_features"]))

@@ -215,6 +215,14 @@ def place(what: str, values: Any, table: dict, layers: tuple[Layer, ...], n_enco
             if type(option) in options.ENCODER_PENALTIES.values():
                 raise ValueError(f"{type(option).__name__} belongs to the encoder as a whole; give it without OnLayers")
             where = _resolve(value.layers, n_encoder, len(layers))
+            if not where:
+                raise ValueError(f"{value!r} names no layer of this network; name one that is there")
+            tied = [i for i in where if layers[i].tied is not None]
+            if tied and type(option) not in options.ACTIVITY_PENALTIES.values():
+                raise ValueError(
+                    f"{value!r} acts on the weights of layer {tied[0]}, which are those of layer "
+                    f"{layers[tied[0]].tied}, transposed; name that layer"
+                )
         placed.append(Placed(option, where))
     return tuple(placed)
 

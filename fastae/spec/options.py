@@ -364,8 +364,10 @@ class Laplacian(Option):
     def __post_init__(self) -> None:
         super().__post_init__()
         matrix = hasattr(self.graph, "tocsr") or getattr(self.graph, "ndim", 0) == 2
+        if isinstance(self.graph, bool):
+            raise TypeError(f"Laplacian.graph={self.graph!r} must be a number of neighbours or a sparse matrix")
         if self.graph is not None and not matrix:
-            number("Laplacian.graph", self.graph, 1, 2**31, integer=True)
+            object.__setattr__(self, "graph", number("Laplacian.graph", self.graph, 1, 2**31, integer=True))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Laplacian) or self.strength != other.strength:

@@ -42,9 +42,9 @@ def batch_norm(step, op, v):
     column_moments(x, mean, var)
     np.sqrt(var + op.floats["epsilon"], out=deviation)
     normalise_columns(x, mean, deviation, v["gamma"][0], v["beta"][0], v["y"])
-    if "running_mean" in v:
+    if "running_mean" in v and m > 1:  # the variance of one row says nothing
         momentum = op.floats["momentum"]
-        for name, new in (("running_mean", mean), ("running_var", var * (m / max(m - 1, 1)))):
+        for name, new in (("running_mean", mean), ("running_var", var * (m / (m - 1)))):
             v[name][0] = (1 - momentum) * v[name][0] + momentum * new
 
 

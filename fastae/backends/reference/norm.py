@@ -16,9 +16,9 @@ def batch_norm(step, op, v):
     m, mean, var = len(x), x.mean(axis=0), x.var(axis=0)
     v["mean"][0], v["deviation"][0] = mean, np.sqrt(var + op.floats["epsilon"])
     v["y"][...] = (x - mean) / v["deviation"] * v["gamma"] + v["beta"]
-    if "running_mean" in v:
+    if "running_mean" in v and m > 1:  # the variance of one row says nothing
         momentum = op.floats["momentum"]
-        for name, new in (("running_mean", mean), ("running_var", var * (m / max(m - 1, 1)))):
+        for name, new in (("running_mean", mean), ("running_var", var * (m / (m - 1)))):
             v[name][0] = (1 - momentum) * v[name][0] + momentum * new
 
 
