@@ -83,8 +83,8 @@ def test_wide_models_are_looked_at_in_blocks(monkeypatch):
     blocks = list(model._layer_outputs(source_of(X), np.dtype(np.float32), np.arange(300)))
     assert len(blocks) > 10 and sum(len(part) for part, _ in blocks) == 300
     pieces = model.diagnose(X)
-    assert [r.low for r in pieces.layers] == [r.low for r in whole.layers]
-    assert pieces.explained_variance == pytest.approx(whole.explained_variance, rel=1e-12)
+    assert [r.low for r in pieces.layers] == pytest.approx([r.low for r in whole.layers], rel=1e-5)  # BLAS, by blocks
+    assert pieces.explained_variance == pytest.approx(whole.explained_variance, rel=1e-6)
 
 
 def test_sample_is_spread_and_complete():
