@@ -51,7 +51,10 @@ def test_it_learns_and_every_road_gives_the_same_bits(name, tmp_path):
     for threads in (1, 2, 3):
         assert bits(quick(**parameters, n_jobs=threads).fit(X)) == bits(quick(**parameters).fit(X))
     code, shown = model.transform(X), model.reconstruct(X)
-    np.testing.assert_array_equal(model.transform(X[17:18]), code[17:18])
+    alone = np.testing.assert_array_equal if model.backend_ == "native" else np.testing.assert_allclose  # BLAS
+    alone(
+        model.transform(X[17:18]), code[17:18], **({} if model.backend_ == "native" else {"rtol": 1e-4, "atol": 1e-4})
+    )
     np.testing.assert_allclose(model.inverse_transform(code), shown, rtol=1e-5, atol=1e-5)
     model.save(tmp_path / "model.safetensors")
     for same in (pickle.loads(pickle.dumps(model)), fastae.load(tmp_path / "model.safetensors")):
