@@ -278,6 +278,7 @@ def test_heads_are_their_losses(backend):
     frozen = clone(model).set_params(learning_rate=1e-300, max_iter=1, batch_size=90)
     frozen.set_params(initializer=model.weights_).fit(MIXED)
     assert frozen.loss_ == pytest.approx(each @ [1, 1, 0.5], rel=1e-10)
+    assert model._row_values("loss", MIXED).mean() == pytest.approx(each @ [1, 1, 0.5], rel=1e-10)
     parts = model.distribution(MIXED)
     np.testing.assert_array_equal(np.hstack([part["mean"] for part in parts]), shown)
     assert model.loss_ < 0.7 * model.loss_curve_[0]

@@ -14,6 +14,7 @@ import fastae
 PLAIN = fastae.DenoisingPretraining(noise=None, max_iter=2)
 ESTIMATORS = [
     fastae.Autoencoder(2, max_iter=3, random_state=0),
+    fastae.Autoencoder(2, max_iter=3, random_state=0, missing=np.nan),
     fastae.StackedAutoencoder(2, hidden_layer_sizes=(3,), pretraining=PLAIN, max_iter=2, random_state=0),
     fastae.AutoencoderDetector(random_state=0),
     fastae.AutoencoderDetector(scoring="standardized", scaling="maxabs", max_iter=3, random_state=0),
