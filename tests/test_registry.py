@@ -175,7 +175,7 @@ def test_contraction(name, backend, copies):
 
     def fitted(activation):
         return fastae.Autoencoder(67, activation=activation, penalties=fastae.Contractive(0.3, "exact"), max_iter=2,
-                                  random_state=0, backend=backend).fit(X)  # fmt: skip
+                                  random_state=0, backend=backend).fit(X.astype(float))  # fmt: skip
 
     own, model = fitted(name.removeprefix("f_")), fitted(copies[name]())
     if name == "f_elu":
