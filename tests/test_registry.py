@@ -204,9 +204,10 @@ def test_a_fit_with_functions_agrees_with_the_catalogue(native_backend, copies):
 def test_a_penalty_of_functions_gives_true_zeros(backend, dtype, clean):
     penalty = copy_of("penalty", next(row for row in PENALTIES if row.name == "elastic_net"), "function_elastic_net",
                       FUNCTIONS["elastic_net"])  # fmt: skip
-    parameters = {"max_iter": 20, "learning_rate": 0.01, "random_state": 0, "backend": backend}
-    own = fastae.Autoencoder(5, penalties=fastae.ElasticNet(2.0, 0.9), **parameters).fit(X.astype(dtype))
-    model = fastae.Autoencoder(5, penalties=penalty(2.0, 0.9), **parameters).fit(X.astype(dtype))
+    parameters = {"activation": "identity", "max_iter": 20, "learning_rate": 0.01, "random_state": 0,
+                  "backend": backend}  # fmt: skip
+    own = fastae.Autoencoder(5, penalties=fastae.ElasticNet(0.3, 0.9), **parameters).fit(X.astype(dtype))
+    model = fastae.Autoencoder(5, penalties=penalty(0.3, 0.9), **parameters).fit(X.astype(dtype))
     zeros = [(fitted.weights_[0][0] == 0).mean() for fitted in (own, model)]
     assert zeros[1] == pytest.approx(zeros[0], abs=0.05) and zeros[0] > 0.1
     np.testing.assert_allclose(model.transform(X), own.transform(X), atol=1e-2 if dtype == np.float32 else 1e-6)
