@@ -198,11 +198,41 @@ def test_features_with_values_missing():
     assert seen.range == (np.nanmin(observed), np.nanmax(observed))
 
 
+@pytest.mark.parametrize("missing", [np.nan, 0, -1])
+def test_diagnosis_of_rows_with_missing_entries(missing):
+    gone = RNG.uniform(size=U.shape) < 0.2
+    rows = np.where(gone, np.float32(missing), U + 1)
+    model = quick(missing=missing, code_activation="identity", max_iter=300, learning_rate=0.01).fit(rows)
+    seen = model.diagnose(rows)
+    assert seen.data_range == ((U + 1)[~gone].min(), (U + 1)[~gone].max())
+    error = ((model.reconstruct(rows) - (U + 1))[~gone].astype(float) ** 2).sum()
+    centred = np.where(gone, np.nan, U + 1.0)
+    total = np.nansum((centred - np.nanmean(centred, axis=0)) ** 2)
+    assert seen.explained_variance == pytest.approx(1 - error / total, rel=1e-5)
+    with pytest.raises(ValueError, match="PCA needs whole rows"):
+        model.compare_to_pca(rows)
+    with pytest.warns(fastae.WorseThanPCAWarning):  # it never saw whole rows
+        assert model.compare_to_pca(U + 1, U[:9] + 1).n_rows == 9
+
+
+def test_likelihoods_and_heads():
+    counts = RNG.poisson(3, size=(200, 9))
+    model = quick(loss="negative_binomial", input_transform="log1p").fit(counts)
+    seen = model.diagnose(counts)
+    assert seen.layers[-1].activation == "negative_binomial" and "negative_binomial" in own_part(model._repr_html_())
+    shown = model.reconstruct(counts)
+    assert seen.output_range == (shown.min(), shown.max()) and seen.explained_variance is not None
+    heads = fastae.Heads((5, "squared_error"), (4, "binary_cross_entropy"))
+    mixed = np.hstack([U[:, :5] * 9, U[:, 5:] < 0.5])
+    assert quick(loss=heads).fit(mixed).diagnose(mixed).layers[-1].activation == "heads"
+    assert quick(loss="cosine").fit(U).diagnose(U).explained_variance is None
+
+
 def test_what_a_diagnosis_refuses():
     with pytest.raises(sklearn.exceptions.NotFittedError):
         quick().diagnose(X)
     model = quick().fit(X)
-    for rows, message in ((X[:1], "minimum of 2"), (X[:, :5], "12 features"), (X * np.nan, "NaN")):
+    for rows, message in ((X[:1], "minimum of 2 is required"), (X[:, :5], "12 features"), (X * np.nan, "NaN")):
         with pytest.raises(ValueError, match=message):
             model.diagnose(rows)
 
@@ -266,6 +296,9 @@ def test_data_range(sparse):
     full = np.array([[3.0, np.nan], [5.0, 4.0]])
     assert measure.data_range(source_of(scipy.sparse.csr_array(full) if sparse else full)) == (3.0, 5.0)
     assert measure.data_range(source_of(scipy.sparse.csr_array((3, 4)))) == (0.0, 0.0)
+    assert measure.data_range(source_of(scipy.sparse.csr_array(rows) if sparse else rows), missing=0) == (3.0, 5.0)
+    assert measure.data_range(source_of(scipy.sparse.csr_array(rows) if sparse else rows), missing=5) == (0.0, 4.0)
+    assert np.isnan(measure.data_range(source_of(rows[:1, 1:]), missing=0)).all()
 
 
 @pytest.mark.parametrize("as_rows", [np.asarray, scipy.sparse.csr_array])
@@ -302,6 +335,18 @@ def test_fit_warns_of_half_a_dead_layer_only_where_it_is_narrower_than_the_code(
         model.fit(rows)
     assert [str(w.message)[:39] for w in caught] == ["layer 0 (encoder 1): 5 of 9 relu units "] * warned
     assert any(f.kind == "dead_units" for f in model.diagnose(rows).findings)
+
+
+@pytest.mark.parametrize("n_features, warned", [(9, True), (4, False)])
+def test_fit_does_not_warn_of_half_a_dead_code_that_has_room_for_all_features(n_features, warned):
+    rows = np.resize(U[:, :n_features], (300, n_features))
+    w = [RNG.uniform(size=shape) for shape in ((9, n_features), (n_features, 9))]
+    w[0][4:] *= -1
+    model = quick(n_components=9, initializer=[(a, None) for a in w], max_iter=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(rows)
+    assert [w.category for w in caught] == [fastae.DeadUnitsWarning] * warned
 
 
 def test_fit_warns_of_saturated_layers():
@@ -371,8 +416,9 @@ def test_a_linear_model_ties_with_pca():
 
 
 def test_comparisons_that_mean_nothing():
-    with pytest.raises(ValueError, match="categorical_cross_entropy"):
-        quick(loss="multinomial").fit(U).compare_to_pca(U)
+    for loss, instead in (("multinomial", "categorical_cross_entropy"), ("cosine", "reconstructs directions")):
+        with pytest.raises(ValueError, match=instead):
+            quick(loss=loss).fit(U).compare_to_pca(U)
     with pytest.warns(fastae.WorseThanPCAWarning, match="lets PCA copy its input"):
         seen = quick(n_components=12).fit(X).compare_to_pca(X)
     assert seen.pca_error < 1e-12

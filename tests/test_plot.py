@@ -77,6 +77,14 @@ def test_without_matplotlib(monkeypatch, model):
         fastae.LossCurveDisplay.from_estimator(model)
 
 
+def test_models_that_have_others_inside(figure):
+    detector = fastae.AutoencoderDetector(n_components=2, max_iter=2, random_state=0).fit(X)
+    for display in (fastae.LossCurveDisplay, fastae.FilterDisplay):
+        with pytest.raises(TypeError, match=f"{display.__name__} takes .* got AutoencoderDetector; give its autoenc"):
+            display.from_estimator(detector)
+        display.from_estimator(detector.autoencoder_, ax=figure.add_subplot())
+
+
 # ---- loss curves ---
 
 

@@ -52,7 +52,8 @@ def layer_findings(
     """Dead units and saturation in all layers but the last, whose constant outputs may be constant features.
 
     Most of a hidden layer's units may be dead at no cost (70 % of a ReLU layer of 128 on MNIST, with the error of
-    leaky ReLU); unless ``thorough`` they are reported only where fewer are left than the code has.
+    leaky ReLU); unless ``thorough`` they are reported only where fewer are left than the code has, or in the code
+    fewer than there are features.
     """
     if n_rows < MIN_ROWS or not rows_vary:
         return
@@ -70,7 +71,8 @@ def layer_findings(
                 f"scale X (sklearn.preprocessing.StandardScaler), lower learning_rate, or choose another {parameter}",
             )  # fmt: skip
         many = layer.n_out >= FEW_UNITS and seen.dead > MANY_DEAD * layer.n_out
-        costly = thorough or i == code or layer.n_out - seen.dead < network.n_components
+        needed = network.n_features if i == code else network.n_components
+        costly = thorough or layer.n_out - seen.dead < needed
         if seen.dead == layer.n_out or (many and costly):
             instead = f", use {parameter}='leaky_relu'" if kind == "relu" else ""
             yield Finding(

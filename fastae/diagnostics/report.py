@@ -104,8 +104,12 @@ def layer_names(network: Network) -> list[str]:
 
 
 def activation_names(network: Network) -> list[str]:
-    """The layers' activations as one would write them, the last one as ``reconstruct`` shows it."""
-    return [_written(layer.activation) for layer in network.layers[:-1]] + [_written(shown_activation(network))]
+    """The layers' activations as one would write them, the last one as ``reconstruct`` shows it.
+
+    Where that is more than an activation (a likelihood's mean, heads) it is the loss's name.
+    """
+    output = network.loss.name if network.split_output else _written(shown_activation(network))
+    return [*(_written(layer.activation) for layer in network.layers[:-1]), output]
 
 
 def _written(option: Any) -> str:

@@ -58,6 +58,14 @@ def _figure(size: tuple[float, float]) -> Any:
     return figure
 
 
+def check_model(model: Any, display: str) -> None:
+    """Raises unless ``model`` is a fitted estimator over a network of fastae."""
+    if not hasattr(model, "_fitted_network"):
+        inner = "; give its autoencoder_" if hasattr(model, "autoencoder_") else ""
+        raise TypeError(f"{display} takes a model with weights_ and loss_curve_, got {type(model).__name__}{inner}")
+    model._fitted_network()
+
+
 def image_shape(shape: Any, width: int, what: str) -> tuple[int, int]:
     """(height, width) of images of ``width`` pixels: as given, else square.
 

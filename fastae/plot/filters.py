@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .display import Display, bare, image_shape, matrix, mosaic
+from .display import Display, bare, check_model, image_shape, matrix, mosaic
 
 
 class FilterDisplay(Display):
@@ -40,7 +40,7 @@ class FilterDisplay(Display):
 
         which : "encoder": rows of the first W; "decoder": columns of the last W, one per unit before it
         """
-        model._fitted_network()
+        check_model(model, cls.__name__)
         if which not in ("encoder", "decoder"):
             raise ValueError(f"which={which!r} must be 'encoder' or 'decoder'")
         weights = model.weights_[0][0] if which == "encoder" else model.weights_[-1][0].T

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .display import Display
+from .display import Display, check_model
 
 
 class LossCurveDisplay(Display):
@@ -36,7 +36,7 @@ class LossCurveDisplay(Display):
 
         Raises ValueError for a model that was not trained here (``from_arrays``).
         """
-        model._fitted_network()
+        check_model(model, cls.__name__)
         if not model.loss_curve_:
             raise ValueError("the model has no loss curve: its weights were given, not trained; call fit")
         scores = model.validation_scores_
