@@ -2,8 +2,10 @@
 
 deep: 784-1000-500-250-30 mirrored, squared error per image beside PCA's at 30 components (published: 3.00 and 13.87,
 Hinton & Salakhutdinov 2006). sparse: KL-sparse sigmoid features with logistic regression. neighbours: accuracy of
-nearest neighbours among the codes of a plain, a contractive and a Laplacian autoencoder. stacked: the stacked denoising
-autoencoder with a softmax head (Vincent et al. 2010), beside the same network without pretraining.
+nearest neighbours among the codes of a plain, a contractive and a Laplacian autoencoder. stacked: error and time of a
+stacked denoising autoencoder with a softmax head (Vincent et al. 2010), and of the same network without pretraining,
+beside the time of the tutorial on stacked denoising autoencoders that came with Theano: 585 minutes of pretraining and
+444 of fine-tuning for 1.3 % on all 10,000 test rows, on one core of a Xeon E5430.
 
 The test rows are the first 3,000 of MNIST's 10,000. ``--validate`` trains on the first 50,000 rows and scores on the
 last 10,000 of the training set instead: what settings were chosen by.
@@ -94,21 +96,28 @@ def neighbours(X, y, T, u, epochs: int) -> dict:
     return result
 
 
+TUTORIAL_MINUTES = 1029
+
+
 def stacked(X, y, T, u, epochs: int) -> dict:
+    noise = fastae.MaskingNoise(0.3)
+    layers = fastae.DenoisingPretraining(noise, max_iter=5, loss="squared_error", tied_weights=True,
+                                         learning_rate=fastae.Cosine(1e-3), batch_size=128)  # fmt: skip
     result: dict = {"epochs": epochs}
-    noise = tuple(fastae.MaskingNoise(rate) for rate in (0.1, 0.2, 0.3))
-    pretraining = fastae.DenoisingPretraining(noise=noise, max_iter=6, tied_weights=True)
-    for name, option in (("pretrained", pretraining), ("not pretrained", None)):
+    for name, pretraining in (("pretrained", layers), ("not pretrained", None)):
         model = fastae.AutoencoderClassifier(
-            (1000, 1000, 1000), pretraining=option, dropout=0.5, noise=fastae.MaskingNoise(0.2), batch_size=256,
-            learning_rate=fastae.Cosine(1e-3, warmup=1), max_iter=epochs, tol=0.0, random_state=0,
+            (1000, 1000), pretraining=pretraining, normalization="batch", dropout=0.4, noise=noise, batch_size=128,
+            learning_rate=fastae.Cosine(2e-3, warmup=1), max_iter=epochs, tol=0.0, n_iter_no_change=epochs,
+            random_state=0,
         )  # fmt: skip
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         model.fit(X, y)
-        seconds, error = time.perf_counter() - begin, 1 - model.score(T, u)
-        result[name] = {"error": error, "seconds": seconds}
-        print(f"784-1000-1000-1000-10, {name}: {error:.2%} error in {seconds / 60:.1f} minutes "
-              "(Theano's tutorial: 1,029 minutes)", flush=True)  # fmt: skip
+        seconds, busy = time.perf_counter() - begin, time.process_time() - busy
+        wrong = int((model.predict(T) != u).sum())
+        result[name] = {"error": wrong / len(u), "rows": len(u), "seconds": seconds, "processor_seconds": busy}
+        print(f"784-1000-1000-10 {name}, {epochs} epochs: {wrong} of {len(u)} rows wrong, {wrong / len(u):.2%}, in "
+              f"{seconds / 60:.1f} minutes ({busy / 60:.1f} of processor time); the tutorial took {TUTORIAL_MINUTES:,}",
+              flush=True)  # fmt: skip
     return result
 
 

@@ -23,8 +23,9 @@ class DenoisingPretraining(Option):
         What corrupts each layer's input. None trains plain autoencoders, such as sparse ones with ``penalties``.
     max_iter : epochs of each layer, or a tuple of one per layer
     loss : name, option or "auto"
-        "auto" is the model's own loss for the first layer of an autoencoder; cross-entropy (with a sigmoid) where the
-        layer's input lies in [0, 1], as that of a layer of sigmoids does, else squared error.
+        "auto" is the model's own loss for the first layer of an autoencoder. Else it is cross-entropy where the layer's
+        input lies in [0, 1] and it is decoded by sigmoids: by the decoder's, or, in a classifier, where the layer
+        itself is one of sigmoids. All others take the squared error.
     reduction : "mean" or "sum", of the loss over the features
     tied_weights : whether each stage decodes by the transpose of its encoder's weights
     penalties : option or tuple of options, of each stage; names and options as for `Autoencoder`
@@ -120,7 +121,8 @@ def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: b
             "network"
         )
     unit = unit_input if i == 0 else _in_unit_range(network.encoder[i - 1])
-    loss = network.loss if own else _loss(option, decoder.activation, unit, free=j is None)
+    crossed = unit and (decoder.activation.name == "sigmoid" if j is not None else _in_unit_range(encoder))
+    loss = network.loss if own else _loss(option, decoder.activation, crossed, free=j is None)
     if i > 0 and not own:
         _check_codes(network.encoder[i - 1], i, loss)
     kept = {i: 0} if j is None else {i: 0, j: 1}
@@ -161,10 +163,9 @@ def _in_unit_range(layer: Layer) -> bool:
     return row is not None and row.low >= 0 and row.high <= 1 and not layer.residual
 
 
-def _loss(option: DenoisingPretraining, activation: Any, unit: bool, *, free: bool) -> options.LossOption:
-    """The loss of a stage; ``free``: its output's activation is nobody else's."""
+def _loss(option: DenoisingPretraining, activation: Any, crossed: bool, *, free: bool) -> options.LossOption:
+    """The loss of a stage, cross-entropy or not by itself; ``free``: its output's activation is nobody else's."""
     if option.loss == "auto":
-        crossed = unit and (free or activation.name == "sigmoid")
         return options.LOSSES["binary_cross_entropy" if crossed else "squared_error"]()
     loss = options.choose("DenoisingPretraining.loss", option.loss, options.LOSSES)
     if not free and loss._row.output not in ("identity", activation.name):
