@@ -64,7 +64,8 @@ class CodeScatterDisplay(Display):
         elif classes is not None:
             from matplotlib import colormaps
 
-            colours = colormaps["tab10" if len(classes) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+            listed = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+            colours = [listed(i) for i in range(listed.N)]
             number = {value: i for i, value in enumerate(classes)}
             # in the order of the rows, not class by class, so that the last class does not cover the others
             ax.scatter(u, v, c=[colours[number[value]] for value in self.y.tolist()], **style)
