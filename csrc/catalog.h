@@ -392,6 +392,7 @@ template <class V, class T> struct UpdateMomentum {
     const V a(c[0]);
     const V momentum(p[0]);
     m = ((momentum * m) + g);
+    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
     w = (w - (a * m));
   }
 };
@@ -403,6 +404,7 @@ template <class V, class T> struct UpdateNesterov {
     const V a(c[0]);
     const V momentum(p[0]);
     m = ((momentum * m) + g);
+    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
     w = (w - (a * (g + (momentum * m))));
   }
 };
@@ -426,6 +428,7 @@ template <class V, class T> struct UpdateRMSprop {
     const V rho(p[0]);
     const V epsilon(p[1]);
     v = ((rho * v) + (((V(T(1.0)) - rho) * g) * g));
+    v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
     w = (w - ((a * g) / (sqrt(v) + epsilon)));
   }
 };
@@ -441,7 +444,9 @@ template <class V, class T> struct UpdateAdam {
     const V beta2(p[1]);
     const V epsilon(p[2]);
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
+    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
+    v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
     w = (w - ((a * m) / ((sqrt(v) * r) + epsilon)));
   }
 };
@@ -458,7 +463,9 @@ template <class V, class T> struct UpdateAMSGrad {
     const V beta2(p[1]);
     const V epsilon(p[2]);
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
+    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
+    v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
     u = max(u, v);
     w = (w - ((a * m) / ((sqrt(u) * r) + epsilon)));
   }
@@ -476,7 +483,9 @@ template <class V, class T> struct UpdateAdamW {
     const V beta2(p[1]);
     const V epsilon(p[2]);
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
+    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
+    v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
     w = ((w - (d * w)) - ((a * m) / ((sqrt(v) * r) + epsilon)));
   }
 };
@@ -491,6 +500,7 @@ template <class V, class T> struct UpdateLion {
     const V beta2(p[1]);
     w = ((w - (d * w)) - (a * sign(((beta1 * m) + ((V(T(1.0)) - beta1) * g)))));
     m = ((beta2 * m) + ((V(T(1.0)) - beta2) * g));
+    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
   }
 };
 template <class V, class T> struct LikelihoodNegativeBinomial {

@@ -36,9 +36,10 @@ template <class T> struct Workspace {
     for (int64_t i = 0; i < plan.n_ops; ++i) {
       const OpRecord& r = plan.ops[i];
       const auto product = [&](int64_t n, int64_t depth) { packing = larger(packing, group(n, depth)); };
-      const auto gradient = [&](int64_t n, int64_t k) {
-        packing = larger(packing, gradient_left_size<T>(n) + packed_size<T>(k, kSegment));
+      const auto gradient_of = [&](int64_t m, int64_t n, int64_t k) {
+        packing = larger(packing, gradient_size<T>(m, n, k));
       };
+      const auto gradient = [&](int64_t n, int64_t k) { gradient_of(plan.batch, n, k); };
       if (r.kind == op::dense) {
         product(columns(r.slot[at_dense::s_y]), columns(r.slot[at_dense::s_x]));
       } else if (r.kind == op::dense_grad) {
@@ -57,7 +58,7 @@ template <class T> struct Workspace {
         product(k, n);
         if (r.i[at_orthogonality::i_columns]) {
           product(k, k);
-          gradient(k, k);
+          gradient_of(n, k, k);
         }
         sums = larger(sums, larger(n, k));
       } else if (r.kind == op::projector) {
@@ -82,6 +83,7 @@ template <class T> struct Executor {
   T* packing;
   double* sums;
   int64_t step = 0, start = 0, m = 0;
+  const OpRecord* fused_update = nullptr;  // the rule that gradients marked as fused are given to at once
   // a gathered buffer that is read where it lies
   int64_t alias = -1;
   View<T> alias_view = {nullptr, 0};
@@ -91,6 +93,13 @@ template <class T> struct Executor {
     const Workspace<T> size(p);
     packing = (T*)work;
     sums = (double*)(work + on_line(size.packing * (int64_t)sizeof(T)));
+    constexpr int64_t both = phase::gradient | phase::update;
+    for (int64_t i = 0; i < plan.n_ops && (job.phases & both) == both; ++i)
+      if (plan.ops[i].kind == op::update) fused_update = plan.ops + i;
+  }
+
+  bool fused(const OpRecord& o) const {
+    return fused_update && o.kind == op::dense_grad && o.i[at_dense_grad::i_fused];
   }
 
   int64_t width(int64_t b) const { return plan.buffers[b].columns; }
@@ -261,23 +270,28 @@ template <class T> struct Executor {
     T* dw = real(o.slot[at::s_dw]).p;
     T* db = real(o.slot[at::s_db]).p;
     const bool shared = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, add_bias = o.i[at::i_add_bias] != 0;
+    if (dx) {  // first: a fused update changes w
+      const View<T> w = real(o.slot[at::s_w]);
+      const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+      const GradEpilogue<T> finish = {dx,
+                                      real(o.slot[at::s_saved]),
+                                      dx,
+                                      (int)o.i[at::i_activation],
+                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
+                                      f[at::f_rate] > 0 ? &drop : nullptr,
+                                      registered(o)};
+      multiply(dz.p, dz.ld, w.p, w.ld, shared, (const T*)nullptr, m, k, n, dx.p, dx.ld, threads, packing, finish);
+    }
     if (shared) {
       if (dw) weight_gradient(x.p, x.ld, dz.p, dz.ld, m, k, n, dw, (T*)nullptr, threads, packing, add);
       if (db) bias_gradient(dz.p, dz.ld, m, n, db, threads, add_bias);
+    } else if (fused(o)) {
+      const Update<T> rule = update_of(*fused_update, plan.buffers[o.slot[at::s_w]]);
+      const GradientUse<T> use = {&rule, &Update<T>::expect, &Update<T>::take};
+      weight_gradient(dz.p, dz.ld, x.p, x.ld, m, n, k, dw, db, threads, packing, false, add_bias, &use);
     } else if (dw || db) {
       weight_gradient(dz.p, dz.ld, x.p, x.ld, m, n, k, dw, db, threads, packing, add, add_bias);
     }
-    if (!dx) return;
-    const View<T> w = real(o.slot[at::s_w]);
-    const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
-    const GradEpilogue<T> finish = {dx,
-                                    real(o.slot[at::s_saved]),
-                                    dx,
-                                    (int)o.i[at::i_activation],
-                                    {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                    f[at::f_rate] > 0 ? &drop : nullptr,
-                                    registered(o)};
-    multiply(dz.p, dz.ld, w.p, w.ld, shared, (const T*)nullptr, m, k, n, dx.p, dx.ld, threads, packing, finish);
   }
 
   void activity(const OpRecord& o, const double* f) {
@@ -318,15 +332,37 @@ template <class T> struct Executor {
 
   int64_t count(int64_t b) const { return plan.buffers[b].rows * plan.buffers[b].columns; }
 
-  void apply_update(const OpRecord& o, const double* f) {
+  // The rule of an update op, for the parameters in one of theta's buffers.
+  Update<T> update_of(const OpRecord& o, const BufferRecord& w) const {
     namespace at = at_update;
     const double* scalars = job.scalars + step * plan.n_scalars + o.i[at::i_scalar];
-    T c[8], p[kMaxFloats];
-    for (int i = 0; i < 8; ++i) c[i] = o.i[at::i_scalar] + i < plan.n_scalars ? (T)scalars[i] : T(0);
-    for (int i = 0; i < kMaxFloats; ++i) p[i] = (T)f[i];
-    T* const state[3] = {real(o.slot[at::s_s0]).p, real(o.slot[at::s_s1]).p, real(o.slot[at::s_s2]).p};
-    update((int)o.i[at::i_rule], real(o.slot[at::s_w]).p, (const T*)real(o.slot[at::s_g]).p, state,
-           count(o.slot[at::s_w]), c, p, threads);
+    const double* f = plan.floats + (&o - plan.ops) * kMaxFloats;
+    const int64_t first = w.offset / (int64_t)sizeof(T);
+    const int64_t states[3] = {o.slot[at::s_s0], o.slot[at::s_s1], o.slot[at::s_s2]};
+    Update<T> u = {};
+    u.rule = (int)o.i[at::i_rule];
+    u.w = real(o.slot[at::s_w]).p + first;
+    u.k = w.columns;
+    for (int i = 0; i < 3; ++i) u.state[i] = states[i] < 0 ? nullptr : real(states[i]).p + first;
+    for (int i = 0; i < 8; ++i) u.c[i] = o.i[at::i_scalar] + i < plan.n_scalars ? (T)scalars[i] : T(0);
+    for (int i = 0; i < kMaxFloats; ++i) u.p[i] = (T)f[i];
+    return u;
+  }
+
+  // The rule on all parameters that no fused gradient has taken care of.
+  void apply_update(const OpRecord& o) {
+    namespace at = at_update;
+    const Update<T> u = update_of(o, plan.buffers[o.slot[at::s_w]]);
+    const T* g = real(o.slot[at::s_g]).p;
+    const int64_t n = count(o.slot[at::s_w]);
+    int64_t first = 0;
+    for (int64_t i = plan.n_ops - 1; i >= 0; --i) {  // the backward pass goes from the last layer to the first
+      if (!fused(plan.ops[i])) continue;
+      const int64_t b = plan.ops[i].slot[at_dense_grad::s_w], start = plan.buffers[b].offset / (int64_t)sizeof(T);
+      u.flat(g, first, start - first, threads);
+      first = start + count(b);
+    }
+    u.flat(g, first, n - first, threads);
   }
 
   void apply_project(const OpRecord& o, const double* f) {
@@ -385,15 +421,20 @@ template <class T> struct Executor {
       case op::clip_gradient:
         clip_gradient((int)o.i[at_clip_gradient::i_mode], real(o.slot[0]).p, count(o.slot[0]), f[0], sums, threads);
         break;
-      case op::update: apply_update(o, f); break;
+      case op::update: apply_update(o); break;
       case op::project: apply_project(o, f); break;
       default: break;
     }
   }
 
-  void run_phases(int64_t phases) {
-    for (int64_t i = 0; i < plan.n_ops; ++i)
-      if (plan.ops[i].phase & phases & job.phases) run_op(i);
+  // Returns false, before a weight is changed, where the step's values are not finite.
+  bool run_phases(int64_t phases) {
+    for (int64_t i = 0; i < plan.n_ops; ++i) {
+      if (!(plan.ops[i].phase & phases & job.phases)) continue;
+      if (fused(plan.ops[i]) && !values_finite()) return false;
+      run_op(i);
+    }
+    return !(phases & phase::gradient) || values_finite();
   }
 
   void begin(int64_t i) {
@@ -420,8 +461,7 @@ template <class T> int64_t run_in_order(const PlanRecord& plan, const JobRecord&
   double last = clock_seconds();
   for (int64_t i = 0; i < job.n_steps; ++i) {
     e.begin(i);
-    e.run_phases(phase::gradient);
-    if (!e.values_finite()) return i;
+    if (!e.run_phases(phase::gradient)) return i;
     e.run_phases(~(int64_t)(phase::prepare | phase::gradient));
     if (!job.poll) continue;
     const double now = clock_seconds();

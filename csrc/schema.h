@@ -5,7 +5,7 @@
 namespace fastae {
 
 constexpr int kMaxSlots = 8;
-constexpr int kMaxInts = 5;
+constexpr int kMaxInts = 6;
 constexpr int kMaxFloats = 4;
 
 namespace op {
@@ -112,7 +112,7 @@ enum Int { i_likelihood, i_output };
 }
 namespace at_dense_grad {
 enum Slot { s_dz, s_x, s_w, s_dx, s_dw, s_db, s_saved, s_rows };
-enum Int { i_activation, i_stream, i_transposed, i_add, i_add_bias };
+enum Int { i_activation, i_stream, i_transposed, i_add, i_add_bias, i_fused };
 enum Float { f_p0, f_p1, f_rate };
 }
 namespace at_activity {

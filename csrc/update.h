@@ -31,29 +31,61 @@ template <class T, class F> FASTAE_INLINE double flat_sum(int threads, int64_t n
   return sum;
 }
 
-// w, s in place from g: the whole rule in one pass. c: the step's constants.
-template <class T>
-void update(int rule, T* w, const T* g, T* const* state, int64_t n, const T* c, const T* p, int threads) noexcept {
-  visit_update<Vec<T>, T>(rule, [&](auto formula) {
-    constexpr int S = decltype(formula)::n_states;
-    over_flat(threads, n, [&](int64_t first, int64_t count) {
+// An update rule at one step, on the whole of w or tile by tile as the gradient of w (n,k) is made.
+template <class T> struct Update {
+  int rule;
+  T* w;
+  T* state[3];
+  int64_t k;
+  T c[8], p[kMaxFloats];
+
+  void rows(const T* g, int64_t ldg, int64_t row, int64_t rows, int64_t column, int64_t columns) const noexcept {
+    visit_update<Vec<T>, T>(rule, [&](auto formula) {
+      constexpr int S = decltype(formula)::n_states;
       // copies that no store can touch, so that constants stay in registers
-      T step[8], parameter[8], *at[S + 1];
+      T step[8], parameter[kMaxFloats];
       for (int q = 0; q < 8; ++q) step[q] = c[q];
       for (int q = 0; q < kMaxFloats; ++q) parameter[q] = p[q];
+      const int64_t first = row * k + column;
+      T *x = w + first, *at[S + 1];
       for (int q = 0; q < S; ++q) at[q] = state[q] + first;
-      T* const x = w + first;
-      const T* const gradient = g + first;
-      over_row<T>(count, [&](int64_t j, int lanes) {
-        Vec<T> v = Vec<T>::load(x + j, lanes), s[S + 1];
-        for (int q = 0; q < S; ++q) s[q] = Vec<T>::load(at[q] + j, lanes);
-        formula.apply(v, Vec<T>::load(gradient + j, lanes), s, step, parameter);
-        v.store(x + j, lanes);
-        for (int q = 0; q < S; ++q) s[q].store(at[q] + j, lanes);
-      });
+      for (int64_t r = 0; r < rows; ++r) {
+        over_row<T>(columns, [&](int64_t j, int lanes) {
+          Vec<T> v = Vec<T>::load(x + j, lanes), s[S + 1];
+          for (int q = 0; q < S; ++q) s[q] = Vec<T>::load(at[q] + j, lanes);
+          formula.apply(v, Vec<T>::load(g + j, lanes), s, step, parameter);
+          v.store(x + j, lanes);
+          for (int q = 0; q < S; ++q) s[q].store(at[q] + j, lanes);
+        });
+        g += ldg, x += k;
+        for (int q = 0; q < S; ++q) at[q] += k;
+      }
     });
-  });
-}
+  }
+
+  void flat(const T* g, int64_t first, int64_t n, int threads) const noexcept {
+    over_flat(threads, n, [&](int64_t start, int64_t count) {
+      Update part = *this;
+      part.k = 0;
+      part.rows(g + first + start, 0, 0, 1, first + start, count);
+    });
+  }
+
+  static void expect(const void* context, int64_t row, int64_t rows, int64_t column, int64_t columns) noexcept {
+    const Update& u = *(const Update*)context;
+    for (int64_t r = row; r < row + rows; ++r)
+      for (int64_t j = 0; j < columns; j += 64 / (int64_t)sizeof(T)) {
+        const int64_t at = r * u.k + column + j;
+        __builtin_prefetch(u.w + at, 1);
+        for (int q = 0; q < 3; ++q)
+          if (u.state[q]) __builtin_prefetch(u.state[q] + at, 1);
+      }
+  }
+  static void take(const void* context, const T* g, int64_t ldg, int64_t row, int64_t rows, int64_t column,
+                   int64_t columns) noexcept {
+    ((const Update*)context)->rows(g, ldg, row, rows, column, columns);
+  }
+};
 
 template <class T>
 double weight_penalty(int penalty, const FormulaRecord* formula, const T* p, const T* w, T* dw, int64_t n,

@@ -292,8 +292,19 @@ PENALTIES: tuple[Penalty, ...] = (
     ),
 )
 
-_MOMENT = "m = beta1 * m + (1 - beta1) * g"
-_SECOND = "v = beta2 * v + (1 - beta2) * g * g"
+
+
+def _kept(state: str) -> str:
+    """A decaying average with 0 where it is too small to be a normal float32.
+
+    A unit that never fires has gradient 0: its averages would stay denormal for ever, and arithmetic on denormals is
+    some 50 times slower on many processors.
+    """
+    return f"{state} = select(fabs({state}) < 1.2e-38, 0, {state})"
+
+
+_MOMENT = ("m = beta1 * m + (1 - beta1) * g", _kept("m"))
+_SECOND = ("v = beta2 * v + (1 - beta2) * g * g", _kept("v"))
 # a = lr / (1 - β1ᵗ) and r = 1/√(1 - β2ᵗ) fold the bias corrections into two constants of the step
 _ADAM_STEP = (("a", "lr / (1 - beta1**t)"), ("r", "(1 - beta2**t) ** -0.5"))
 _BETA1 = _open_unit("beta1", 0.9)
@@ -305,7 +316,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "momentum",
         "Momentum",
-        body=("m = momentum * m + g", "w = w - a * m"),
+        body=("m = momentum * m + g", _kept("m"), "w = w - a * m"),
         states=("m",),
         parameters=(_open_unit("momentum", 0.9),),
         default_learning_rate=1e-2,
@@ -313,7 +324,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "nesterov",
         "Nesterov",
-        body=("m = momentum * m + g", "w = w - a * (g + momentum * m)"),
+        body=("m = momentum * m + g", _kept("m"), "w = w - a * (g + momentum * m)"),
         states=("m",),
         parameters=(_open_unit("momentum", 0.9),),
         default_learning_rate=1e-2,
@@ -329,14 +340,14 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "rmsprop",
         "RMSprop",
-        body=("v = rho * v + (1 - rho) * g * g", "w = w - a * g / (sqrt(v) + epsilon)"),
+        body=("v = rho * v + (1 - rho) * g * g", _kept("v"), "w = w - a * g / (sqrt(v) + epsilon)"),
         states=("v",),
         parameters=(_open_unit("rho", 0.99), _EPSILON),
     ),
     UpdateRule(
         "adam",
         "Adam",
-        body=(_MOMENT, _SECOND, "w = w - a * m / (sqrt(v) * r + epsilon)"),
+        body=(*_MOMENT, *_SECOND, "w = w - a * m / (sqrt(v) * r + epsilon)"),
         states=("m", "v"),
         step=_ADAM_STEP,
         parameters=(_BETA1, _BETA2, _EPSILON),
@@ -344,7 +355,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "amsgrad",
         "AMSGrad",
-        body=(_MOMENT, _SECOND, "u = max(u, v)", "w = w - a * m / (sqrt(u) * r + epsilon)"),
+        body=(*_MOMENT, *_SECOND, "u = max(u, v)", "w = w - a * m / (sqrt(u) * r + epsilon)"),
         states=("m", "v", "u"),
         step=_ADAM_STEP,
         parameters=(_BETA1, _BETA2, _EPSILON),
@@ -352,7 +363,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "adamw",
         "AdamW",
-        body=(_MOMENT, _SECOND, "w = w - d * w - a * m / (sqrt(v) * r + epsilon)"),
+        body=(*_MOMENT, *_SECOND, "w = w - d * w - a * m / (sqrt(v) * r + epsilon)"),
         states=("m", "v"),
         step=(*_ADAM_STEP, ("d", "lr * weight_decay")),
         parameters=(_BETA1, _BETA2, _EPSILON, Parameter("weight_decay", 1e-2, 0.0, float("inf"), "left")),
@@ -363,6 +374,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
         body=(
             "w = w - d * w - a * sign(beta1 * m + (1 - beta1) * g)",
             "m = beta2 * m + (1 - beta2) * g",
+            _kept("m"),
         ),
         states=("m",),
         step=(("a", "lr"), ("d", "lr * weight_decay")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..spec.network import Network
 from .dense import Backward, Forward, formula, gather, noise, pack, parameters, statistics
+from .fuse import fuse_updates
 from .losses import error, final_activation, losses, show, shown_activation, sized, transform_input
 from .plan import Plan, PlanBuilder
 from .regularisers import Penalties
@@ -50,7 +51,7 @@ def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False
     penalties.second_passes(backward)
     penalties.on_weights()
     update(builder, network, rate_scalar, rule_scalar)
-    return builder.build()
+    return fuse_updates(builder.build())
 
 
 def evaluation_plan(

@@ -167,12 +167,13 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "dense_grad",
         ("dz", "x", "w", "dx", "dw", "db", "saved", "rows"),
-        ("activation", "stream", "transposed", "add", "add_bias"),
+        ("activation", "stream", "transposed", "add", "add_bias", "fused"),
         ("p0", "p1", "rate"),
         doc=(
             "[dw] (n,k) = dzT x, [db] (n) = sum_r dz, [dx] (m,k) = dropout'(dz w) a'(saved): activation, saved, stream "
             "and rate are those of the layer that made x (identity, empty, 0 where there is none to fuse). "
-            "transposed: w, dw are (k,n); add, add_bias: dw, db are added to"
+            "transposed: w, dw are (k,n); add, add_bias: dw, db are added to. fused: a backend may apply the plan's update "
+            "to w at once and leave dw unwritten, when it runs both phases"
         ),
     ),
     OpKind(

@@ -524,6 +524,7 @@ def momentum_update(w, g, m, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + g[i])
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
         w[i] = (w[i] - (c[0] * m[i]))
 
 
@@ -532,6 +533,7 @@ def nesterov_update(w, g, m, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + g[i])
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
         w[i] = (w[i] - (c[0] * (g[i] + (p[0] * m[i]))))
 
 
@@ -548,6 +550,7 @@ def rmsprop_update(w, g, v, c, p):
     T = w.dtype.type
     for i in range(w.size):
         v[i] = ((p[0] * v[i]) + (((T(1.0) - p[0]) * g[i]) * g[i]))
+        v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
         w[i] = (w[i] - ((c[0] * g[i]) / (primitives.sqrt(v[i]) + p[1])))
 
 
@@ -556,7 +559,9 @@ def adam_update(w, g, m, v, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
+        v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
         w[i] = (w[i] - ((c[0] * m[i]) / ((primitives.sqrt(v[i]) * c[1]) + p[2])))
 
 
@@ -565,7 +570,9 @@ def amsgrad_update(w, g, m, v, u, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
+        v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
         u[i] = primitives.max(u[i], v[i])
         w[i] = (w[i] - ((c[0] * m[i]) / ((primitives.sqrt(u[i]) * c[1]) + p[2])))
 
@@ -575,7 +582,9 @@ def adamw_update(w, g, m, v, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
+        v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
         w[i] = ((w[i] - (c[2] * w[i])) - ((c[0] * m[i]) / ((primitives.sqrt(v[i]) * c[1]) + p[2])))
 
 
@@ -585,6 +594,7 @@ def lion_update(w, g, m, c, p):
     for i in range(w.size):
         w[i] = ((w[i] - (c[1] * w[i])) - (c[0] * primitives.sign(((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i])))))
         m[i] = ((p[1] * m[i]) + ((T(1.0) - p[1]) * g[i]))
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
 
 
 @_jit

@@ -318,12 +318,14 @@ def sgd_update(w, g, s, c, p):
 def momentum_update(w, g, s, c, p):
     m = s[0]
     m[...] = ((p[0] * m) + g)
+    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
     w[...] = (w - (c[0] * m))
 
 
 def nesterov_update(w, g, s, c, p):
     m = s[0]
     m[...] = ((p[0] * m) + g)
+    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
     w[...] = (w - (c[0] * (g + (p[0] * m))))
 
 
@@ -336,6 +338,7 @@ def adagrad_update(w, g, s, c, p):
 def rmsprop_update(w, g, s, c, p):
     v = s[0]
     v[...] = ((p[0] * v) + (((1.0 - p[0]) * g) * g))
+    v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
     w[...] = (w - ((c[0] * g) / (np.sqrt(v) + p[1])))
 
 
@@ -343,7 +346,9 @@ def adam_update(w, g, s, c, p):
     m = s[0]
     v = s[1]
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
+    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
+    v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
     w[...] = (w - ((c[0] * m) / ((np.sqrt(v) * c[1]) + p[2])))
 
 
@@ -352,7 +357,9 @@ def amsgrad_update(w, g, s, c, p):
     v = s[1]
     u = s[2]
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
+    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
+    v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
     u[...] = np.maximum(u, v)
     w[...] = (w - ((c[0] * m) / ((np.sqrt(u) * c[1]) + p[2])))
 
@@ -361,7 +368,9 @@ def adamw_update(w, g, s, c, p):
     m = s[0]
     v = s[1]
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
+    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
+    v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
     w[...] = ((w - (c[2] * w)) - ((c[0] * m) / ((np.sqrt(v) * c[1]) + p[2])))
 
 
@@ -369,6 +378,7 @@ def lion_update(w, g, s, c, p):
     m = s[0]
     w[...] = ((w - (c[1] * w)) - (c[0] * np.sign(((p[0] * m) + ((1.0 - p[0]) * g)))))
     m[...] = ((p[1] * m) + ((1.0 - p[1]) * g))
+    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
 
 
 def negative_binomial_value(y, d, t, s, p):

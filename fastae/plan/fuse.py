@@ -1,0 +1,35 @@
+"""Which gradients the update rule may take at once, as they are made: no gradient is written and read again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from . import schema
+from .plan import Op, Plan
+
+
+def fuse_updates(plan: Plan) -> Plan:
+    """The training plan with ``fused`` set on each `dense_grad` whose weights may be updated within it.
+
+    That is where nothing else touches the gradient, clipping included, and no later op of the gradient phase reads the
+    weights.
+    """
+    kinds = Counter(op.kind for op in plan.ops)
+    if kinds["update"] != 1 or kinds["clip_gradient"]:
+        return plan
+    touched = Counter(name for op in plan.ops for name in op.slots.values())
+
+    def fusible(i: int, op: Op) -> bool:
+        if op.kind != "dense_grad" or "dw" not in op.slots or op.ints["transposed"]:
+            return False
+        later = (o for o in plan.ops[i + 1 :] if o.phase == schema.GRADIENT)
+        return touched[op.slots["dw"]] == 1 and not any(op.slots["w"] in o.slots.values() for o in later)
+
+    def marked(i: int, op: Op) -> Op:
+        return replace(op, ints={**op.ints, "fused": 1}) if fusible(i, op) else op
+
+    return replace(plan, ops=tuple(marked(i, op) for i, op in enumerate(plan.ops)))
+
+
+__all__ = ["fuse_updates"]
