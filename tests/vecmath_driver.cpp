@@ -83,8 +83,26 @@ template <class T> void all(const char* type) {
   sweep<T>(type, "cos2pi", [](V x) { return cos2pi(x); }, cos2pi_l, true);
 }
 
+// The square root of every float is the correctly rounded one.
+void square_roots() {
+  constexpr int N = Vec<float>::N;
+  for (uint64_t first = 0; first < (1ull << 32); first += N) {
+    float x[N], y[N];
+    for (int i = 0; i < N; ++i) {
+      const uint32_t bits = (uint32_t)(first + i);
+      memcpy(x + i, &bits, 4);
+    }
+    sqrt(Vec<float>::load(x)).store(y);
+    for (int i = 0; i < N; ++i) {
+      const float want = __builtin_sqrtf(x[i]);
+      if (want == want ? memcmp(y + i, &want, 4) != 0 : y[i] == y[i]) ++failures;
+    }
+  }
+}
+
 int main() {
   all<float>("float");
   all<double>("double");
+  square_roots();
   return failures != 0;
 }
