@@ -258,6 +258,11 @@ class FittedByBatches(Stored):
         """Memory with the arrays to start from, None for the present ones (a warm start); sets plan_."""
         warm, weighted = start is None, source.weight is not None
         if options.is_full_batch(network.solver):
+            if self._bf16:
+                raise ValueError(
+                    f"precision='bfloat16' cannot go with solver={network.solver.name!r}, which computes in float64; "
+                    "use precision='auto', or an update rule such as solver='adam'"
+                )
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)
         else:
             self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=weighted, bf16=self._bf16)
