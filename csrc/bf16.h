@@ -69,8 +69,10 @@ void multiply_strips(int how, const uint16_t* left, int64_t ld, const uint16_t* 
   constexpr int64_t W = kBf16Columns;
   const int64_t strip = how == bf16_product::tiles ? kAmxStrip : kDotStrip;
   Tiles tiles;
-  for (int64_t p = 0; p < depth; p += kBf16Depth) {
-    const int64_t n = smaller(kBf16Depth, depth - p);
+  // equal passes over the chain
+  const int64_t step = whole_tiles(ceil_div(depth, larger(1, ceil_div(depth, kBf16Depth))));
+  for (int64_t p = 0; p < depth; p += step) {
+    const int64_t n = smaller(step, depth - p);
     for (int64_t panel = first; panel < last; ++panel) {
       const int64_t j = panel * W, width = smaller(W, columns - j), wide = panel_width(columns, panel);
       const uint16_t* b = packed + (panel - first) * W * whole_tiles(depth) + p * wide;
@@ -123,8 +125,9 @@ void multiply_packed(int how, const float* a, int64_t lda, const float* w, int64
   }
 }
 
-void gradient_packed(int how, const float* d, int64_t ldd, const float* x, int64_t ldx, int64_t m, int64_t n,
-                     int64_t k, float* dw, int threads, float* scratch, bool add) noexcept {
+FASTAE_INLINE void gradient_packed(int how, const float* d, int64_t ldd, const float* x, int64_t ldx, int64_t m,
+                                   int64_t n, int64_t k, float* dw, float* db, int threads, float* scratch, bool add,
+                                   bool add_bias) noexcept {
   constexpr int64_t W = kBf16Columns, kUnits = 16;
   const int64_t ld = left_stride(smaller(m, kBf16Segment)), units = ceil_div(n, kUnits), panels = ceil_div(k, W);
   uint16_t* left = (uint16_t*)scratch;
@@ -135,7 +138,8 @@ void gradient_packed(int how, const float* d, int64_t ldd, const float* x, int64
     parallel(t, units + panels, [&](int64_t task) {
       if (task < units) {
         const int64_t j = task * kUnits;
-        round_columns(d + s * ldd + j, ldd, smaller(kUnits, n - j), rows, left + j * ld, ld);
+        round_columns(d + s * ldd + j, ldd, smaller(kUnits, n - j), rows, left + j * ld, ld,
+                      db ? db + j : nullptr, s > 0 || add_bias);
       } else {
         const int64_t panel = task - units, j = panel * W;
         pair_straight(x + s * ldx + j, ldx, smaller(W, k - j), rows, panel_width(k, panel), right + panel * size);
@@ -202,19 +206,21 @@ FASTAE_INLINE void pack_bf16(int how, const float* w, int64_t ldw, int64_t colum
   round_copy(packed, size, 1, size, packed, 1);
 }
 
-// dw (n,k) (+)= dT x for d (m,n), x (m,k). scratch: bf16_gradient_size floats, then those of weight_gradient().
+// dw (n,k) (+)= dT x, [db] (n) (+)= sum_r d unrounded, for d (m,n), x (m,k). scratch: bf16_gradient_size floats, then
+// those of weight_gradient().
 FASTAE_INLINE void weight_gradient_bf16(int how, const float* d, int64_t ldd, const float* x, int64_t ldx, int64_t m,
-                                        int64_t n, int64_t k, float* dw, int threads, float* scratch,
-                                        bool add) noexcept {
+                                        int64_t n, int64_t k, float* dw, float* db, int threads, float* scratch,
+                                        bool add, bool add_bias) noexcept {
 #ifdef FASTAE_BF16
   if (how != bf16_product::rounded)
-    return gradient_packed(how, d, ldd, x, ldx, m, n, k, dw, threads, scratch, add);
+    return gradient_packed(how, d, ldd, x, ldx, m, n, k, dw, db, threads, scratch, add, add_bias);
 #endif
   float* const right = scratch + m * n;
   round_copy(d, ldd, m, n, scratch, threads);
   round_copy(x, ldx, m, k, right, threads);
   weight_gradient((const float*)scratch, n, (const float*)right, k, m, n, k, dw, (float*)nullptr, threads, right + m * k,
                   add);
+  if (db) bias_gradient(d, ldd, m, n, db, threads, add_bias);
 }
 
 }  // namespace

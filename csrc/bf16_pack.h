@@ -4,6 +4,7 @@
 //   right  panel[p / 2][j][p % 2]    64 columns (the last panel 32 where these are enough), filled up with zeros
 #pragma once
 #include "bf16_tile.h"
+#include "gemm.h"
 
 #ifdef FASTAE_BF16
 namespace fastae {
@@ -39,9 +40,11 @@ FASTAE_BF16_TARGET void round_rows(const float* a, int64_t lda, int64_t rows, in
     }
 }
 
-// left[j][p] = d[p,j] for at most 16 columns of d: the left operand of dT x
+// left[j][p] = d[p,j] for at most 16 columns of d: the left operand of dT x. [sum][j] = sum_p d[p,j] by the chains of
+// bias_gradient(), in float32; add: added to what it holds.
 FASTAE_BF16_TARGET void round_columns(const float* d, int64_t ldd, int64_t columns, int64_t depth, uint16_t* left,
-                                      int64_t ld) noexcept {
+                                      int64_t ld, float* sum, bool add) noexcept {
+  Vec<float> chain(0);
   for (int64_t p0 = 0; p0 < depth; p0 += 32) {
     Vec<float> r[16];
 #pragma GCC unroll 16
@@ -49,7 +52,13 @@ FASTAE_BF16_TARGET void round_columns(const float* d, int64_t ldd, int64_t colum
       const int64_t p = p0 + 2 * i;
       const Vec<float> even = Vec<float>::load(d + p * ldd, p < depth ? (int)columns : 0);
       const Vec<float> odd = Vec<float>::load(d + (p + 1) * ldd, p + 1 < depth ? (int)columns : 0);
+      chain = (chain + even) + odd;
       r[i] = Vec<float>((vfloat)interleave(FASTAE_BF16_ROUND(even, odd)));
+    }
+    if (sum && ((p0 + 32) % kSegment == 0 || p0 + 32 >= depth)) {
+      (add ? Vec<float>::load(sum, (int)columns) + chain : chain).store(sum, (int)columns);
+      chain = Vec<float>(0);
+      add = true;
     }
     transpose_stage<float, 8>(r, std::make_integer_sequence<int, 16>());
     for (int64_t j = 0; j < columns; ++j) r[j].store((float*)(left + j * ld + p0));

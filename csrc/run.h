@@ -279,13 +279,14 @@ template <class T> struct Executor {
     T* db = real(o.slot[at::s_db]).p;
     const bool shared = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, add_bias = o.i[at::i_add_bias] != 0;
     if (o.i[at::i_bf16]) {
+      const View<T> a = shared ? x : dz, b = shared ? dz : x;
+      const bool together = dw && !shared;  // dz is the operand that sums are made of on the way
       if constexpr (sizeof(T) == 4) {
-        const View<T> a = shared ? x : dz, b = shared ? dz : x;
         if (dw)
-          weight_gradient_bf16(plan.bf16_product, a.p, a.ld, b.p, b.ld, m, shared ? k : n, shared ? n : k, dw, threads,
-                               packing, add);
+          weight_gradient_bf16(plan.bf16_product, a.p, a.ld, b.p, b.ld, m, shared ? k : n, shared ? n : k, dw,
+                               together ? db : nullptr, threads, packing, add, add_bias);
       }
-      if (db) bias_gradient(dz.p, dz.ld, m, n, db, threads, add_bias);
+      if (db && !together) bias_gradient(dz.p, dz.ld, m, n, db, threads, add_bias);
     } else if (shared) {
       if (dw) weight_gradient(x.p, x.ld, dz.p, dz.ld, m, k, n, dw, (T*)nullptr, threads, packing, add);
       if (db) bias_gradient(dz.p, dz.ld, m, n, db, threads, add_bias);
