@@ -32,7 +32,8 @@ def product(backend: NativeBackend, x: np.ndarray, w: np.ndarray, precision: str
     builder.op("dense", x="x", w="w", y="y")
     plan = builder.build()
     handle, empty = backend.compile(plan), np.empty(0, np.uint8)
-    spaces = [*plan.allocate(), np.tile(x, (times, 1)), w, aligned_bytes(times * m * n * 4).view(np.float32).reshape(-1, n)]
+    y = aligned_bytes(times * m * n * 4).view(np.float32).reshape(-1, n)  # as a plan's own buffers are
+    spaces = [*plan.allocate(), np.tile(x, (times, 1)), w, y]
     spaces[1:4] = [empty] * 3
     job = Job(spaces, n_rows=times * m, n_steps=times, phases=schema.GRADIENT)
     return lambda: backend.run(handle, job), times

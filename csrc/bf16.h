@@ -13,8 +13,8 @@ namespace fastae {
 namespace {
 
 constexpr int64_t kBf16Depth = 512;    // chain elements per pass: what a strip needs of them stays in L1
-constexpr int64_t kBf16Segment = 512;  // rows of a gradient that are packed at a time
-constexpr int64_t kBf16Rows = 384;     // rows of a task: a left operand of them stays in L2
+constexpr int64_t kBf16Segment = 256;  // rows of a gradient that are packed at a time
+constexpr int64_t kBf16Rows = 192;     // rows of a task: a left operand of them stays in L2
 
 FASTAE_INLINE Vec<float> round_bf16(Vec<float> x) {
   const IntVec<float> u = bits(x);
@@ -78,8 +78,8 @@ void multiply_strips(int how, const uint16_t* left, int64_t ld, const uint16_t* 
       const uint16_t* b = packed + (panel - first) * W * whole_tiles(depth) + p * wide;
       for (int64_t i = 0; i < rows; i += strip) {
         const int64_t taken = smaller(strip, rows - i);
-        const StripArgs t = {n,   left + i * ld + p, ld,    b,     2 * wide,      c + (row + i) * ldc + j,
-                             ldc, taken,             width, go_on || p > 0};
+        const StripArgs t = {n,     left + i * ld + p, ld, b, 2 * wide, c + (row + i) * ldc + j, ldc, taken,
+                             width, go_on || p > 0};
         if (how == bf16_product::tiles) multiply_tiles(t, tiles);
         else multiply_dots(t);
         if (p + n >= depth) finish(row + i, taken, j, width);
@@ -138,8 +138,8 @@ FASTAE_INLINE void gradient_packed(int how, const float* d, int64_t ldd, const f
     parallel(t, units + panels, [&](int64_t task) {
       if (task < units) {
         const int64_t j = task * kUnits;
-        round_columns(d + s * ldd + j, ldd, smaller(kUnits, n - j), rows, left + j * ld, ld,
-                      db ? db + j : nullptr, s > 0 || add_bias);
+        round_columns(d + s * ldd + j, ldd, smaller(kUnits, n - j), rows, left + j * ld, ld, db ? db + j : nullptr,
+                      s > 0 || add_bias);
       } else {
         const int64_t panel = task - units, j = panel * W;
         pair_straight(x + s * ldx + j, ldx, smaller(W, k - j), rows, panel_width(k, panel), right + panel * size);
@@ -150,8 +150,8 @@ FASTAE_INLINE void gradient_packed(int how, const float* d, int64_t ldd, const f
     const int64_t run = ceil_div(ceil_div(n, cuts), kAmxStrip) * kAmxStrip, runs = ceil_div(n, run);
     parallel(t, panels * runs, [&](int64_t task) {
       const int64_t panel = task / runs, from = task % runs * run;
-      multiply_strips(how, left + from * ld, ld, right + panel * size, from, smaller(run, n - from), k, rows, panel, panel + 1, dw,
-                      k, s > 0 || add, [](int64_t, int64_t, int64_t, int64_t) {});
+      multiply_strips(how, left + from * ld, ld, right + panel * size, from, smaller(run, n - from), k, rows, panel,
+                      panel + 1, dw, k, s > 0 || add, [](int64_t, int64_t, int64_t, int64_t) {});
     });
   }
 }
@@ -189,8 +189,8 @@ void multiply_bf16(int how, const float* a, int64_t lda, const float* w, int64_t
   const int64_t rows = transposed ? columns : depth, width = transposed ? depth : columns;
   round_copy(a, lda, m, depth, scratch, threads);
   if (!packed) round_copy(w, ldw, rows, width, right, threads);
-  multiply(scratch, depth, right, width, transposed, packed, m, columns, depth, c, ldc, threads, right + columns * depth,
-           finish);
+  multiply(scratch, depth, right, width, transposed, packed, m, columns, depth, c, ldc, threads,
+           right + columns * depth, finish);
 }
 
 // All panels of w, for multiply_bf16.
@@ -218,8 +218,8 @@ FASTAE_INLINE void weight_gradient_bf16(int how, const float* d, int64_t ldd, co
   float* const right = scratch + m * n;
   round_copy(d, ldd, m, n, scratch, threads);
   round_copy(x, ldx, m, k, right, threads);
-  weight_gradient((const float*)scratch, n, (const float*)right, k, m, n, k, dw, (float*)nullptr, threads, right + m * k,
-                  add);
+  weight_gradient((const float*)scratch, n, (const float*)right, k, m, n, k, dw, (float*)nullptr, threads,
+                  right + m * k, add);
   if (db) bias_gradient(d, ldd, m, n, db, threads, add_bias);
 }
 

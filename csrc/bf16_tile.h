@@ -16,10 +16,10 @@
 namespace fastae {
 namespace {
 
-constexpr int64_t kTileDepth = 32;     // elements of a chain that one tile instruction takes
-constexpr int64_t kDotStrip = 24;      // rows that a call of multiply_dots takes at most
-constexpr int64_t kAmxStrip = 32;      // and of multiply_tiles
-constexpr int64_t kBf16Columns = 64;   // of a panel; the last one has 32 where these are enough
+constexpr int64_t kTileDepth = 32;    // elements of a chain that one tile instruction takes
+constexpr int64_t kDotStrip = 24;     // rows that a call of multiply_dots takes at most
+constexpr int64_t kAmxStrip = 32;     // and of multiply_tiles
+constexpr int64_t kBf16Columns = 64;  // of a panel; the last one has 32 where these are enough
 
 struct StripArgs {
   int64_t depth;

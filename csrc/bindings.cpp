@@ -86,8 +86,7 @@ void allow_tiles(const Kernels& kernels) {
   if (std::strcmp(kernels.name, "avx512_amx") != 0) return;
   static const bool allowed = fastae::cpu_allow_tiles();
   if (!allowed)
-    throw std::runtime_error(
-        "the operating system refuses the use of AMX to this process; set FASTAE_ISA=avx512_bf16");
+    throw std::runtime_error("the operating system refuses the use of AMX to this process; set FASTAE_ISA=avx512_bf16");
 }
 
 struct AlignedFree {

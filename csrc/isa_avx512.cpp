@@ -24,7 +24,7 @@ template <int how> int64_t run_as(const PlanRecord& plan, const JobRecord& job) 
 
 extern "C" const fastae::Kernels* fastae_kernels_avx512() {
   static const fastae::Kernels kernels = {
-      "avx512",           fastae::workspace_bytes, fastae::run, fastae::permutation,
+      "avx512",           fastae::workspace_bytes, fastae::run,         fastae::permutation,
       fastae::all_finite, fastae::fma_rate,        fastae::rounded_rate};
   return &kernels;
 }
@@ -33,9 +33,10 @@ extern "C" const fastae::Kernels* fastae_kernels_avx512() {
 extern "C" const fastae::Kernels* fastae_kernels_avx512_bf16() {
 #ifdef FASTAE_BF16
   constexpr int how = fastae::bf16_product::dots;
-  static const fastae::Kernels kernels = {
-      "avx512_bf16",      fastae::workspace_bytes_as<how>, fastae::run_as<how>, fastae::permutation,
-      fastae::all_finite, fastae::fma_rate,                fastae::dot_rate};
+  static const fastae::Kernels kernels = {"avx512_bf16",       fastae::workspace_bytes_as<how>,
+                                          fastae::run_as<how>, fastae::permutation,
+                                          fastae::all_finite,  fastae::fma_rate,
+                                          fastae::dot_rate};
   return &kernels;
 #else
   return nullptr;
@@ -45,9 +46,10 @@ extern "C" const fastae::Kernels* fastae_kernels_avx512_bf16() {
 extern "C" const fastae::Kernels* fastae_kernels_avx512_amx() {
 #ifdef FASTAE_BF16
   constexpr int how = fastae::bf16_product::tiles;
-  static const fastae::Kernels kernels = {
-      "avx512_amx",       fastae::workspace_bytes_as<how>, fastae::run_as<how>, fastae::permutation,
-      fastae::all_finite, fastae::fma_rate,                fastae::tile_rate};
+  static const fastae::Kernels kernels = {"avx512_amx",        fastae::workspace_bytes_as<how>,
+                                          fastae::run_as<how>, fastae::permutation,
+                                          fastae::all_finite,  fastae::fma_rate,
+                                          fastae::tile_rate};
   return &kernels;
 #else
   return nullptr;

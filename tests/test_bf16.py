@@ -226,7 +226,8 @@ def test_every_estimator():
 
 @pytest.mark.parametrize("parameters", [
     {"tied_weights": True, "hidden_layer_sizes": (20,)},
-    {"normalization": "batch", "activation": fastae.Maxout(2), "skip_connections": True, "hidden_layer_sizes": (20, 20)},
+    {"normalization": "batch", "activation": fastae.Maxout(2), "skip_connections": True,
+     "hidden_layer_sizes": (20, 20)},
     {"penalties": [fastae.Orthogonality(0.1), fastae.Decorrelation(0.1)], "early_stopping": True},
     {"loss": "multinomial", "missing": -1.0, "noise": None},
 ], ids=str)  # fmt: skip
@@ -236,9 +237,9 @@ def test_with_other_structure(bf16_backend, parameters):
 
 
 def test_what_cannot_be():
-    with pytest.raises(ValueError, match="precision='bfloat16' cannot go with solver='lbfgs'.*precision='auto'"):
+    with pytest.raises(ValueError, match=r"precision='bfloat16' cannot go with solver='lbfgs'.*precision='auto'"):
         model("auto", solver="lbfgs").fit(X)
-    with pytest.raises(ValueError, match="precision='float16'.*bfloat16"):
+    with pytest.raises(ValueError, match=r"precision='float16'.*bfloat16"):
         model("auto").set_params(precision="float16").fit(X)
     builder = PlanBuilder(np.float64, 4, bf16=True)
     for name, rows, columns in (("x", M, 3), ("w", 2, 3), ("y", M, 2)):

@@ -328,7 +328,8 @@ class FittedByBatches(Stored):
         self, network: Network, dtype: np.dtype, sources: tuple[Source, ...], held_out: np.ndarray
     ) -> tuple[Plan, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         """A plan, the array for what it says of the held-out rows, and the function from that to each row's loss."""
-        return evaluation_plan(network, dtype, bf16=self._bf16), np.empty((len(held_out), 1)), lambda values: values[:, 0]
+        plan = evaluation_plan(network, dtype, bf16=self._bf16)
+        return plan, np.empty((len(held_out), 1)), lambda values: values[:, 0]
 
     def _finish(
         self, backend: Any, network: Network, dtype: np.dtype, state: training.State, history: training.History,
