@@ -69,16 +69,16 @@ void multiply_strips(int how, const uint16_t* left, int64_t ld, const uint16_t* 
   constexpr int64_t W = kBf16Columns;
   const int64_t strip = how == bf16_product::tiles ? kAmxStrip : kDotStrip;
   Tiles tiles;
-  // equal passes over the chain
+  // equal passes over the chain, one panel after the other, so that its results stay in cache from pass to pass
   const int64_t step = whole_tiles(ceil_div(depth, larger(1, ceil_div(depth, kBf16Depth))));
-  for (int64_t p = 0; p < depth; p += step) {
-    const int64_t n = smaller(step, depth - p);
-    for (int64_t panel = first; panel < last; ++panel) {
-      const int64_t j = panel * W, width = smaller(W, columns - j), wide = panel_width(columns, panel);
-      const uint16_t* b = packed + (panel - first) * W * whole_tiles(depth) + p * wide;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t j = panel * W, width = smaller(W, columns - j), wide = panel_width(columns, panel);
+    const uint16_t* b = packed + (panel - first) * W * whole_tiles(depth);
+    for (int64_t p = 0; p < depth; p += step) {
+      const int64_t n = smaller(step, depth - p);
       for (int64_t i = 0; i < rows; i += strip) {
         const int64_t taken = smaller(strip, rows - i);
-        const StripArgs t = {n,     left + i * ld + p, ld, b, 2 * wide, c + (row + i) * ldc + j, ldc, taken,
+        const StripArgs t = {n,     left + i * ld + p, ld, b + p * wide, 2 * wide, c + (row + i) * ldc + j, ldc, taken,
                              width, go_on || p > 0};
         if (how == bf16_product::tiles) multiply_tiles(t, tiles);
         else multiply_dots(t);
