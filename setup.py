@@ -30,7 +30,7 @@ FAILURES = (Exception, SystemExit)  # compilers fail as CompileError, LibError, 
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-X86 = {"baseline": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+X86 = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
 ARM = {"neon": []}
 
 SANITIZE = os.environ.get("FASTAE_SANITIZE", "")

@@ -29,12 +29,16 @@ ROWS = {"w1": 20_000, "w2": 60_000}
 def contestants(workload: str, batch: int, calls: int) -> dict[str, dict]:
     base = {"workload": workload, "batch": batch, "calls": calls, "epochs": EPOCHS[workload]}
     found = {"fastae": base | {"library": "fastae"}}
+    if workload != "w1":
+        found["fastae, bfloat16"] = base | {"library": "fastae", "precision": "bfloat16"}
     if importlib.util.find_spec("torch"):
         if workload == "w4a":
             found["torch"] = base | {"library": "torch"}
         else:
             found["torch, fused Adam"] = base | {"library": "torch", "fused": True}
             found["torch, eager"] = base | {"library": "torch"}
+        if workload != "w1":
+            found["torch, bf16 autocast"] = base | {"library": "torch", "fused": True, "bf16": True}
     if workload == "w1":
         found["scikit-learn"] = base | {"library": "sklearn"}
     if workload == "w4a" and importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
@@ -65,6 +69,13 @@ def main() -> None:
             gflops = flops(workload, batch) / best / 1e9
             print(f"{workload}, batch {batch}, {options.threads} thread(s), ceiling {ceiling:.0f} GFLOP/s a thread")
             figures = {}
+            theirs = rounds.get("torch, bf16 autocast")
+            if theirs:
+                mine = rounds["fastae, bfloat16"]
+                ratios = [b["seconds"] / a["seconds"] for a, b in zip(mine, theirs, strict=True)]
+                fastest = [min(r["seconds"] for r in side) for side in (theirs, mine)]
+                print(f"  bfloat16: fastae is {fastest[0] / fastest[1]:.2f} × as fast as torch's autocast (best), "
+                      f"{statistics.median(ratios):.2f} × (median)")  # fmt: skip
             for label, theirs in rounds.items():
                 fastest = min(r["seconds"] for r in theirs)
                 median = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True))

@@ -36,14 +36,16 @@ def fastae_round(spec: dict):
     if spec["workload"] == "w4a":
         pairs = encoder_weights()
         decoder = [(w.T.copy(), None) for w, _ in reversed(pairs)]
-        model = fastae.Autoencoder.from_arrays(pairs, decoder, code_activation="relu", n_jobs=spec["threads"])
+        model = fastae.Autoencoder.from_arrays(pairs, decoder, code_activation="relu", n_jobs=spec["threads"],
+                                                precision=spec.get("precision", "auto"))  # fmt: skip
         batch = X[: spec["batch"]]
         return lambda: (model.transform(batch), None)
     hidden, code = ((64,), 32) if spec["workload"] == "w1" else ((512, 128), 32)
     loss = {"loss": "binary_cross_entropy", "dropout": 0.2} if spec["workload"] == "w2" else {}
     model = fastae.Autoencoder(
         code, hidden_layer_sizes=hidden, code_activation="relu", batch_size=spec["batch"], tol=0.0, random_state=0,
-        max_iter=spec.get("epochs", 1), n_iter_no_change=10**6, warm_start=True, n_jobs=spec["threads"], **loss,
+        max_iter=spec.get("epochs", 1), n_iter_no_change=10**6, warm_start=True, n_jobs=spec["threads"],
+        precision=spec.get("precision", "auto"), **loss,
     )  # fmt: skip
     return lambda: (model.fit(X), model.loss_)
 
@@ -74,7 +76,7 @@ def torch_round(spec: dict):
         batch = X[: spec["batch"]]
 
         def encode():
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=spec.get("bf16", False)):
                 return net(batch), None
 
         return encode
@@ -86,7 +88,9 @@ def torch_round(spec: dict):
         for start in range(0, len(X), spec["batch"]):
             x = X[order[start : start + spec["batch"]]]
             optimizer.zero_grad(set_to_none=True)
-            loss = criterion(net(x), x)
+            with torch.autocast("cpu", torch.bfloat16, enabled=spec.get("bf16", False)):
+                output = net(x)
+            loss = criterion(output.float(), x)
             loss.backward()
             optimizer.step()
             total += float(loss.detach()) * len(x)

@@ -28,6 +28,8 @@ extern "C" const Kernels* fastae_kernels_avx2();
 #endif
 #ifdef FASTAE_HAVE_AVX512
 extern "C" const Kernels* fastae_kernels_avx512();
+extern "C" const Kernels* fastae_kernels_avx512_bf16();
+extern "C" const Kernels* fastae_kernels_avx512_amx();
 #endif
 #ifdef FASTAE_HAVE_NEON
 extern "C" const Kernels* fastae_kernels_neon();
@@ -41,7 +43,7 @@ template <class T> using dense_array = py::array_t<T, py::array::c_style>;
 std::vector<const Kernels*> present_kernels() {
   std::vector<const Kernels*> sets;
   const auto add = [&](const char* name, const Kernels* (*table)()) {
-    if (fastae::cpu_has(name)) sets.push_back(table());
+    if (const Kernels* k = fastae::cpu_has(name) ? table() : nullptr) sets.push_back(k);
   };
   (void)add;
 #ifdef FASTAE_HAVE_BASELINE
@@ -54,7 +56,12 @@ std::vector<const Kernels*> present_kernels() {
   add("avx2", fastae_kernels_avx2);
 #endif
 #ifdef FASTAE_HAVE_AVX512
+  // Intel's dot products of bfloat16 take four times as long as its float32 multiply-adds
+  const bool slow_dots = std::strstr(fastae::cpu_brand(), "Intel") != nullptr;
+  if (slow_dots) add("avx512_bf16", fastae_kernels_avx512_bf16);
   add("avx512", fastae_kernels_avx512);
+  if (!slow_dots) add("avx512_bf16", fastae_kernels_avx512_bf16);
+  add("avx512_amx", fastae_kernels_avx512_amx);
 #endif
   return sets;
 }
@@ -72,6 +79,14 @@ const Kernels& kernels_of(const std::string& isa) {
     known += (known.empty() ? "" : ", ") + std::string(k->name);
   }
   throw py::value_error("instruction set '" + isa + "' is not available here; this machine and build have: " + known);
+}
+
+// Asks the operating system, once a process, for what the kernels of bfloat16 need.
+void allow_tiles(const Kernels& kernels) {
+  if (std::strcmp(kernels.name, "avx512_amx") != 0) return;
+  static const bool allowed = fastae::cpu_allow_tiles();
+  if (!allowed)
+    throw std::runtime_error("the operating system refuses the use of AMX to this process; set FASTAE_ISA=avx512_bf16");
 }
 
 struct AlignedFree {
@@ -228,6 +243,10 @@ class Plan {
     floats_.assign(floats.data(), floats.data() + floats.size());
     for (const fastae::OpRecord& o : ops_) {
       if (o.kind < 0 || o.kind >= fastae::op::count) refuse("plan has an op of unknown kind");
+      if (fastae::in_bf16(o)) {
+        if (is_double) refuse("a float64 plan cannot have products in bfloat16");
+        allow_tiles(kernels_);
+      }
       if (fastae::formula_id(o) >= fastae::kFirstRegistered && !formulas_.has(fastae::formula_id(o)))
         refuse("plan uses a registered formula that was not given with it");
       for (const int64_t s : o.slot) {
@@ -247,7 +266,8 @@ class Plan {
                is_double,
                row_local,
                formulas_.data(),
-               formulas_.size()};
+               formulas_.size(),
+               fastae::bf16_product::rounded};
     for (const fastae::BufferRecord& b : buffers_)
       if (b.parent < 0 && b.space < fastae::space::external &&
           b.offset + bytes_of(b, batch) > sizes_[static_cast<size_t>(b.space)])
@@ -430,6 +450,15 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         return k.fma_rate(is_double, seconds);
       },
       "Floating-point operations a second of one thread's fused multiply-adds from registers.");
+  m.def(
+      "bf16_rate",
+      [](const std::string& isa, double seconds) {
+        const Kernels& k = kernels_of(isa);
+        allow_tiles(k);
+        py::gil_scoped_release release;
+        return k.bf16_rate(seconds);
+      },
+      "The same of what products in bfloat16 are made of.");
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&, bool, int64_t, const dense_array<int64_t>&, const dense_array<int64_t>&,
                     const dense_array<double>&, const std::vector<int64_t>&, int64_t, int64_t, bool,

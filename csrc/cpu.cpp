@@ -6,6 +6,10 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace fastae {
 namespace {
@@ -14,6 +18,7 @@ struct Cpu {
   bool avx2 = false;         // AVX2, FMA, F16C
   bool avx512 = false;       // F, BW, DQ, VL
   bool avx512_bf16 = false;  // the above and BF16
+  bool avx512_amx = false;   // the above and AMX with BF16, if the operating system lets processes ask for it
   bool neon = false;
   char brand[49] = "unknown";
 };
@@ -28,6 +33,17 @@ uint32_t saved_state() {
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return low;
 }
+
+#if defined(__linux__) && defined(__x86_64__)
+constexpr long kTileData = 18;  // number of the state component
+bool tiles_supported() {
+  uint64_t features = 0;
+  constexpr long get_supported = 0x1021;  // ARCH_GET_XCOMP_SUPP
+  return syscall(SYS_arch_prctl, get_supported, &features) == 0 && (features >> kTileData & 1);
+}
+#else
+bool tiles_supported() { return false; }
+#endif
 
 Cpu detect() {
   Cpu cpu;
@@ -55,9 +71,11 @@ Cpu detect() {
 
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return cpu;
   const uint32_t subleaves = a;
+  const bool tiles = (state & 0x60000) == 0x60000 && bit(d, 22) && bit(d, 24);
   cpu.avx2 = ymm && bit(b, 5) && fma && f16c;
   cpu.avx512 = cpu.avx2 && zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.avx512_bf16 = cpu.avx512 && bit(a, 5);
+  cpu.avx512_amx = cpu.avx512_bf16 && tiles && tiles_supported();
   return cpu;
 }
 
@@ -90,8 +108,18 @@ bool cpu_has(const char* isa) {
   if (!std::strcmp(isa, "avx2")) return cpu().avx2;
   if (!std::strcmp(isa, "avx512")) return cpu().avx512;
   if (!std::strcmp(isa, "avx512_bf16")) return cpu().avx512_bf16;
+  if (!std::strcmp(isa, "avx512_amx")) return cpu().avx512_amx;
   if (!std::strcmp(isa, "neon")) return cpu().neon;
   return false;
+}
+
+bool cpu_allow_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr long request_permission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  return cpu().avx512_amx && syscall(SYS_arch_prctl, request_permission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace fastae

@@ -37,6 +37,11 @@ struct FormulaRecord {
   FormulaPart part[kFormulaFunctions];  // y, dy, d2y; value, dy; or value, dw, smooth, prox
 };
 
+// How products of records with `bf16` are made: float32 products of rounded operands, AVX512_BF16, AMX.
+namespace bf16_product {
+enum { rounded, dots, tiles };
+}
+
 struct PlanRecord {
   const BufferRecord* buffers;
   int64_t n_buffers;
@@ -50,6 +55,7 @@ struct PlanRecord {
   bool row_local;  // steps are independent: they may run side by side
   const FormulaRecord* formulas;
   int64_t n_formulas;
+  int bf16_product;  // set by the kernels that run it
 };
 
 // Id of the formula in a record, -1 where its kind has none.
@@ -65,6 +71,16 @@ static inline int64_t formula_id(const OpRecord& o) noexcept {
     case op::weight_penalty: return o.i[at_weight_penalty::i_penalty];
     case op::project: return o.i[at_project::i_penalty];
     default: return -1;
+  }
+}
+
+// Whether the record's products are in bfloat16.
+static inline bool in_bf16(const OpRecord& o) noexcept {
+  switch (o.kind) {
+    case op::pack: return o.i[at_pack::i_bf16] == 1;
+    case op::dense: return o.i[at_dense::i_bf16] == 1;
+    case op::dense_grad: return o.i[at_dense_grad::i_bf16] == 1;
+    default: return false;
   }
 }
 
@@ -107,6 +123,7 @@ struct Kernels {
   bool (*all_finite)(const void* data, int64_t dtype, int64_t rows, int64_t columns, int64_t row_stride,
                      int threads) noexcept;
   double (*fma_rate)(bool is_double, double seconds) noexcept;  // floating-point operations a second, one thread
+  double (*bf16_rate)(double seconds) noexcept;                 // the same of what bfloat16 products are made of
 };
 
 }  // namespace fastae

@@ -1,8 +1,7 @@
 // Executes a plan: as many steps as asked, one op after another, each op cut over the pool's threads; or, when the
 // steps are independent of each other, whole steps side by side, so that a block's activations stay in one core's cache.
 #pragma once
-#include <time.h>
-
+#include "bf16.h"
 #include "random.h"
 #include "run_losses.h"
 #include "run_regularisers.h"
@@ -12,19 +11,13 @@
 namespace fastae {
 namespace {
 
-FASTAE_INLINE double clock_seconds() {
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 FASTAE_INLINE int64_t on_line(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Bytes that one executor needs beside the arena: packed panels or gradient operands, and sums of blocks.
 template <class T> struct Workspace {
   int64_t packing = 0, sums = 0;
 
-  explicit Workspace(const PlanRecord& plan) {
+  Workspace(const PlanRecord& plan, int threads) {
     const auto columns = [&](int64_t b) { return plan.buffers[b].columns; };
     const auto rows = [&](int64_t b) { return plan.buffers[b].rows < 0 ? plan.batch : plan.buffers[b].rows; };
     const auto group = [](int64_t n, int64_t depth) {
@@ -41,12 +34,21 @@ template <class T> struct Workspace {
       };
       const auto gradient = [&](int64_t n, int64_t k) { gradient_of(plan.batch, n, k); };
       if (r.kind == op::dense) {
-        product(columns(r.slot[at_dense::s_y]), columns(r.slot[at_dense::s_x]));
+        const int64_t n = columns(r.slot[at_dense::s_y]), k = columns(r.slot[at_dense::s_x]), before = packing;
+        product(n, k);
+        if (r.i[at_dense::i_bf16])
+          packing = larger(before, bf16_product_size(plan.bf16_product, plan.batch, n, k, threads) + group(n, k));
       } else if (r.kind == op::dense_grad) {
         const int64_t n = columns(r.slot[at_dense_grad::s_dz]), k = columns(r.slot[at_dense_grad::s_x]);
+        const int64_t before = packing;
+        packing = 0;
         product(k, n);
         if (r.i[at_dense_grad::i_transposed]) gradient(k, n);
         else gradient(n, k);
+        if (r.i[at_dense_grad::i_bf16])
+          packing += larger(bf16_product_size(plan.bf16_product, plan.batch, k, n, threads),
+                            bf16_gradient_size(plan.bf16_product, plan.batch, n, k));
+        packing = larger(before, packing);
       } else if (r.kind == op::decorrelation) {
         const int64_t n = columns(r.slot[at_decorrelation::s_h]);
         product(n, n);
@@ -90,7 +92,7 @@ template <class T> struct Executor {
 
   Executor(const PlanRecord& p, const JobRecord& j, int n_threads, char* own_arena, char* work)
       : plan(p), job(j), threads(n_threads), arena(own_arena) {
-    const Workspace<T> size(p);
+    const Workspace<T> size(p, j.threads);
     packing = (T*)work;
     sums = (double*)(work + on_line(size.packing * (int64_t)sizeof(T)));
     constexpr int64_t both = phase::gradient | phase::update;
@@ -188,13 +190,29 @@ template <class T> struct Executor {
               [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_x])); });
   }
 
+  // c (m,columns) = a (m,depth) * w, or wT
+  template <class F>
+  void product(int64_t bf16, View<T> a, View<T> w, bool transposed, const T* packed, int64_t columns, int64_t depth,
+               View<T> c, const F& finish) const {
+    if constexpr (sizeof(T) == 4) {
+      if (bf16)
+        return multiply_bf16(plan.bf16_product, a.p, a.ld, w.p, w.ld, transposed, packed, m, columns, depth, c.p, c.ld,
+                             threads, packing, finish);
+    }
+    multiply(a.p, a.ld, w.p, w.ld, transposed, packed, m, columns, depth, c.p, c.ld, threads, packing, finish);
+  }
+
   void pack(const OpRecord& o) {
     namespace at = at_pack;
     const View<T> w = real(o.slot[at::s_w]);
     const BufferRecord& r = plan.buffers[o.slot[at::s_w]];
     const bool shared = o.i[at::i_transposed] != 0;
     const int64_t n = shared ? r.columns : r.rows, k = shared ? r.rows : r.columns;
-    pack_panels(w.p, w.ld, n, k, !shared, 0, panel_count<T>(n), threads, real(o.slot[at::s_packed]).p);
+    T* packed = real(o.slot[at::s_packed]).p;
+    if constexpr (sizeof(T) == 4) {
+      if (o.i[at::i_bf16]) return pack_bf16(plan.bf16_product, w.p, w.ld, n, k, !shared, threads, packed);
+    }
+    pack_panels(w.p, w.ld, n, k, !shared, 0, panel_count<T>(n), threads, packed);
   }
 
   void dense(const OpRecord& o, const double* f) {
@@ -210,8 +228,7 @@ template <class T> struct Executor {
                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
                                      f[at::f_rate] > 0 ? &drop : nullptr,
                                      registered(o)};
-    multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], (const T*)real(o.slot[at::s_packed]).p, m, n, k, y.p, y.ld,
-             threads, packing, finish);
+    product(o.i[at::i_bf16], x, w, !o.i[at::i_transposed], real(o.slot[at::s_packed]).p, n, k, y, finish);
   }
 
   void activation(const OpRecord& o, const double* f) {
@@ -280,17 +297,26 @@ template <class T> struct Executor {
                                       {(T)f[at::f_p0], (T)f[at::f_p1]},
                                       f[at::f_rate] > 0 ? &drop : nullptr,
                                       registered(o)};
-      multiply(dz.p, dz.ld, w.p, w.ld, shared, (const T*)nullptr, m, k, n, dx.p, dx.ld, threads, packing, finish);
+      product(o.i[at::i_bf16], dz, w, shared, nullptr, k, n, dx, finish);
     }
-    if (shared) {
+    Update<T> rule;
+    const bool at_once = fused(o);
+    if (at_once) rule = update_of(*fused_update, plan.buffers[o.slot[at::s_w]]);
+    const GradientUse<T> take = {&rule, &Update<T>::expect, &Update<T>::take}, *use = at_once ? &take : nullptr;
+    if (o.i[at::i_bf16]) {
+      const View<T> a = shared ? x : dz, b = shared ? dz : x;
+      const bool together = dw && !shared;  // dz is the operand that sums are made of on the way
+      if constexpr (sizeof(T) == 4) {
+        if (dw)
+          weight_gradient_bf16(plan.bf16_product, a.p, a.ld, b.p, b.ld, m, shared ? k : n, shared ? n : k, dw,
+                               together ? db : nullptr, threads, packing, add, add_bias, use);
+      }
+      if (db && !together) bias_gradient(dz.p, dz.ld, m, n, db, threads, add_bias);
+    } else if (shared) {
       if (dw) weight_gradient(x.p, x.ld, dz.p, dz.ld, m, k, n, dw, (T*)nullptr, threads, packing, add);
       if (db) bias_gradient(dz.p, dz.ld, m, n, db, threads, add_bias);
-    } else if (fused(o)) {
-      const Update<T> rule = update_of(*fused_update, plan.buffers[o.slot[at::s_w]]);
-      const GradientUse<T> use = {&rule, &Update<T>::expect, &Update<T>::take};
-      weight_gradient(dz.p, dz.ld, x.p, x.ld, m, n, k, dw, db, threads, packing, false, add_bias, &use);
     } else if (dw || db) {
-      weight_gradient(dz.p, dz.ld, x.p, x.ld, m, n, k, dw, db, threads, packing, add, add_bias);
+      weight_gradient(dz.p, dz.ld, x.p, x.ld, m, n, k, dw, db, threads, packing, add, add_bias, use);
     }
   }
 
@@ -474,7 +500,7 @@ template <class T> int64_t run_in_order(const PlanRecord& plan, const JobRecord&
 
 // Independent steps: one thread takes a whole step, with an arena and packing space of its own.
 template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRecord& job, int threads) noexcept {
-  const int64_t arena = on_line(plan.arena_bytes), each = arena + Workspace<T>(plan).bytes();
+  const int64_t arena = on_line(plan.arena_bytes), each = arena + Workspace<T>(plan, job.threads).bytes();
   char* work = (char*)job.workspace;
   Executor<T> first(plan, job, job.threads, work, work + arena);
   first.begin(0);
@@ -513,7 +539,7 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
 FASTAE_INLINE bool side_by_side(const PlanRecord& plan) { return plan.row_local && plan.n_values == 0; }
 
 template <class T> int64_t bytes_of(const PlanRecord& plan, int threads) noexcept {
-  const int64_t own = Workspace<T>(plan).bytes();
+  const int64_t own = Workspace<T>(plan, threads).bytes();
   return side_by_side(plan) ? (on_line(plan.arena_bytes) + own) * threads : own;
 }
 
@@ -537,17 +563,12 @@ template <class T> double fma_rate_of(double seconds) noexcept {
   for (int i = 0; i < A; ++i) acc[i] = Vec<T>((T)i);
   Vec<T> a((T)0.999), b((T)0.001);
   __asm__ volatile("" : "+m"(a), "+m"(b));
-  double best = 0;
-  const double end = clock_seconds() + seconds;
-  do {
-    const double t = clock_seconds();
+  const double best = best_rate(seconds, 2.0 * A * Vec<T>::N * kLoops, [&] {
     for (int loop = 0; loop < kLoops; ++loop) {
 #pragma GCC unroll 16
       for (int i = 0; i < A; ++i) acc[i] = fma(acc[i], a, b);
     }
-    const double rate = 2.0 * A * Vec<T>::N * kLoops / (clock_seconds() - t);
-    best = rate > best ? rate : best;
-  } while (clock_seconds() < end);
+  });
   for (int i = 0; i < A; ++i) __asm__ volatile("" : : "m"(acc[i]));
   return best;
 }
@@ -555,6 +576,8 @@ template <class T> double fma_rate_of(double seconds) noexcept {
 double fma_rate(bool is_double, double seconds) noexcept {
   return is_double ? fma_rate_of<double>(seconds) : fma_rate_of<float>(seconds);
 }
+
+double rounded_rate(double seconds) noexcept { return fma_rate_of<float>(seconds); }
 
 }  // namespace
 }  // namespace fastae

@@ -5,7 +5,7 @@
 namespace fastae {
 
 constexpr int kMaxSlots = 8;
-constexpr int kMaxInts = 6;
+constexpr int kMaxInts = 7;
 constexpr int kMaxFloats = 4;
 
 namespace op {
@@ -40,7 +40,7 @@ enum Int { i_source, i_stream };
 }
 namespace at_pack {
 enum Slot { s_w, s_packed };
-enum Int { i_transposed };
+enum Int { i_transposed, i_bf16 };
 }
 namespace at_fold_norm {
 enum Slot { s_w, s_b, s_gamma, s_beta, s_mean, s_var, s_folded_w, s_folded_b };
@@ -49,7 +49,7 @@ enum Float { f_epsilon };
 }
 namespace at_dense {
 enum Slot { s_x, s_w, s_b, s_y, s_z, s_packed, s_rows };
-enum Int { i_activation, i_stream, i_transposed };
+enum Int { i_activation, i_stream, i_transposed, i_bf16 };
 enum Float { f_p0, f_p1, f_rate };
 }
 namespace at_add {
@@ -112,7 +112,7 @@ enum Int { i_likelihood, i_output };
 }
 namespace at_dense_grad {
 enum Slot { s_dz, s_x, s_w, s_dx, s_dw, s_db, s_saved, s_rows };
-enum Int { i_activation, i_stream, i_transposed, i_add, i_add_bias, i_fused };
+enum Int { i_activation, i_stream, i_transposed, i_add, i_add_bias, i_bf16, i_fused };
 enum Float { f_p0, f_p1, f_rate };
 }
 namespace at_activity {

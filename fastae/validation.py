@@ -21,9 +21,14 @@ FLOATS = frozenset(("float16", "bfloat16", "float32", "float64"))
 
 
 def computing_dtype(stored: np.dtype, precision: str) -> np.dtype:
-    """float64 for float64 input and float32 for everything else, unless ``precision`` says otherwise."""
+    """float64 for float64 input and float32 for everything else, unless ``precision`` says otherwise.
+
+    "bfloat16" is float32 but for the operands of products.
+    """
     if precision in ("float32", "float64"):
         return np.dtype(precision)
+    if precision == "bfloat16":
+        return np.dtype(np.float32)
     return np.dtype(np.float64 if stored == np.float64 else np.float32)
 
 

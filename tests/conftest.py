@@ -23,6 +23,10 @@ def _native(isa):
 BACKENDS = ["reference", "numba", "baseline", "avx2", "avx512", "neon"]
 
 
+# with the sets that only multiply bfloat16 in another way
+BF16_BACKENDS = [*BACKENDS, "avx512_bf16", "avx512_amx"]
+
+
 def backend_named(name):
     """A backend object: "reference", "numba", or the native one on an instruction set."""
     return get_backend(name) if name in ("reference", "numba") else _native(name)

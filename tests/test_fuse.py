@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import backend_named
 
 import fastae
 from fastae.plan import schema
@@ -11,9 +12,9 @@ from fastae.plan.plan import Job, Source
 BOTH = schema.GRADIENT | schema.UPDATE
 
 
-def plan_of(dtype=np.float32, batch=64, n_features=37, **parameters):
+def plan_of(dtype=np.float32, batch=64, n_features=37, bf16=False, **parameters):
     parameters = {"hidden_layer_sizes": (65, 17), "loss": "squared_error", "solver": "adam"} | parameters
-    return training_plan(fastae.Autoencoder(6, **parameters)._network(n_features), dtype, batch)
+    return training_plan(fastae.Autoencoder(6, **parameters)._network(n_features), dtype, batch, bf16=bf16)
 
 
 def fused(plan):
@@ -57,7 +58,17 @@ def test_which_layers_are_fused():
 @pytest.mark.parametrize("solver", ["sgd", "nesterov", "adam", "amsgrad", "lion"])
 @pytest.mark.parametrize(("dtype", "batch"), [(np.float32, 33), (np.float64, 300), (np.float32, 1500)])
 def test_same_bits_as_one_after_the_other(native_backend, solver, dtype, batch):
-    plan = plan_of(dtype, batch, solver=solver, normalization="layer", dropout=0.2)
+    check_same_bits(native_backend, plan_of(dtype, batch, solver=solver, normalization="layer", dropout=0.2))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16", "avx512_amx"])
+@pytest.mark.parametrize("batch", [33, 300])
+def test_same_bits_in_bfloat16(isa, batch):
+    check_same_bits(backend_named(isa), plan_of(batch=batch, dropout=0.2, bf16=True))
+
+
+def check_same_bits(native_backend, plan):
+    batch, dtype = plan.batch, plan.dtype
     X = np.random.default_rng(1).uniform(size=(batch, 37)).astype(dtype)
     together, apart = start(plan), start(plan)
     assert steps(native_backend, plan, X, together, BOTH, 1, threads=3) == 1

@@ -93,12 +93,12 @@ NETWORKS = {
 }  # fmt: skip
 
 
-def gradient(name, backend, dtype, m=300, threads=2, theta=None):
+def gradient(name, backend, dtype, m=300, threads=2, theta=None, bf16=False):
     """(loss + penalties, gradient, theta, loss as a function of theta, gradient without padding) of one batch."""
     sizes = {"n_components": 4, "hidden_layer_sizes": (19,), "decoder_layer_sizes": (5, 33)}
     classifier = "n_classes" in NETWORKS[name]
     network = classifier_network(7, **NETWORKS[name]) if classifier else dense_network(7, **sizes | NETWORKS[name])
-    plan = training_plan(network, dtype, m, weighted=True)
+    plan = training_plan(network, dtype, m, weighted=True, bf16=bf16)
     spaces = plan.allocate()
     pairs = [(w, b + 0.1) for w, b in initial_weights("xavier_normal", network, seed=3)]
     weights.write(plan, spaces, network, pairs, weights.initial_norms(network))

@@ -11,6 +11,15 @@ from ..plan import schema
 from ..plan.plan import Buffer, Job, Op, Plan, Source
 
 
+def operand(op: Op, array: np.ndarray) -> np.ndarray:
+    """What a product reads: the array, rounded to bfloat16 (nearest, ties to even) where the record says so."""
+    if not op.ints.get("bf16", 0):
+        return array
+    words = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (words + np.uint32(0x7FFF) + ((words >> 16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(array), array, rounded.view(np.float32)).astype(array.dtype, copy=False)
+
+
 class Step:
     """What an op sees of the step that runs: its rows, keys, scalars and the values it adds to."""
 

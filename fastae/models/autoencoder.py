@@ -83,8 +83,13 @@ class Autoencoder(Reconstruction, FittedByBatches):
     random_state : int, RandomState, Generator or None
     backend : "auto", "native", "numba" or "reference"
     device : "auto" or "cpu"
-    precision : "auto", "float32" or "float64"
-        "auto" computes float64 input in float64 and everything else in float32.
+    precision : "auto", "float32", "float64" or "bfloat16"
+        "auto" computes float64 input in float64 and everything else in float32. "bfloat16" computes in float32 but
+        rounds the operands of the layers' products to bfloat16 (8 significant bits, nearest even), in training and in
+        everything that a fitted model does; sums, weights, moments, biases, activations and losses stay float32. It is
+        faster where the processor multiplies bfloat16 fast (AMX; AVX512_BF16 but Intel's); elsewhere it is correct and
+        slower than float32. In this mode results differ between instruction sets by more than sums' rounding where a
+        sum lies near the edge between two bfloat16 numbers. Not with full-batch solvers (ValueError).
     n_jobs : int or None
         Threads; None takes FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
     callbacks : sequence of functions of `fastae.EpochInfo`

@@ -22,6 +22,7 @@ from ..validation import check_mark, check_rows, check_transform, is_nan
 from . import weights
 from .inspection import ShownAsHTML
 
+PRECISIONS = ("auto", "float32", "float64", "bfloat16")
 _LAYER_BYTES = 1 << 26  # of layer outputs held at a time
 
 
@@ -87,9 +88,14 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
                     "use device='cpu' or 'auto'"
                 )
             raise options.unknown("device", self.device, ("auto", "cpu"))
-        if self.precision not in ("auto", "float32", "float64"):
-            raise options.unknown("precision", self.precision, ("auto", "float32", "float64"))
+        if self.precision not in PRECISIONS:
+            raise options.unknown("precision", self.precision, PRECISIONS)
         return get_backend(self.backend)
+
+    @property
+    def _bf16(self) -> bool:
+        """Whether products are in bfloat16."""
+        return self.precision == "bfloat16"
 
     def _forget_compiled(self) -> None:
         self._compiled = {}
@@ -97,16 +103,16 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
         """The inference or evaluation plan for a dtype, made once per set of weights and backend."""
         backend = self._backend()
-        key = (what, dtype, backend.name, getattr(backend, "isa", ""))
+        key = (what, dtype, self._bf16, backend.name, getattr(backend, "isa", ""))
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             network: Network = self.network_
             if what in ("loss", "heads"):
-                plan = evaluation_plan(network, dtype, per_head=what == "heads")
+                plan = evaluation_plan(network, dtype, per_head=what == "heads", bf16=self._bf16)
             elif what == "error":
-                plan = evaluation_plan(network, dtype, loss=options.LOSSES["squared_error"]())
+                plan = evaluation_plan(network, dtype, loss=options.LOSSES["squared_error"](), bf16=self._bf16)
             else:
-                plan = inference_plan(network, dtype, part=what)
+                plan = inference_plan(network, dtype, part=what, bf16=self._bf16)
             compiled = _Compiled(backend, plan)
             weights.write(plan, compiled.spaces, network, self.weights_, self.norms_)
             cache[key] = compiled
@@ -192,7 +198,7 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """Blocks of ``rows`` with the outputs of all layers, (block, n_out) each; the last is the reconstruction."""
         widths = [*(layer.n_out for layer in self.network_.layers[:-1]), self.network_.target_width]
         size = max(1, min(len(rows), _LAYER_BYTES // (dtype.itemsize * sum(widths))))
-        plan = inference_plan(self.network_, dtype, min(size, 512), part="layers")
+        plan = inference_plan(self.network_, dtype, min(size, 512), part="layers", bf16=self._bf16)
         compiled = _Compiled(self._backend(), plan)
         weights.write(plan, compiled.spaces, self.network_, self.weights_, self.norms_)
         for start in range(0, len(rows), size):

@@ -128,7 +128,7 @@ class FittedByBatches(Stored):
             if first:
                 self.seed_ = seed_of(self.random_state)
             settings = self._settings(network, self.seed_)
-            key = (network, dtype, self._batch(source.n_rows), source.weight is not None, backend)
+            key = (network, dtype, self._bf16, self._batch(source.n_rows), source.weight is not None, backend)
             live = None if first else self.__dict__.get("_live")
             if live is None or live.key != key or self._state is None or (
                 self._state.memory is not live.state.spaces[schema.STATE]
@@ -258,9 +258,14 @@ class FittedByBatches(Stored):
         """Memory with the arrays to start from, None for the present ones (a warm start); sets plan_."""
         warm, weighted = start is None, source.weight is not None
         if options.is_full_batch(network.solver):
+            if self._bf16:
+                raise ValueError(
+                    f"precision='bfloat16' cannot go with solver={network.solver.name!r}, which computes in float64; "
+                    "use precision='auto', or an update rule such as solver='adam'"
+                )
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)
         else:
-            self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=weighted)
+            self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=weighted, bf16=self._bf16)
         if self.plan_.batch == 1 < n_rows and any(isinstance(q.norm, options.BatchNorm) for q in network.layers):
             raise ValueError(
                 "batch_size=1 cannot go with batch normalisation; use at least 2, or normalization='layer'"
@@ -323,7 +328,8 @@ class FittedByBatches(Stored):
         self, network: Network, dtype: np.dtype, sources: tuple[Source, ...], held_out: np.ndarray
     ) -> tuple[Plan, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
         """A plan, the array for what it says of the held-out rows, and the function from that to each row's loss."""
-        return evaluation_plan(network, dtype), np.empty((len(held_out), 1)), lambda values: values[:, 0]
+        plan = evaluation_plan(network, dtype, bf16=self._bf16)
+        return plan, np.empty((len(held_out), 1)), lambda values: values[:, 0]
 
     def _finish(
         self, backend: Any, network: Network, dtype: np.dtype, state: training.State, history: training.History,

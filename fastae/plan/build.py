@@ -18,12 +18,13 @@ from .update import update
 INFERENCE_BATCH = 192  # rows: activations of usual networks stay in a core's L2 cache
 
 
-def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False) -> Plan:
+def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False, bf16: bool = False) -> Plan:
     """gradient: loss and gradient of one batch. update: penalties of the weights, clipping, the rule, projections.
 
     values: 0 the data loss, 1 the sum of all penalties. scalars: 0 the learning rate, then the rule's constants.
+    ``bf16``, here and below: products of layers in bfloat16, everything else in ``dtype`` (float32).
     """
-    builder = PlanBuilder(dtype, batch, "training")
+    builder = PlanBuilder(dtype, batch, "training", bf16=bf16)
     layers = network.layers
     parameters(builder, layers, (THETA, GRAD))
     builder.flat(network.solver._row.states)
@@ -55,13 +56,13 @@ def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False
 
 
 def evaluation_plan(
-    network: Network, dtype, batch: int = INFERENCE_BATCH, *, loss=None, per_head: bool = False
+    network: Network, dtype, batch: int = INFERENCE_BATCH, *, loss=None, per_head: bool = False, bf16: bool = False
 ) -> Plan:
     """``row_value`` (N, 1) float64: each row's loss; with ``loss`` another one, of reconstruction against input.
 
     ``per_head``: (N, heads), the loss of each head without its weight.
     """
-    builder = PlanBuilder(dtype, batch, "evaluation")
+    builder = PlanBuilder(dtype, batch, "evaluation", bf16=bf16)
     row_value = builder.external("row_value", BATCH_ROWS, len(network.blocks) if per_head else 1, FLOAT64)
     layers = network.layers
     parameters(builder, layers)
@@ -85,7 +86,9 @@ def evaluation_plan(
     return builder.build()
 
 
-def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode") -> Plan:
+def inference_plan(
+    network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode", bf16: bool = False
+) -> Plan:
     """Result in the external ``out``.
 
     part: "encode" (X → code), "decode" (code → X̂), "reconstruct" (X → X̂), or "distribution" (X → every parameter that
@@ -97,7 +100,7 @@ def inference_plan(network: Network, dtype, batch: int = INFERENCE_BATCH, *, par
     ends = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers))}
     chosen = range(*ends.get(part, (0, len(layers))))
     split = network.split_output and part != "encode"
-    builder = PlanBuilder(dtype, batch, part)
+    builder = PlanBuilder(dtype, batch, part, bf16=bf16)
     inner = chosen[:-1] if part == "layers" else ()
     outs = {i: builder.external(f"out{i}", BATCH_ROWS, layers[i].n_out) for i in inner}
     width = network.target_width if split and part != "distribution" else layers[chosen[-1]].n_out

@@ -16,6 +16,11 @@ from .schema import ARENA, BATCH_ROWS, FLOAT64, INT64, PREPARE, THETA
 PACK_ROUND = 64  # columns of the widest packed panel
 
 
+def packed_depth(k: int) -> int:
+    """Elements of k in a packed weight; of bfloat16 they are half as large and come in tiles of 32."""
+    return max(k, 16)
+
+
 def parameters(builder: PlanBuilder, layers: tuple[Layer, ...], spaces=(THETA,)) -> None:
     """Trainable parameters layer by layer: w, b, and gamma, beta of a normalisation; tied layers have no w."""
     for space, prefix in zip(spaces, ("", "d"), strict=False):
@@ -259,6 +264,6 @@ def pack(builder: PlanBuilder, layers: tuple[Layer, ...], chosen: range) -> dict
             builder.op("fold_norm", PREPARE, **weights, **own, **folded, epsilon=layer.norm.epsilon)
             weights["w"] = folded["folded_w"]
         rows = -(-layer.n_units // PACK_ROUND) * PACK_ROUND
-        names[i] = builder.buffer(f"packed{i}", rows, layer.n_in)
+        names[i] = builder.buffer(f"packed{i}", rows, packed_depth(layer.n_in))
         builder.op("pack", PREPARE, packed=names[i], **weights)
     return names

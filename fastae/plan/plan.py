@@ -189,8 +189,9 @@ class Job:
 class PlanBuilder:
     """Collects buffers and ops; lays the arena out by liveness at `build`."""
 
-    def __init__(self, dtype, batch: int, title: str = "plan"):
+    def __init__(self, dtype, batch: int, title: str = "plan", *, bf16: bool = False):
         self.dtype = np.dtype(dtype)
+        self.bf16 = bf16  # products of all records that can have them in bfloat16
         self.batch = batch
         self.title = title
         self.n_values = self.n_scalars = self.n_external = 0
@@ -262,7 +263,8 @@ class PlanBuilder:
         missing = set(slots.values()) - set(self._buffers)
         if missing:
             raise ValueError(f"op {kind!r} names undeclared buffers {sorted(missing)}")
-        ints = {name: int(attributes.get(name, -1 if name == "value" else 0)) for name in spec.ints}
+        defaults = {"value": -1, "bf16": self.bf16}
+        ints = {name: int(attributes.get(name, defaults.get(name, 0))) for name in spec.ints}
         floats = {name: float(attributes.get(name, 0.0)) for name in spec.floats}
         self._ops.append(Op(kind, phase, slots, ints, floats))
 

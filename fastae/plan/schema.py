@@ -69,7 +69,7 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "pack",
         ("w", "packed"),
-        ("transposed",),
+        ("transposed", "bf16"),
         doc="packed <- w (n,k) in the backend's own layout for repeated products; transposed: w is (k,n)",
     ),
     OpKind(
@@ -82,11 +82,11 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "dense",
         ("x", "w", "b", "y", "z", "packed", "rows"),
-        ("activation", "stream", "transposed"),
+        ("activation", "stream", "transposed", "bf16"),
         ("p0", "p1", "rate"),
         doc=(
             "[z] = x wT + [b]; y = dropout(a(z)); x (m,k) w (n,k) b (n) y,z (m,n). [packed]: w packed earlier; "
-            "transposed: w is (k,n), shared with another layer"
+            "transposed: w is (k,n), shared with another layer; bf16: operands of products are rounded to bfloat16"
         ),
     ),
     OpKind("add", ("x", "y", "sum"), doc="sum (m,n) = x + y; sum may be y"),
@@ -167,13 +167,13 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "dense_grad",
         ("dz", "x", "w", "dx", "dw", "db", "saved", "rows"),
-        ("activation", "stream", "transposed", "add", "add_bias", "fused"),
+        ("activation", "stream", "transposed", "add", "add_bias", "bf16", "fused"),
         ("p0", "p1", "rate"),
         doc=(
             "[dw] (n,k) = dzT x, [db] (n) = sum_r dz, [dx] (m,k) = dropout'(dz w) a'(saved): activation, saved, stream "
             "and rate are those of the layer that made x (identity, empty, 0 where there is none to fuse). "
-            "transposed: w, dw are (k,n); add, add_bias: dw, db are added to. fused: a backend may apply the plan's update "
-            "to w at once and leave dw unwritten, when it runs both phases"
+            "transposed: w, dw are (k,n); add, add_bias: dw, db are added to; bf16: as in dense, db is not rounded; "
+            "fused: a backend may apply the plan's update to w at once and leave dw unwritten, when it runs both phases"
         ),
     ),
     OpKind(

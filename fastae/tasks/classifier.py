@@ -188,7 +188,7 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
     def _validation(
         self, network: Network, dtype: np.dtype, sources: tuple[Source, ...], held_out: np.ndarray
     ) -> tuple[Plan, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-        plan, codes = inference_plan(network, dtype, part="scores"), codes_of(sources[1])[held_out]
+        plan, codes = inference_plan(network, dtype, part="scores", bf16=self._bf16), codes_of(sources[1])[held_out]
         return plan, np.empty((len(held_out), len(self.classes_)), dtype), lambda z: z.argmax(axis=1) != codes
 
     # ---- scikit-learn's face ---

@@ -101,7 +101,12 @@ class NativeBackend:
         return _core.all_finite(self.isa, array, code, n_threads)
 
     def peak_gflops(self, dtype: str = "float32", seconds: float = 0.2) -> float:
-        """Measured ceiling of fused multiply-adds from registers on one thread, in GFLOP/s."""
+        """Measured ceiling of multiply-adds from registers on one thread, in GFLOP/s.
+
+        dtype : "float32", "float64", or "bfloat16" for the instructions that this set multiplies bfloat16 with
+        """
+        if dtype == "bfloat16":
+            return _core.bf16_rate(self.isa, seconds) / 1e9
         return _core.fma_rate(self.isa, np.dtype(dtype) == np.float64, seconds) / 1e9
 
 

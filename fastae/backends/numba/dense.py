@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit
 
 from ...catalog import BY_INDEX
+from ..interpreter import operand
 from . import formulas
 from .random import mask
 
@@ -56,13 +57,14 @@ def take(step, op, v):
 
 
 def weight(op, v):
-    """w as (units, inputs)."""
-    return v["w"].T if op.ints["transposed"] else v["w"]
+    """w as (units, inputs), as products read it."""
+    w = operand(op, v["w"])
+    return w.T if op.ints["transposed"] else w
 
 
 def dense(step, op, v):
     y, z = v["y"], v.get("z")
-    np.matmul(v["x"], weight(op, v).T, out=y)
+    np.matmul(operand(op, v["x"]), weight(op, v).T, out=y)
     if "b" in v:
         y += v["b"]
     if z is not None:
@@ -99,15 +101,16 @@ def activation_grad(step, op, v):
 
 
 def dense_grad(step, op, v):
-    dz = v["dz"]
+    dz = operand(op, v["dz"])
     if "dw" in v:
-        left, right = (v["x"], dz) if op.ints["transposed"] else (dz, v["x"])
+        x = operand(op, v["x"])
+        left, right = (x, dz) if op.ints["transposed"] else (dz, x)
         if op.ints["add"]:
             v["dw"] += left.T @ right
         else:
             np.matmul(left.T, right, out=v["dw"])
     if "db" in v:
-        column_sums(dz, v["db"][0], op.ints["add_bias"])
+        column_sums(v["dz"], v["db"][0], op.ints["add_bias"])
     if "dx" in v:
         np.matmul(dz, weight(op, v), out=v["dx"])
         _chain(step, op, v, v["dx"], v["dx"])

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ...catalog import BY_INDEX
+from ..interpreter import operand
 from . import formulas
 from .random import dropped, kept
 
@@ -30,13 +31,13 @@ def take(step, op, v):
 
 
 def weight(op, v):
-    """w as (units, inputs)."""
-    w = v["w"].astype(np.float64)
+    """w as (units, inputs), as products read it."""
+    w = operand(op, v["w"]).astype(np.float64)
     return w.T if op.ints.get("transposed", 0) else w
 
 
 def dense(step, op, v):
-    z = v["x"].astype(np.float64) @ weight(op, v).T
+    z = operand(op, v["x"]).astype(np.float64) @ weight(op, v).T
     if "b" in v:
         z = z + v["b"]
     if "z" in v:
@@ -75,12 +76,12 @@ def gradient(v, name, value, add):
 
 
 def dense_grad(step, op, v):
-    dz = v["dz"].astype(np.float64)
+    dz = operand(op, v["dz"]).astype(np.float64)
     if "dw" in v:
-        dw = dz.T @ v["x"].astype(np.float64)
+        dw = dz.T @ operand(op, v["x"]).astype(np.float64)
         gradient(v, "dw", dw.T if op.ints["transposed"] else dw, op.ints["add"])
     if "db" in v:
-        gradient(v, "db", dz.sum(axis=0), op.ints["add_bias"])
+        gradient(v, "db", v["dz"].astype(np.float64).sum(axis=0), op.ints["add_bias"])
     if "dx" in v:
         v["dx"][...] = _chain(step, op, v, dz @ weight(op, v))
 
