@@ -108,21 +108,13 @@ void multiply(const T* a, int64_t lda, const T* w, int64_t ldw, bool transposed,
   }
 }
 
-// Rows whose operands are packed at a time: a column panel of them stays in L2.
-constexpr int64_t kGradientRows = 4 * kSegment;
 constexpr int64_t kRightBytes = 1 << 20;  // of column panels that a row panel meets in turn
 
-template <class T> FASTAE_INLINE int64_t gradient_left_stride(int64_t rows) {
-  return kPanelRows * rows + 2 * Vec<T>::N;
+template <class T> FASTAE_INLINE int64_t gradient_left_size(int64_t n) {
+  return ceil_div(n, kPanelRows) * (kPanelRows * kSegment + 2 * Vec<T>::N);
 }
 
-// Elements that weight_gradient packs its operands in.
-template <class T> FASTAE_INLINE int64_t gradient_size(int64_t m, int64_t n, int64_t k) {
-  const int64_t rows = smaller(larger(m, 1), kGradientRows);
-  return ceil_div(n, kPanelRows) * gradient_left_stride<T>(rows) + packed_size<T>(k, rows);
-}
-
-// Takes tiles of a gradient while they are in L1, instead of dw.
+// Takes finished tiles of a gradient while they are in L1.
 template <class T> struct GradientUse {
   const void* context;
   void (*expect)(const void* context, int64_t row, int64_t rows, int64_t column, int64_t columns);  // before it is made
@@ -136,64 +128,55 @@ FASTAE_INLINE void copy_tile(const T* a, int64_t lda, T* b, int64_t ldb, int64_t
 }
 
 // dw (n,k) = dT x and db (n) = sum_r d for d (m,n), x (m,k); either may be null. add: added to what they hold.
-// With `use` the finished tiles go there; dw then holds nothing but sums of the first rows where m > kGradientRows.
-// scratch: gradient_size(m, n, k) elements.
+// With `use` tiles go there from the last segment of rows, and dw is left with the sum of those before.
+// scratch: gradient_left_size(n) and packed_size(k, kSegment) elements.
 template <class T>
 void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m, int64_t n, int64_t k, T* dw, T* db,
                      int threads, T* scratch, bool add = false, bool add_bias = false,
                      const GradientUse<T>* use = nullptr) noexcept {
   constexpr int64_t W = kPanelColumns<T>;
-  const int64_t stride = gradient_left_stride<T>(smaller(larger(m, 1), kGradientRows));
-  const int64_t row_panels = ceil_div(n, kPanelRows), panels = dw ? panel_count<T>(k) : 0;
   T* left = scratch;
-  T* right = scratch + row_panels * stride;
-  for (int64_t g = 0; g < m; g += kGradientRows) {
-    const int64_t group = smaller(kGradientRows, m - g);
-    const int t = useful_threads(threads, (double)group * n * (dw ? k : 4));
+  T* right = scratch + gradient_left_size<T>(n);
+  const int64_t stride = kPanelRows * kSegment + 2 * Vec<T>::N;
+  const int64_t row_panels = ceil_div(n, kPanelRows), panels = dw ? panel_count<T>(k) : 0;
+  for (int64_t s = 0; s < m; s += kSegment) {
+    const int64_t rows = smaller(kSegment, m - s);
+    const int t = useful_threads(threads, (double)rows * n * (dw ? k : 4));
     parallel(t, row_panels + panels, [&](int64_t task) {
       if (task < row_panels) {
         const int64_t j = task * kPanelRows, width = smaller(kPanelRows, n - j);
-        for (int64_t s = 0; s < group; s += kSegment) {
-          T sums[kPanelRows + 2 * Vec<T>::N];
-          pack_rows(d + (g + s) * ldd + j, ldd, width, smaller(kSegment, group - s),
-                    left + task * stride + s * kPanelRows, sums);
-          if (db)
-            for (int64_t i = 0; i < width; ++i) db[j + i] = g || s || add_bias ? db[j + i] + sums[i] : sums[i];
-        }
+        T sums[kPanelRows + 2 * Vec<T>::N];
+        pack_rows(d + s * ldd + j, ldd, width, rows, left + task * stride, sums);
+        if (db)
+          for (int64_t i = 0; i < width; ++i) db[j + i] = s || add_bias ? db[j + i] + sums[i] : sums[i];
       } else {
         const int64_t panel = task - row_panels, j = panel * W;
-        pack_straight(x + g * ldx + j, ldx, smaller(W, k - j), group, panel_vectors<T>(k, panel),
-                      right + panel * W * group);
+        pack_straight(x + s * ldx + j, ldx, smaller(W, k - j), rows, panel_vectors<T>(k, panel),
+                      right + panel * W * rows);
       }
     });
     // A task is a run of row panels under as many column panels as stay in L2, a row panel under all of them in turn:
     // rows of dw and of what `use` touches are long, and crossing them panel by panel would cost a page each.
-    const int64_t wide = larger(1, kRightBytes / (int64_t)sizeof(T) / (W * group)), blocks = ceil_div(panels, wide);
+    const int64_t wide = larger(1, kRightBytes / (int64_t)sizeof(T) / (W * rows)), blocks = ceil_div(panels, wide);
     const int64_t run = t > 1 ? larger(1, row_panels * blocks / (8 * t) / larger(blocks, 1)) : larger(row_panels, 1);
     const int64_t runs = ceil_div(row_panels, run);
-    const bool begun = add || g, taken = use && g + group >= m, direct = !taken && group <= kSegment;
+    const bool begun = add || s, taken = use && s + rows >= m;
     parallel(t, blocks * runs, [&](int64_t task) {
-      const int64_t first = task / runs * wide, stop = smaller(panels, first + wide);
+      const int64_t first = task / runs * wide, from = task % runs * run;
       alignas(64) T sum[kPanelRows * W];
-      for (int64_t q = task % runs * run; q < smaller(row_panels, (task % runs + 1) * run); ++q)
-        for (int64_t panel = first; panel < stop; ++panel) {
+      for (int64_t q = from; q < smaller(row_panels, from + run); ++q)
+        for (int64_t panel = first; panel < smaller(panels, first + wide); ++panel) {
           const int64_t j = panel * W, width = smaller(W, k - j), end = smaller(kPanelRows, n - q * kPanelRows);
           const int nv = panel_vectors<T>(k, panel);
           for (int64_t i = 0; i < end;) {
-            const int64_t row = q * kPanelRows + i;
-            const int64_t rows = smaller(end - i, tile_rows(nv));  // at most
+            const int64_t row = q * kPanelRows + i, most = smaller(end - i, tile_rows(nv));
             T* const to = dw + row * k + j;
-            if (taken) use->expect(use->context, row, rows, j, width);
-            if (!direct && begun) copy_tile(to, k, sum, W, rows, width);
-            int done = 0;
-            for (int64_t s = 0; s < group; s += kSegment) {
-              const TileArgs<T> args = {smaller(kSegment, group - s), left + q * stride + s * kPanelRows + i, 1,
-                                        right + panel * W * group + s * nv * Vec<T>::N, direct ? to : sum,
-                                        direct ? k : W, width, begun || s ? kAddAfter : kSet};
-              done = run_tile<T, true>(nv, end - i, args);
-            }
+            if (taken) use->expect(use->context, row, most, j, width);
+            if (taken && begun) copy_tile(to, k, sum, W, most, width);
+            const TileArgs<T> args = {rows,  left + q * stride + i,      1, right + panel * W * rows, taken ? sum : to,
+                                      taken ? W : k, width, begun ? kAddAfter : kSet};
+            const int done = run_tile<T, true>(nv, end - i, args);
             if (taken) use->take(use->context, sum, W, row, done, j, width);
-            else if (!direct) copy_tile(sum, W, to, k, done, width);
             i += done;
           }
         }

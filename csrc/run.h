@@ -29,10 +29,9 @@ template <class T> struct Workspace {
     for (int64_t i = 0; i < plan.n_ops; ++i) {
       const OpRecord& r = plan.ops[i];
       const auto product = [&](int64_t n, int64_t depth) { packing = larger(packing, group(n, depth)); };
-      const auto gradient_of = [&](int64_t m, int64_t n, int64_t k) {
-        packing = larger(packing, gradient_size<T>(m, n, k));
+      const auto gradient = [&](int64_t n, int64_t k) {
+        packing = larger(packing, gradient_left_size<T>(n) + packed_size<T>(k, kSegment));
       };
-      const auto gradient = [&](int64_t n, int64_t k) { gradient_of(plan.batch, n, k); };
       if (r.kind == op::dense) {
         const int64_t n = columns(r.slot[at_dense::s_y]), k = columns(r.slot[at_dense::s_x]), before = packing;
         product(n, k);
@@ -60,7 +59,7 @@ template <class T> struct Workspace {
         product(k, n);
         if (r.i[at_orthogonality::i_columns]) {
           product(k, k);
-          gradient_of(n, k, k);
+          gradient(k, k);
         }
         sums = larger(sums, larger(n, k));
       } else if (r.kind == op::projector) {
