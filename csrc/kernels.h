@@ -50,12 +50,14 @@ struct PlanRecord {
   bool row_local;  // steps are independent: they may run side by side
   const FormulaRecord* formulas;
   int64_t n_formulas;
+  bool vnni;  // the processor multiplies 8-bit integers (AVX512_VNNI)
 };
 
 // Id of the formula in a record, -1 where its kind has none.
 static inline int64_t formula_id(const OpRecord& o) noexcept {
   switch (o.kind) {
     case op::dense: return o.i[at_dense::i_activation];
+    case op::dense_int8: return o.i[at_dense_int8::i_activation];
     case op::activation: return o.i[at_activation::i_activation];
     case op::activation_grad: return o.i[at_activation_grad::i_activation];
     case op::dense_grad: return o.i[at_dense_grad::i_activation];
@@ -82,6 +84,12 @@ struct SourceRecord {
   int64_t columns;
 };
 
+// What the rows of source 0 are looked at for, block by block as they are read.
+namespace finite_check {
+enum { none, finite, not_infinite };
+}
+constexpr int64_t kNotFinite = -1;  // what a run returns that found such a row
+
 struct JobRecord {
   void* const* spaces;
   const int64_t* strides;  // elements between rows of an external space; 0: contiguous
@@ -97,6 +105,7 @@ struct JobRecord {
   bool (*poll)(void* context, int64_t done);  // every few milliseconds between steps; false stops the run
   void* poll_context;
   void* workspace;  // workspace_bytes(plan, threads), on a cache line
+  int64_t check;    // finite_check; of steps that run side by side
 };
 
 struct Kernels {
@@ -107,6 +116,7 @@ struct Kernels {
   bool (*all_finite)(const void* data, int64_t dtype, int64_t rows, int64_t columns, int64_t row_stride,
                      int threads) noexcept;
   double (*fma_rate)(bool is_double, double seconds) noexcept;  // floating-point operations a second, one thread
+  double (*int8_rate)(bool vnni, double seconds) noexcept;      // operations of 8-bit products a second, one thread
 };
 
 }  // namespace fastae

@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "random.h"
+#include "run_encoding.h"
 #include "run_losses.h"
 #include "run_regularisers.h"
 #include "run_structure.h"
@@ -350,6 +351,11 @@ template <class T> struct Executor {
       case op::dropout: dropout(o, f); break;
       case op::pack: pack(o); break;
       case op::dense: dense(o, f); break;
+      case op::pack_int8: run_pack_int8(*this, o); break;
+      case op::quantize: run_quantize(*this, o); break;
+      case op::dense_int8: run_dense_int8(*this, o, f); break;
+      case op::store_half: run_store_half(*this, o); break;
+      case op::store_int8: run_store_int8(*this, o); break;
       case op::activation: activation(o, f); break;
       case op::activation_grad: activation_grad(o, f); break;
       case op::softmax: softmax(o); break;
@@ -436,16 +442,18 @@ template <class T> int64_t run_in_order(const PlanRecord& plan, const JobRecord&
 template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRecord& job, int threads) noexcept {
   const int64_t arena = on_line(plan.arena_bytes), each = arena + Workspace<T>(plan).bytes();
   char* work = (char*)job.workspace;
-  Executor<T> first(plan, job, job.threads, work, work + arena);
-  first.begin(0);
-  first.run_phases(phase::prepare);
+  if (job.phases & phase::prepare) {
+    Executor<T> first(plan, job, job.threads, work, work + arena);
+    first.begin(0);
+    first.run_phases(phase::prepare);
+  }
   struct Call {
     const PlanRecord& plan;
     const JobRecord& job;
     char* work;
     int64_t arena, each;
     bool alone;
-    int64_t done, stop;
+    int64_t done, stop, bad;
     double last;
     static void run(void* context, int64_t i, int thread) noexcept {
       Call& c = *(Call*)context;
@@ -453,6 +461,12 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
       char* own = c.work + thread * c.each;
       Executor<T> e(c.plan, c.job, c.alone ? c.job.threads : 1, own, own + c.arena);
       e.begin(i);
+      // looked at just before it is used: memory is read once
+      if (c.job.check && !source_finite(c.job.sources[0], e.start, e.m, c.job.check == finite_check::not_infinite)) {
+        __atomic_store_n(&c.bad, 1, __ATOMIC_RELAXED);
+        __atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
+        return;
+      }
       e.run_phases(~(int64_t)phase::prepare);
       __atomic_add_fetch(&c.done, 1, __ATOMIC_RELAXED);
       if (thread != 0 || !c.job.poll) return;  // thread 0 is the caller's
@@ -463,11 +477,11 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
         __atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
     }
   };
-  Call call = {plan, job, work, arena, each, threads == 1, 0, 0, clock_seconds()};
+  Call call = {plan, job, work, arena, each, threads == 1, 0, 0, 0, clock_seconds()};
   if (threads == 1)
     for (int64_t i = 0; i < job.n_steps; ++i) Call::run(&call, i, 0);
   else parallel_for(threads, job.n_steps, &Call::run, &call);
-  return call.done;
+  return call.bad ? kNotFinite : call.done;
 }
 
 FASTAE_INLINE bool side_by_side(const PlanRecord& plan) { return plan.row_local && plan.n_values == 0; }
@@ -514,6 +528,12 @@ template <class T> double fma_rate_of(double seconds) noexcept {
 
 double fma_rate(bool is_double, double seconds) noexcept {
   return is_double ? fma_rate_of<double>(seconds) : fma_rate_of<float>(seconds);
+}
+
+double int8_rate(bool vnni, double seconds) noexcept {
+  double rate = 0;
+  visit_words(vnni, [&](auto words) { rate = word_rate<decltype(words)>(seconds, &clock_seconds); });
+  return rate;
 }
 
 }  // namespace

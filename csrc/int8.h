@@ -1,0 +1,190 @@
+// Products of 8-bit integers with exact 32-bit sums, and rows as 8-bit integers with one scale each.
+//
+//   s = max |x| / 127,  q = round(x 127 / max |x|) in -127..127        per row of x, and per unit (row of w)
+//   y[r,j] = (sum_p q[r,p] qw[j,p]) s_r s_j                            |sum| < 2^31 for p < 133,000
+//
+// Operands are words of 32 bits along the depth: two int16 for a multiply-add of pairs, which every set has, or four
+// bytes for vpdpbusd. That one takes unsigned times signed bytes, so rows are stored as q + 128, and 128 sum_p qw[j,p]
+// is taken off again: sums may wrap on the way, the difference is exact. A panel's first word per column is that
+// correction.
+#pragma once
+#include "elementwise.h"
+
+namespace fastae {
+namespace {
+
+constexpr float kQuantizeMost = 127;
+constexpr float kQuantizeLeast = 0x1p-100f;  // rows without anything larger are stored as 0: 127 / max stays finite
+
+// Pairs of int16.
+struct PairWords {
+  typedef int16_t Part;
+  static constexpr int kParts = 2, kShift = 0;
+  static FASTAE_INLINE void multiply_add(Native<float>::ints& sum, int32_t a, Native<float>::ints b) {
+#if defined(__AVX512BW__)
+    sum += (Native<float>::ints)_mm512_madd_epi16(_mm512_set1_epi32(a), (__m512i)b);
+#elif FASTAE_VBYTES == 32
+    sum += (Native<float>::ints)_mm256_madd_epi16(_mm256_set1_epi32(a), (__m256i)b);
+#elif defined(__SSE2__)
+    sum += (Native<float>::ints)_mm_madd_epi16(_mm_set1_epi32(a), (__m128i)b);
+#else
+    sum += (int32_t)(int16_t)a * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+  }
+};
+
+#if defined(__AVX512F__)
+// Four bytes. Written as assembly because compilers put register copies around the intrinsic.
+struct QuadWords {
+  typedef uint8_t Part;
+  static constexpr int kParts = 4, kShift = 128;
+  static FASTAE_INLINE void multiply_add(Native<float>::ints& sum, int32_t a, Native<float>::ints b) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(_mm512_set1_epi32(a)), "v"(b));
+  }
+};
+#endif
+
+// f(type of the words) that this processor multiplies fastest
+template <class F> FASTAE_INLINE void visit_words(bool vnni, const F& f) {
+#if defined(__AVX512F__)
+  if (vnni) return f(QuadWords());
+#endif
+  (void)vnni;
+  f(PairWords());
+}
+
+// store(column, q as int32, lanes); returns the scale. A row with NaN or infinity becomes 0 with scale NaN.
+template <class T, class F> FASTAE_INLINE T quantize_row(const T* x, int64_t n, const F& store) {
+  typedef Vec<T> V;
+  V top(T(0));
+  over_row<T>(n, [&](int64_t j, int lanes) { top = max(fabs(V::load(x + j, lanes)), top); });
+  T most = T(0);
+  for (int i = 0; i < V::N; ++i) most = top[i] > most || top[i] != top[i] ? top[i] : most;
+  const bool finite = most - most == 0, zero = !finite || most < (T)kQuantizeLeast;
+  const V inverse(zero ? T(0) : (T)kQuantizeMost / most);
+  over_row<T>(n, [&](int64_t j, int lanes) {
+    const V v = zero ? V(T(0)) : round_nearest(V::load(x + j, lanes) * inverse);
+    store(j, to_int(v), lanes);
+  });
+  return !finite ? most - most : zero ? T(0) : most / (T)kQuantizeMost;
+}
+
+// Words of a row: ceil(n / parts) of them, filled up with q = 0.
+template <class W> float quantize_words(const float* x, int64_t n, int32_t* words) noexcept {
+  constexpr int N = Vec<float>::N;
+  typename W::Part* out = (typename W::Part*)words;
+  const float scale = quantize_row(x, n, [&](int64_t j, IntVec<float> q, int lanes) {
+    int32_t t[N];
+    typename W::Part part[N];
+    (q + W::kShift).store(t);
+    for (int i = 0; i < N; ++i) part[i] = (typename W::Part)t[i];
+    memcpy(out + j, part, (size_t)lanes * sizeof part[0]);
+  });
+  for (int64_t j = n; j % W::kParts; ++j) out[j] = (typename W::Part)W::kShift;
+  return scale;
+}
+
+// The panel of `columns` units (rows of w), `width` of them after rounding up: corrections, then word by word.
+template <class W>
+void pack_words(const float* w, int64_t ldw, int64_t columns, int64_t depth, int64_t width, int32_t* panel,
+                float* scale) noexcept {
+  const int64_t words = ceil_div(depth, W::kParts);
+  memset(panel, 0, (size_t)((1 + words) * width) * sizeof *panel);
+  for (int64_t j = 0; j < columns; ++j)
+    scale[j] = quantize_row(w + j * ldw, depth, [&](int64_t p0, IntVec<float> q, int lanes) {
+      int32_t t[Vec<float>::N];
+      q.store(t);
+      for (int i = 0; i < lanes; ++i) {
+        const int64_t p = p0 + i;
+        typename W::Part* word = (typename W::Part*)(panel + (1 + p / W::kParts) * width + j);
+        word[p % W::kParts] = (typename W::Part)t[i];
+        panel[j] += W::kShift * t[i];
+      }
+    });
+}
+
+struct WordTile {
+  int64_t words;
+  const int32_t* a;  // rows of words
+  int64_t rs;
+  const int32_t* panel;
+  const float *row_scale, *unit_scale;
+  float* c;
+  int64_t ldc, width;
+};
+
+// c[i,j] = (a[i,:] . panel[:,j] - correction[j]) (row_scale[i] unit_scale[j]) for MR rows and NV vectors of columns
+template <class W, int MR, int NV> __attribute__((noinline)) void word_tile(const WordTile& t) noexcept {
+  typedef Native<float>::ints ints;
+  constexpr int N = Vec<float>::N;
+  ints sum[MR][NV] = {};
+  const int32_t* b = t.panel + NV * N;
+  const int32_t* a0 = t.a;
+  const int64_t rs = t.rs;
+  for (int64_t p = t.words; p > 0; --p) {
+    ints bv[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) memcpy(&bv[v], b + v * N, sizeof bv[v]);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const int32_t a = a0[i * rs];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) W::multiply_add(sum[i][v], a, bv[v]);
+    }
+    b += NV * N;
+    ++a0;
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) {
+    const int n = (int)(t.width - v * N);
+    if (n <= 0) break;
+    const IntVec<float> correction = IntVec<float>::load(t.panel + v * N);
+    const Vec<float> scale = Vec<float>::load(t.unit_scale + v * N, n);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+      (to_float(IntVec<float>(sum[i][v]) - correction) * (scale * Vec<float>(t.row_scale[i])))
+          .store(t.c + i * t.ldc + v * N, n);
+  }
+}
+
+template <class W, int NV> FASTAE_INLINE int run_words(int64_t rows, const WordTile& t) noexcept {
+  if (rows >= 6) return word_tile<W, 6, NV>(t), 6;
+  if (rows >= 4) return word_tile<W, 4, NV>(t), 4;
+  if (rows >= 2) return word_tile<W, 2, NV>(t), 2;
+  return word_tile<W, 1, NV>(t), 1;
+}
+
+template <class W> FASTAE_INLINE int run_words(int nv, int64_t rows, const WordTile& t) noexcept {
+  if constexpr (kMaxVectors == 4) {
+    if (nv == 4) return run_words<W, 4>(rows, t);
+    if (nv == 3) return run_words<W, 3>(rows, t);
+  }
+  if (nv == 2) return run_words<W, 2>(rows, t);
+  return run_words<W, 1>(rows, t);
+}
+
+// Operations a second of 8-bit multiply-adds from registers.
+template <class W> double word_rate(double seconds, double (*clock)()) noexcept {
+  constexpr int A = 12, kLoops = 20000;
+  Native<float>::ints sum[A], b = {};
+  int32_t a = 0;
+  for (int i = 0; i < A; ++i) sum[i] = i - Native<float>::ints{};  // alike, they would be merged
+  __asm__ volatile("" : "+r"(a), "+m"(b));
+  double best = 0;
+  const double end = clock() + seconds;
+  do {
+    const double t = clock();
+    for (int loop = 0; loop < kLoops; ++loop) {
+#pragma GCC unroll 16
+      for (int i = 0; i < A; ++i) W::multiply_add(sum[i], a, b);
+      __asm__ volatile("" : "+r"(a));
+    }
+    const double rate = 2.0 * A * W::kParts * Vec<float>::N * kLoops / (clock() - t);
+    best = rate > best ? rate : best;
+  } while (clock() < end);
+  for (int i = 0; i < A; ++i) __asm__ volatile("" : : "m"(sum[i]));
+  return best;
+}
+
+}  // namespace
+}  // namespace fastae
