@@ -20,15 +20,15 @@ constexpr float kQuantizeLeast = 0x1p-100f;  // rows without anything larger are
 struct PairWords {
   typedef int16_t Part;
   static constexpr int kParts = 2, kShift = 0;
-  static FASTAE_INLINE void multiply_add(Native<float>::ints& sum, int32_t a, Native<float>::ints b) {
+  static FASTAE_INLINE Native<float>::ints multiply_add(Native<float>::ints sum, int32_t a, Native<float>::ints b) {
 #if defined(__AVX512BW__)
-    sum += (Native<float>::ints)_mm512_madd_epi16(_mm512_set1_epi32(a), (__m512i)b);
+    return sum + (Native<float>::ints)_mm512_madd_epi16(_mm512_set1_epi32(a), (__m512i)b);
 #elif FASTAE_VBYTES == 32
-    sum += (Native<float>::ints)_mm256_madd_epi16(_mm256_set1_epi32(a), (__m256i)b);
+    return sum + (Native<float>::ints)_mm256_madd_epi16(_mm256_set1_epi32(a), (__m256i)b);
 #elif defined(__SSE2__)
-    sum += (Native<float>::ints)_mm_madd_epi16(_mm_set1_epi32(a), (__m128i)b);
+    return sum + (Native<float>::ints)_mm_madd_epi16(_mm_set1_epi32(a), (__m128i)b);
 #else
-    sum += (int32_t)(int16_t)a * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+    return sum + (int32_t)(int16_t)a * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
   }
 };
@@ -38,8 +38,9 @@ struct PairWords {
 struct QuadWords {
   typedef uint8_t Part;
   static constexpr int kParts = 4, kShift = 128;
-  static FASTAE_INLINE void multiply_add(Native<float>::ints& sum, int32_t a, Native<float>::ints b) {
+  static FASTAE_INLINE Native<float>::ints multiply_add(Native<float>::ints sum, int32_t a, Native<float>::ints b) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(_mm512_set1_epi32(a)), "v"(b));
+    return sum;
   }
 };
 #endif
@@ -53,33 +54,50 @@ template <class F> FASTAE_INLINE void visit_words(bool vnni, const F& f) {
   f(PairWords());
 }
 
-// store(column, q as int32, lanes); returns the scale. A row with NaN or infinity becomes 0 with scale NaN.
-template <class T, class F> FASTAE_INLINE T quantize_row(const T* x, int64_t n, const F& store) {
-  typedef Vec<T> V;
-  V top(T(0));
-  over_row<T>(n, [&](int64_t j, int lanes) { top = max(fabs(V::load(x + j, lanes)), top); });
-  T most = T(0);
-  for (int i = 0; i < V::N; ++i) most = top[i] > most || top[i] != top[i] ? top[i] : most;
-  const bool finite = most - most == 0, zero = !finite || most < (T)kQuantizeLeast;
-  const V inverse(zero ? T(0) : (T)kQuantizeMost / most);
-  over_row<T>(n, [&](int64_t j, int lanes) {
-    const V v = zero ? V(T(0)) : round_nearest(V::load(x + j, lanes) * inverse);
-    store(j, to_int(v), lanes);
+// store(column, q + shift as int32, lanes); returns the scale. A row with NaN or infinity becomes 0 with scale NaN.
+template <class F> FASTAE_INLINE float quantize_row(const float* x, int64_t n, int shift, const F& store) {
+  typedef Vec<float> V;
+  typedef IntVec<float> I;
+  // as integers, magnitudes are ordered like the numbers, with infinity and NaN on top
+  typename I::native top[4] = {};
+  const auto look = [&](int v, V x) {
+    const auto size = (bits(x) & 0x7fffffff).v;
+    top[v] = size > top[v] ? size : top[v];
+  };
+  int64_t j0 = 0;
+  for (; j0 + 4 * V::N <= n; j0 += 4 * V::N)
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) look(v, V::load(x + j0 + v * V::N));
+  for (; j0 < n; j0 += V::N) look(0, V::load(x + j0, (int)smaller(V::N, n - j0)));
+  int32_t size = 0;
+  for (int v = 0; v < 4; ++v)
+    for (int i = 0; i < V::N; ++i) size = top[v][i] > size ? top[v][i] : size;
+  const float most = float_from_bits((uint32_t)size);
+  if (!(most - most == 0) || most < kQuantizeLeast) {
+    over_row<float>(n, [&](int64_t j, int lanes) { store(j, I(shift), lanes); });
+    return (most - most) * 0;
+  }
+  const V inverse(kQuantizeMost / most), magic(Lane<float>::magic);  // adding it rounds to even, in the lower bits
+  over_row<float>(n, [&](int64_t j, int lanes) {
+    store(j, bits(V::load(x + j, lanes) * inverse + magic) - (bits(magic) - shift), lanes);
   });
-  return !finite ? most - most : zero ? T(0) : most / (T)kQuantizeMost;
+  return most / kQuantizeMost;
+}
+
+// The lanes' lower bits to out[0 .. lanes).
+template <class P> FASTAE_INLINE void store_parts(IntVec<float> q, P* out, int lanes) {
+  constexpr int N = Vec<float>::N;
+  typedef P Parts __attribute__((vector_size(N * sizeof(P))));
+  const Parts parts = __builtin_convertvector(q.v, Parts);
+  if (lanes == N) memcpy(out, &parts, sizeof parts);
+  else memcpy(out, &parts, (size_t)lanes * sizeof(P));
 }
 
 // Words of a row: ceil(n / parts) of them, filled up with q = 0.
 template <class W> float quantize_words(const float* x, int64_t n, int32_t* words) noexcept {
-  constexpr int N = Vec<float>::N;
   typename W::Part* out = (typename W::Part*)words;
-  const float scale = quantize_row(x, n, [&](int64_t j, IntVec<float> q, int lanes) {
-    int32_t t[N];
-    typename W::Part part[N];
-    (q + W::kShift).store(t);
-    for (int i = 0; i < N; ++i) part[i] = (typename W::Part)t[i];
-    memcpy(out + j, part, (size_t)lanes * sizeof part[0]);
-  });
+  const float scale = quantize_row(
+      x, n, W::kShift, [&](int64_t j, IntVec<float> q, int lanes) { store_parts(q, out + j, lanes); });
   for (int64_t j = n; j % W::kParts; ++j) out[j] = (typename W::Part)W::kShift;
   return scale;
 }
@@ -91,7 +109,7 @@ void pack_words(const float* w, int64_t ldw, int64_t columns, int64_t depth, int
   const int64_t words = ceil_div(depth, W::kParts);
   memset(panel, 0, (size_t)((1 + words) * width) * sizeof *panel);
   for (int64_t j = 0; j < columns; ++j)
-    scale[j] = quantize_row(w + j * ldw, depth, [&](int64_t p0, IntVec<float> q, int lanes) {
+    scale[j] = quantize_row(w + j * ldw, depth, 0, [&](int64_t p0, IntVec<float> q, int lanes) {
       int32_t t[Vec<float>::N];
       q.store(t);
       for (int i = 0; i < lanes; ++i) {
@@ -129,7 +147,7 @@ template <class W, int MR, int NV> __attribute__((noinline)) void word_tile(cons
     for (int i = 0; i < MR; ++i) {
       const int32_t a = a0[i * rs];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) W::multiply_add(sum[i][v], a, bv[v]);
+      for (int v = 0; v < NV; ++v) sum[i][v] = W::multiply_add(sum[i][v], a, bv[v]);
     }
     b += NV * N;
     ++a0;
@@ -163,26 +181,32 @@ template <class W> FASTAE_INLINE int run_words(int nv, int64_t rows, const WordT
   return run_words<W, 1>(rows, t);
 }
 
+// A timed loop by itself: around calls the sums would live in memory.
+template <class W, int A> __attribute__((noinline)) void word_loop(int loops, int32_t a, Native<float>::ints b) noexcept {
+  Native<float>::ints sum[A];
+#pragma GCC unroll 16
+  for (int i = 0; i < A; ++i) sum[i] = i - Native<float>::ints{};  // alike, they would be merged
+  for (int loop = 0; loop < loops; ++loop) {
+#pragma GCC unroll 16
+    for (int i = 0; i < A; ++i) sum[i] = W::multiply_add(sum[i], a, b);
+    __asm__ volatile("" : "+r"(a));
+  }
+#pragma GCC unroll 16
+  for (int i = 1; i < A; ++i) sum[0] += sum[i];
+  __asm__ volatile("" : : "m"(sum[0]));
+}
+
 // Operations a second of 8-bit multiply-adds from registers.
 template <class W> double word_rate(double seconds, double (*clock)()) noexcept {
   constexpr int A = 12, kLoops = 20000;
-  Native<float>::ints sum[A], b = {};
-  int32_t a = 0;
-  for (int i = 0; i < A; ++i) sum[i] = i - Native<float>::ints{};  // alike, they would be merged
-  __asm__ volatile("" : "+r"(a), "+m"(b));
   double best = 0;
   const double end = clock() + seconds;
   do {
     const double t = clock();
-    for (int loop = 0; loop < kLoops; ++loop) {
-#pragma GCC unroll 16
-      for (int i = 0; i < A; ++i) W::multiply_add(sum[i], a, b);
-      __asm__ volatile("" : "+r"(a));
-    }
+    word_loop<W, A>(kLoops, 0, Native<float>::ints{});
     const double rate = 2.0 * A * W::kParts * Vec<float>::N * kLoops / (clock() - t);
     best = rate > best ? rate : best;
   } while (clock() < end);
-  for (int i = 0; i < A; ++i) __asm__ volatile("" : : "m"(sum[i]));
   return best;
 }
 

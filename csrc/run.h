@@ -74,6 +74,17 @@ template <class T> struct Workspace {
   int64_t bytes() const { return on_line(packing * (int64_t)sizeof(T)) + on_line(sums * 8); }
 };
 
+// Brings the rows of a later step into the second-level cache while products of this one keep the core busy.
+struct Ahead {
+  const char *p = nullptr, *end = nullptr;
+  double share = 0;  // bytes per multiply-add of the step
+  FASTAE_INLINE void fetch(double work) {
+    if (p >= end) return;
+    const char* const to = p + (int64_t)(work * share) + 64;
+    for (; p < to && p < end; p += 64) __builtin_prefetch(p, 0, 2);
+  }
+};
+
 template <class T> struct Executor {
   typedef T Real;
   const PlanRecord& plan;
@@ -86,6 +97,7 @@ template <class T> struct Executor {
   // a gathered buffer that is read where it lies
   int64_t alias = -1;
   View<T> alias_view = {nullptr, 0};
+  Ahead ahead;
 
   Executor(const PlanRecord& p, const JobRecord& j, int n_threads, char* own_arena, char* work)
       : plan(p), job(j), threads(n_threads), arena(own_arena) {
@@ -202,8 +214,15 @@ template <class T> struct Executor {
                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
                                      f[at::f_rate] > 0 ? &drop : nullptr,
                                      registered(o)};
-    multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], (const T*)real(o.slot[at::s_packed]).p, m, n, k, y.p, y.ld,
-             threads, packing, finish);
+    const T* packed = (const T*)real(o.slot[at::s_packed]).p;
+    if (!ahead.p)
+      multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], packed, m, n, k, y.p, y.ld, threads, packing, finish);
+    else  // on one thread
+      multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], packed, m, n, k, y.p, y.ld, 1, packing,
+               [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+                 finish(row, rows, column, columns);
+                 ahead.fetch((double)rows * columns * k);
+               });
   }
 
   void activation(const OpRecord& o, const double* f) {
@@ -409,6 +428,23 @@ template <class T> struct Executor {
     alias = -1;
   }
 
+  // Fetches step i's rows of a dense source while this step runs.
+  void look_ahead(int64_t i) {
+    const SourceRecord& s = job.sources[0];
+    const int64_t from = (job.first_batch + i) * plan.batch, n = smaller(plan.batch, job.n_rows - from);
+    if (i >= job.n_steps || job.order || s.indptr || s.row_stride != s.columns) return;
+    double work = 0;
+    for (int64_t k = 0; k < plan.n_ops; ++k) {
+      const OpRecord& o = plan.ops[k];
+      if (o.kind == op::dense) work += (double)width(o.slot[at_dense::s_x]) * width(o.slot[at_dense::s_y]);
+      if (o.kind == op::dense_int8) work += (double)o.i[at_dense_int8::i_depth] * width(o.slot[at_dense_int8::s_y]);
+    }
+    const int64_t row = s.columns * source_item(s.dtype);
+    ahead.p = (const char*)s.data + from * row;
+    ahead.end = ahead.p + n * row;
+    ahead.share = work > 0 ? (double)row / work : 0;
+  }
+
   bool values_finite() const {
     for (int64_t v = 0; v < plan.n_values; ++v) {
       const double x = job.values[step * plan.n_values + v];
@@ -452,6 +488,7 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
     const JobRecord& job;
     char* work;
     int64_t arena, each;
+    int threads;
     bool alone;
     int64_t done, stop, bad;
     double last;
@@ -461,6 +498,7 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
       char* own = c.work + thread * c.each;
       Executor<T> e(c.plan, c.job, c.alone ? c.job.threads : 1, own, own + c.arena);
       e.begin(i);
+      if (c.job.n_steps > 1 && c.job.check) e.look_ahead(i + c.threads);
       // looked at just before it is used: memory is read once
       if (c.job.check && !source_finite(c.job.sources[0], e.start, e.m, c.job.check == finite_check::not_infinite)) {
         __atomic_store_n(&c.bad, 1, __ATOMIC_RELAXED);
@@ -477,7 +515,7 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
         __atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
     }
   };
-  Call call = {plan, job, work, arena, each, threads == 1, 0, 0, 0, clock_seconds()};
+  Call call = {plan, job, work, arena, each, threads, threads == 1, 0, 0, 0, clock_seconds()};
   if (threads == 1)
     for (int64_t i = 0; i < job.n_steps; ++i) Call::run(&call, i, 0);
   else parallel_for(threads, job.n_steps, &Call::run, &call);

@@ -69,6 +69,7 @@ template <class E> void run_dense_int8(E& e, const OpRecord& o, const double* f)
                                  y.ld,          width};
           const int taken = run_words<W>(panel_vectors<float>(n, panel), e.m - r, tile);
           finish(r, taken, j, width);
+          e.ahead.fetch((double)taken * width * depth);
           r += taken;
         }
       });
@@ -98,11 +99,8 @@ template <class E> void run_store_int8(E& e, const OpRecord& o) noexcept {
     const View<int8_t> out = e.template view<int8_t>(o.slot[at::s_out]);
     const int64_t n = e.width(o.slot[at::s_x]);
     for (int64_t r = 0; r < e.m; ++r)
-      *scale.at(r, 0) = quantize_row(x.at(r, 0), n, [&](int64_t j, IntVec<float> q, int lanes) {
-        int32_t t[Vec<float>::N];
-        q.store(t);
-        for (int i = 0; i < lanes; ++i) *out.at(r, j + i) = (int8_t)t[i];
-      });
+      *scale.at(r, 0) = quantize_row(
+          x.at(r, 0), n, 0, [&](int64_t j, IntVec<float> q, int lanes) { store_parts(q, out.at(r, j), lanes); });
   }
 }
 

@@ -25,6 +25,12 @@ template <class F> FASTAE_INLINE void visit_dtype(int64_t dtype, const F& f) {
   }
 }
 
+FASTAE_INLINE int64_t source_item(int64_t dtype) {
+  int64_t item = 0;
+  visit_dtype(dtype, [&](auto* type) { item = sizeof *type; });
+  return item;
+}
+
 FASTAE_INLINE int64_t index_at(const void* p, bool wide, int64_t i) {
   return wide ? ((const int64_t*)p)[i] : ((const int32_t*)p)[i];
 }

@@ -286,7 +286,7 @@ def test_many_threads_share_one_encoder(name):
 
 def test_the_gil_is_released_while_much_is_encoded():
     pytest.importorskip("fastae._core")
-    encoder = fitted(hidden_layer_sizes=(512,), max_iter=0 or 1).encoder()
+    encoder = fitted(hidden_layer_sizes=(512,), max_iter=1).encoder()
     X = np.tile(ROWS, (30, 1))
     started, finished, counted = threading.Event(), threading.Event(), 0
 
@@ -301,12 +301,12 @@ def test_the_gil_is_released_while_much_is_encoded():
         thread = threading.Thread(target=work)
         thread.start()
         started.wait()
-        while not finished.is_set():
+        while not finished.wait(1e-4):
             counted += 1
         thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert counted > 100
+    assert counted > 20
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
