@@ -69,9 +69,10 @@ template <class F> FASTAE_INLINE float quantize_row(const float* x, int64_t n, i
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) look(v, V::load(x + j0 + v * V::N));
   for (; j0 < n; j0 += V::N) look(0, V::load(x + j0, (int)smaller(V::N, n - j0)));
-  int32_t size = 0;
-  for (int v = 0; v < 4; ++v)
-    for (int i = 0; i < V::N; ++i) size = top[v][i] > size ? top[v][i] : size;
+  for (int v = 1; v < 4; ++v) top[0] = top[v] > top[0] ? top[v] : top[0];
+  int32_t each[V::N], size = 0;
+  memcpy(each, &top[0], sizeof each);
+  for (int i = 0; i < V::N; ++i) size = each[i] > size ? each[i] : size;
   const float most = float_from_bits((uint32_t)size);
   if (!(most - most == 0) || most < kQuantizeLeast) {
     over_row<float>(n, [&](int64_t j, int lanes) { store(j, I(shift), lanes); });
@@ -84,13 +85,26 @@ template <class F> FASTAE_INLINE float quantize_row(const float* x, int64_t n, i
   return most / kQuantizeMost;
 }
 
-// The lanes' lower bits to out[0 .. lanes).
+// The lanes' lower bits to out[0 .. lanes); what they hold fits P.
 template <class P> FASTAE_INLINE void store_parts(IntVec<float> q, P* out, int lanes) {
   constexpr int N = Vec<float>::N;
-  typedef P Parts __attribute__((vector_size(N * sizeof(P))));
-  const Parts parts = __builtin_convertvector(q.v, Parts);
-  if (lanes == N) memcpy(out, &parts, sizeof parts);
-  else memcpy(out, &parts, (size_t)lanes * sizeof(P));
+  alignas(16) P part[16];
+#if defined(__AVX512F__)
+  if constexpr (sizeof(P) == 1) _mm_store_si128((__m128i*)part, _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)q.v));
+  else _mm256_storeu_si256((__m256i*)part, _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)q.v));
+#elif defined(__SSE2__)
+#if FASTAE_VBYTES == 32
+  __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)q.v), _mm256_extracti128_si256((__m256i)q.v, 1));
+#else
+  __m128i pairs = _mm_packs_epi32((__m128i)q.v, (__m128i)q.v);
+#endif
+  if constexpr (sizeof(P) == 1) pairs = _mm_packs_epi16(pairs, pairs);
+  _mm_store_si128((__m128i*)part, pairs);
+#else
+  for (int i = 0; i < N; ++i) part[i] = (P)q.v[i];
+#endif
+  if (lanes == N) memcpy(out, part, N * sizeof(P));
+  else memcpy(out, part, (size_t)lanes * sizeof(P));
 }
 
 // Words of a row: ceil(n / parts) of them, filled up with q = 0.

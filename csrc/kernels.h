@@ -84,7 +84,7 @@ struct SourceRecord {
   int64_t columns;
 };
 
-// What the rows of source 0 are looked at for, block by block as they are read.
+// What no row of source 0 may have that a step reads: seen in the first product, at no cost.
 namespace finite_check {
 enum { none, finite, not_infinite };
 }

@@ -74,17 +74,6 @@ template <class T> struct Workspace {
   int64_t bytes() const { return on_line(packing * (int64_t)sizeof(T)) + on_line(sums * 8); }
 };
 
-// Brings the rows of a later step into the second-level cache while products of this one keep the core busy.
-struct Ahead {
-  const char *p = nullptr, *end = nullptr;
-  double share = 0;  // bytes per multiply-add of the step
-  FASTAE_INLINE void fetch(double work) {
-    if (p >= end) return;
-    const char* const to = p + (int64_t)(work * share) + 64;
-    for (; p < to && p < end; p += 64) __builtin_prefetch(p, 0, 2);
-  }
-};
-
 template <class T> struct Executor {
   typedef T Real;
   const PlanRecord& plan;
@@ -97,7 +86,9 @@ template <class T> struct Executor {
   // a gathered buffer that is read where it lies
   int64_t alias = -1;
   View<T> alias_view = {nullptr, 0};
-  Ahead ahead;
+  // whether the step's first product is still to come, and a row of the source was found that is not finite
+  bool watching = false;
+  int not_finite = 0;
 
   Executor(const PlanRecord& p, const JobRecord& j, int n_threads, char* own_arena, char* work)
       : plan(p), job(j), threads(n_threads), arena(own_arena) {
@@ -206,6 +197,7 @@ template <class T> struct Executor {
     const View<T> x = real(o.slot[at::s_x]), w = real(o.slot[at::s_w]), y = real(o.slot[at::s_y]);
     const int64_t n = width(o.slot[at::s_y]), k = width(o.slot[at::s_x]);
     const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+    const Watch watch = {&Executor::suspect, this};
     const DenseEpilogue<T> finish = {y,
                                      real(o.slot[at::s_z]),
                                      y,
@@ -213,16 +205,11 @@ template <class T> struct Executor {
                                      (int)o.i[at::i_activation],
                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
                                      f[at::f_rate] > 0 ? &drop : nullptr,
-                                     registered(o)};
-    const T* packed = (const T*)real(o.slot[at::s_packed]).p;
-    if (!ahead.p)
-      multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], packed, m, n, k, y.p, y.ld, threads, packing, finish);
-    else  // on one thread
-      multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], packed, m, n, k, y.p, y.ld, 1, packing,
-               [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
-                 finish(row, rows, column, columns);
-                 ahead.fetch((double)rows * columns * k);
-               });
+                                     registered(o),
+                                     watching ? &watch : nullptr};
+    watching = false;
+    multiply(x.p, x.ld, w.p, w.ld, !o.i[at::i_transposed], (const T*)real(o.slot[at::s_packed]).p, m, n, k, y.p, y.ld,
+             threads, packing, finish);
   }
 
   void activation(const OpRecord& o, const double* f) {
@@ -426,23 +413,14 @@ template <class T> struct Executor {
     start = (job.first_batch + i) * plan.batch;
     m = smaller(plan.batch, job.n_rows - start);
     alias = -1;
+    watching = job.check != finite_check::none;
   }
 
-  // Fetches step i's rows of a dense source while this step runs.
-  void look_ahead(int64_t i) {
-    const SourceRecord& s = job.sources[0];
-    const int64_t from = (job.first_batch + i) * plan.batch, n = smaller(plan.batch, job.n_rows - from);
-    if (i >= job.n_steps || job.order || s.indptr || s.row_stride != s.columns) return;
-    double work = 0;
-    for (int64_t k = 0; k < plan.n_ops; ++k) {
-      const OpRecord& o = plan.ops[k];
-      if (o.kind == op::dense) work += (double)width(o.slot[at_dense::s_x]) * width(o.slot[at_dense::s_y]);
-      if (o.kind == op::dense_int8) work += (double)o.i[at_dense_int8::i_depth] * width(o.slot[at_dense_int8::s_y]);
-    }
-    const int64_t row = s.columns * source_item(s.dtype);
-    ahead.p = (const char*)s.data + from * row;
-    ahead.end = ahead.p + n * row;
-    ahead.share = work > 0 ? (double)row / work : 0;
+  // A row whose numbers look as if something was not finite: NaN or infinity in the source, or an overflow.
+  static void suspect(void* context, int64_t row) noexcept {
+    Executor& e = *(Executor*)context;
+    if (!source_finite(e.job.sources[0], e.start + row, 1, e.job.check == finite_check::not_infinite))
+      __atomic_store_n(&e.not_finite, 1, __ATOMIC_RELAXED);
   }
 
   bool values_finite() const {
@@ -488,7 +466,6 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
     const JobRecord& job;
     char* work;
     int64_t arena, each;
-    int threads;
     bool alone;
     int64_t done, stop, bad;
     double last;
@@ -498,14 +475,12 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
       char* own = c.work + thread * c.each;
       Executor<T> e(c.plan, c.job, c.alone ? c.job.threads : 1, own, own + c.arena);
       e.begin(i);
-      if (c.job.n_steps > 1 && c.job.check) e.look_ahead(i + c.threads);
-      // looked at just before it is used: memory is read once
-      if (c.job.check && !source_finite(c.job.sources[0], e.start, e.m, c.job.check == finite_check::not_infinite)) {
+      e.run_phases(~(int64_t)phase::prepare);
+      if (e.not_finite) {
         __atomic_store_n(&c.bad, 1, __ATOMIC_RELAXED);
         __atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
         return;
       }
-      e.run_phases(~(int64_t)phase::prepare);
       __atomic_add_fetch(&c.done, 1, __ATOMIC_RELAXED);
       if (thread != 0 || !c.job.poll) return;  // thread 0 is the caller's
       const double now = clock_seconds();
@@ -515,7 +490,7 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
         __atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
     }
   };
-  Call call = {plan, job, work, arena, each, threads, threads == 1, 0, 0, 0, clock_seconds()};
+  Call call = {plan, job, work, arena, each, threads == 1, 0, 0, 0, clock_seconds()};
   if (threads == 1)
     for (int64_t i = 0; i < job.n_steps; ++i) Call::run(&call, i, 0);
   else parallel_for(threads, job.n_steps, &Call::run, &call);

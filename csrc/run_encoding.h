@@ -35,11 +35,15 @@ template <class E> void run_quantize(E& e, const OpRecord& o) noexcept {
     const int64_t k = e.width(o.slot[at::s_x]);
     visit_words(e.plan.vnni, [&](auto words) {
       e.over_rows((double)k * 4, [&](int64_t first, int64_t n) {
-        for (int64_t r = first; r < first + n; ++r)
-          *scale.at(r, 0) = quantize_words<decltype(words)>(x.at(r, 0), k, (int32_t*)q.at(r, 0));
+        for (int64_t r = first; r < first + n; ++r) {
+          const float s = quantize_words<decltype(words)>(x.at(r, 0), k, (int32_t*)q.at(r, 0));
+          *scale.at(r, 0) = s;
+          if (e.watching && s != s) E::suspect(&e, r);
+        }
       });
     });
   }
+  e.watching = false;
 }
 
 template <class E> void run_dense_int8(E& e, const OpRecord& o, const double* f) noexcept {
@@ -69,7 +73,6 @@ template <class E> void run_dense_int8(E& e, const OpRecord& o, const double* f)
                                  y.ld,          width};
           const int taken = run_words<W>(panel_vectors<float>(n, panel), e.m - r, tile);
           finish(r, taken, j, width);
-          e.ahead.fetch((double)taken * width * depth);
           r += taken;
         }
       });

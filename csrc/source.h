@@ -25,12 +25,6 @@ template <class F> FASTAE_INLINE void visit_dtype(int64_t dtype, const F& f) {
   }
 }
 
-FASTAE_INLINE int64_t source_item(int64_t dtype) {
-  int64_t item = 0;
-  visit_dtype(dtype, [&](auto* type) { item = sizeof *type; });
-  return item;
-}
-
 FASTAE_INLINE int64_t index_at(const void* p, bool wide, int64_t i) {
   return wide ? ((const int64_t*)p)[i] : ((const int32_t*)p)[i];
 }
@@ -56,7 +50,19 @@ template <class T> void read_row(const SourceRecord& s, int64_t row, T* out) noe
   });
 }
 
-// Whether every element is finite (or NaN, where that is allowed): x - x is 0 for finite x, NaN otherwise.
+// Whether 0 x, summed over what of(x) leaves of x, is 0: so for finite x, NaN otherwise.
+template <class S, class F> FASTAE_INLINE bool sum_finite(const S* q, int64_t n, const F& of) {
+  typedef Vec<S> V;
+  V sum[4] = {V(S(0)), V(S(0)), V(S(0)), V(S(0))};
+  int64_t j = 0;
+  for (; j + 4 * V::N <= n; j += 4 * V::N)
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) sum[v] = fma(of(V::load(q + j + v * V::N)), V(S(0)), sum[v]);
+  for (; j < n; j += V::N) sum[0] = fma(of(V::load(q + j, (int)smaller(V::N, n - j))), V(S(0)), sum[0]);
+  return !any(((sum[0] + sum[1]) + (sum[2] + sum[3])) != V(S(0)));
+}
+
+// Whether every element is finite (or NaN, where that is allowed).
 template <class S>
 bool rows_finite(const S* p, int64_t rows, int64_t columns, int64_t stride, int threads,
                  bool allow_nan = false) noexcept {
@@ -72,18 +78,9 @@ bool rows_finite(const S* p, int64_t rows, int64_t columns, int64_t stride, int 
     const S* q = p + task / blocks * stride + first;
     if constexpr (std::is_same<S, float>::value || std::is_same<S, double>::value) {
       typedef Vec<S> V;
-      V sum[4] = {V(S(0)), V(S(0)), V(S(0)), V(S(0))};
-      const auto term = [&](V x) { return allow_nan ? select(x == x, x - x, V(S(0))) : x - x; };
-      int64_t j = 0;
-      for (; j + 4 * V::N <= n; j += 4 * V::N)
-        for (int v = 0; v < 4; ++v) {
-          sum[v] += term(V::load(q + j + v * V::N));
-        }
-      for (; j < n; j += V::N) {
-        sum[0] += term(V::load(q + j, (int)smaller(V::N, n - j)));
-      }
-      const V s = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-      if (any(s != V(S(0)))) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+      const bool good = allow_nan ? sum_finite(q, n, [](V x) { return select(x == x, x, V(S(0))); })
+                                  : sum_finite(q, n, [](V x) { return x; });
+      if (!good) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
     } else {
       int found = 0;
       constexpr uint16_t exponent = std::is_same<S, Half>::value ? 0x7c00 : 0x7f80;

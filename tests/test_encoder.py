@@ -167,6 +167,33 @@ def test_bad_rows_give_the_errors_of_transform(backend, what):
     assert str(got.value) == str(expected.value)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64", "int8"])
+def test_nan_and_infinity_are_seen_anywhere(native_backend, precision):
+    """Also where weights are 0, by rectified units, and not where finite rows overflow."""
+    weights = [(np.zeros((40, 37)), None), (np.ones((6, 40)), None)]
+    weights[0][0][3:, 5] = -1.0
+    model = fastae.Autoencoder.from_arrays(
+        weights, [(np.ones((40, 6)), None), (np.ones((37, 40)), None)], activation="relu", code_activation="relu",
+        backend=native_backend,
+    )  # fmt: skip
+    encoder = model.encoder(precision, sample=ROWS)
+    for row in (0, 5, 191, 192, 193, 999):
+        for column in (0, 5, 16, 36):
+            for value in (np.nan, np.inf, -np.inf):
+                X = ROWS.copy()
+                X[row, column] = value
+                with pytest.raises(ValueError, match=r"NaN|infinity"):
+                    encoder(X)
+                with pytest.raises(ValueError, match=r"NaN|infinity"):
+                    encoder(X[row : row + 1])
+    if precision == "float32":
+        X = np.full((3, 37), 3e38, np.float32)
+        large = fastae.Autoencoder.from_arrays([(np.full((2, 37), 10.0), None)], [(np.ones((37, 2)), None)],
+                                               activation="identity", backend=native_backend)  # fmt: skip
+        assert np.isinf(large.encoder("float32")(X)).all()
+        np.testing.assert_array_equal(large.set_params(precision="float32").transform(X), np.inf)
+
+
 def test_nan_where_it_is_allowed_and_infinity_where_it_is_not():
     model = fitted(X=broken(np.nan), missing=np.nan)
     np.testing.assert_array_equal(model.encoder()(broken(np.nan)), model.transform(broken(np.nan)))
