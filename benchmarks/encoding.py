@@ -102,9 +102,9 @@ def large(encoders: dict, X: np.ndarray, threads: int, rounds: int) -> None:
         of_piece = work * part_of_best / len(X) / piece[kind] / 1e9 / ceiling[precision] / threads
         error = encoder.error
         print(
-            f"{precision:7} to {output:7}: {len(X) / best[kind] / 1e3:7.0f} krows/s, {100 * part:3.0f} % of the ceiling "
-            f"({100 * of_piece:.0f} % at best), Python memory {peak / 1024:.0f} KiB, relative RMS error {error.relative_rms:.1e}, largest "
-            f"{error.largest:.1e}"
+            f"{precision:7} to {output:7}: {len(X) / best[kind] / 1e3:7.0f} krows/s, {100 * part:3.0f} % of the "
+            f"ceiling ({100 * of_piece:.0f} % at best), Python memory {peak / 1024:.0f} KiB, relative RMS error "
+            f"{error.relative_rms:.1e}, largest {error.largest:.1e}"
         )
         record("encoding", {"batch": len(X), "precision": precision, "output": output, "threads": threads,
                             "best_seconds": best[kind], "fraction_of_ceiling": part,

@@ -174,23 +174,10 @@ class Encoder {
     Block workspace = plan_->take(held);
     const bool release = static_cast<double>(rows) * cost_ >= kWorthReleasing;
     Poll poll{py::none()};
-    const JobRecord job = {spaces,
-                           strides,
-                           &source,
-                           rows,
-                           nullptr,
-                           0,
-                           steps,
-                           phase::gradient,
-                           nullptr,
-                           nullptr,
-                           0,
-                           0,
-                           threads,
-                           release ? &Poll::run : nullptr,
-                           &poll,
-                           workspace.get(),
-                           check_};
+    const JobRecord job = {
+        spaces,          strides,         &source, rows, nullptr, 0,       steps,
+        phase::gradient, nullptr,         nullptr, 0,    0,       threads, release ? &Poll::run : nullptr,
+        &poll,           workspace.get(), check_};
     int64_t done;
     if (release) {
       const py::gil_scoped_release released;

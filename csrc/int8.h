@@ -110,8 +110,8 @@ template <class P> FASTAE_INLINE void store_parts(IntVec<float> q, P* out, int l
 // Words of a row: ceil(n / parts) of them, filled up with q = 0.
 template <class W> float quantize_words(const float* x, int64_t n, int32_t* words) noexcept {
   typename W::Part* out = (typename W::Part*)words;
-  const float scale = quantize_row(
-      x, n, W::kShift, [&](int64_t j, IntVec<float> q, int lanes) { store_parts(q, out + j, lanes); });
+  const float scale =
+      quantize_row(x, n, W::kShift, [&](int64_t j, IntVec<float> q, int lanes) { store_parts(q, out + j, lanes); });
   for (int64_t j = n; j % W::kParts; ++j) out[j] = (typename W::Part)W::kShift;
   return scale;
 }
@@ -135,6 +135,13 @@ void pack_words(const float* w, int64_t ldw, int64_t columns, int64_t depth, int
     });
 }
 
+// A panel is two vectors wide (the last one perhaps one): at the usual depths it stays in the first-level cache.
+constexpr int64_t kWordColumns = 2 * Vec<float>::N;
+FASTAE_INLINE int64_t word_panels(int64_t columns) { return ceil_div(columns, kWordColumns); }
+FASTAE_INLINE int word_vectors(int64_t columns, int64_t panel) {
+  return columns - panel * kWordColumns > Vec<float>::N ? 2 : 1;
+}
+
 struct WordTile {
   int64_t words;
   const int32_t* a;  // rows of words
@@ -151,20 +158,22 @@ template <class W, int MR, int NV> __attribute__((noinline)) void word_tile(cons
   constexpr int N = Vec<float>::N;
   ints sum[MR][NV] = {};
   const int32_t* b = t.panel + NV * N;
-  const int32_t* a0 = t.a;
-  const int64_t rs = t.rs;
+  // three row pointers serve up to 12 rows with the offsets 0, rs, 2rs, 3rs
+  const int64_t rs = t.rs, rs3 = 3 * rs;
+  const int32_t *a0 = t.a, *a1 = a0 + 4 * rs, *a2 = a0 + 8 * rs;
   for (int64_t p = t.words; p > 0; --p) {
     ints bv[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) memcpy(&bv[v], b + v * N, sizeof bv[v]);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const int32_t a = a0[i * rs];
+      const int32_t* base = i < 4 ? a0 : i < 8 ? a1 : a2;
+      const int32_t a = (i & 3) == 0 ? base[0] : (i & 3) == 1 ? base[rs] : (i & 3) == 2 ? base[2 * rs] : base[rs3];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) sum[i][v] = W::multiply_add(sum[i][v], a, bv[v]);
     }
     b += NV * N;
-    ++a0;
+    ++a0, ++a1, ++a2;
   }
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) {
@@ -180,23 +189,23 @@ template <class W, int MR, int NV> __attribute__((noinline)) void word_tile(cons
 }
 
 template <class W, int NV> FASTAE_INLINE int run_words(int64_t rows, const WordTile& t) noexcept {
+  if constexpr (kMaxVectors == 4) {  // 32 registers
+    if (rows >= 12) return word_tile<W, 12, NV>(t), 12;
+  }
   if (rows >= 6) return word_tile<W, 6, NV>(t), 6;
   if (rows >= 4) return word_tile<W, 4, NV>(t), 4;
   if (rows >= 2) return word_tile<W, 2, NV>(t), 2;
   return word_tile<W, 1, NV>(t), 1;
 }
 
+// The largest tile that fits the rows left; returns how many rows it took.
 template <class W> FASTAE_INLINE int run_words(int nv, int64_t rows, const WordTile& t) noexcept {
-  if constexpr (kMaxVectors == 4) {
-    if (nv == 4) return run_words<W, 4>(rows, t);
-    if (nv == 3) return run_words<W, 3>(rows, t);
-  }
-  if (nv == 2) return run_words<W, 2>(rows, t);
-  return run_words<W, 1>(rows, t);
+  return nv == 2 ? run_words<W, 2>(rows, t) : run_words<W, 1>(rows, t);
 }
 
 // A timed loop by itself: around calls the sums would live in memory.
-template <class W, int A> __attribute__((noinline)) void word_loop(int loops, int32_t a, Native<float>::ints b) noexcept {
+template <class W, int A>
+__attribute__((noinline)) void word_loop(int loops, int32_t a, Native<float>::ints b) noexcept {
   Native<float>::ints sum[A];
 #pragma GCC unroll 16
   for (int i = 0; i < A; ++i) sum[i] = i - Native<float>::ints{};  // alike, they would be merged

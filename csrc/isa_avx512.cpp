@@ -2,7 +2,8 @@
 #include "run.h"
 
 extern "C" const fastae::Kernels* fastae_kernels_avx512() {
-  static const fastae::Kernels kernels = {"avx512",           fastae::workspace_bytes, fastae::run, fastae::permutation,
-                                          fastae::all_finite, fastae::fma_rate, fastae::int8_rate};
+  static const fastae::Kernels kernels = {
+      "avx512",           fastae::workspace_bytes, fastae::run,      fastae::permutation,
+      fastae::all_finite, fastae::fma_rate,        fastae::int8_rate};
   return &kernels;
 }

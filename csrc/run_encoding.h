@@ -13,15 +13,15 @@ template <class E> void run_pack_int8(E& e, const OpRecord& o) noexcept {
   namespace at = at_pack_int8;
   if constexpr (kHasInt8<E>) {
     const BufferRecord& w = e.plan.buffers[o.slot[at::s_w]];
-    const int64_t n = w.rows, k = w.columns, width = kPanelColumns<float>;
+    const int64_t n = w.rows, k = w.columns, width = kWordColumns;
     const View<float> x = e.real(o.slot[at::s_w]);
     int32_t* packed = (int32_t*)e.real(o.slot[at::s_packed]).p;
     float* scale = e.real(o.slot[at::s_scale]).p;
     visit_words(e.plan.vnni, [&](auto words) {
       typedef decltype(words) W;
-      for (int64_t i = 0; i < panel_count<float>(n); ++i) {
+      for (int64_t i = 0; i < word_panels(n); ++i) {
         const int64_t j = i * width;
-        pack_words<W>(x.at(j, 0), x.ld, smaller(width, n - j), k, panel_vectors<float>(n, i) * Vec<float>::N,
+        pack_words<W>(x.at(j, 0), x.ld, smaller(width, n - j), k, word_vectors(n, i) * Vec<float>::N,
                       packed + j * (1 + ceil_div(k, W::kParts)), scale + j);
       }
     });
@@ -65,13 +65,15 @@ template <class E> void run_dense_int8(E& e, const OpRecord& o, const double* f)
       typedef decltype(kind) W;
       const int64_t words = ceil_div(depth, W::kParts);
       const int t = useful_threads(e.threads, (double)e.m * n * words);
-      parallel(t, panel_count<float>(n), [&](int64_t panel) {
-        const int64_t j = panel * kPanelColumns<float>, width = smaller(kPanelColumns<float>, n - j);
+      parallel(t, word_panels(n), [&](int64_t panel) {
+        const int64_t j = panel * kWordColumns, width = smaller(kWordColumns, n - j);
         for (int64_t r = 0; r < e.m;) {
-          const WordTile tile = {words,         (const int32_t*)q.at(r, 0), q.ld, packed + j * (1 + words),
-                                 row_scale + r, unit_scale + j,             y.at(r, j),
-                                 y.ld,          width};
-          const int taken = run_words<W>(panel_vectors<float>(n, panel), e.m - r, tile);
+          const WordTile tile = {words,         (const int32_t*)q.at(r, 0),
+                                 q.ld,          packed + j * (1 + words),
+                                 row_scale + r, unit_scale + j,
+                                 y.at(r, j),    y.ld,
+                                 width};
+          const int taken = run_words<W>(word_vectors(n, panel), e.m - r, tile);
           finish(r, taken, j, width);
           r += taken;
         }

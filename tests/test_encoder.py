@@ -96,7 +96,10 @@ def test_every_structure(parameters):
 
 def test_classifiers_and_stacked_autoencoders():
     y = (ROWS[:, 0] > 0.5).astype(int)
-    for model in (fastae.AutoencoderClassifier(max_iter=1).fit(ROWS, y), fastae.StackedAutoencoder(4, max_iter=1).fit(ROWS)):
+    for model in (
+        fastae.AutoencoderClassifier(max_iter=1).fit(ROWS, y),
+        fastae.StackedAutoencoder(4, max_iter=1).fit(ROWS),
+    ):
         np.testing.assert_array_equal(model.encoder()(ROWS), model.transform(ROWS))
 
 
@@ -149,7 +152,8 @@ def broken(value):
 
 
 BAD_ROWS = {
-    "one dimension": ROWS[0], "three": ROWS[None], "no row": ROWS[:0], "too narrow": ROWS[:, :36], "no column": ROWS[:, :0],
+    "one dimension": ROWS[0], "three": ROWS[None], "no row": ROWS[:0], "too narrow": ROWS[:, :36],
+    "no column": ROWS[:, :0],
     "strings": np.full((3, 37), "a"), "objects": np.full((3, 37), None), "complex": ROWS[:3].astype(complex),
     "nan": broken(np.nan), "infinity": broken(np.inf), "minus infinity": broken(-np.inf),
     "nan in float64": broken(np.nan).astype(np.float64), "infinity in float16": broken(np.inf).astype(np.float16),
@@ -261,7 +265,12 @@ def test_bad_options(model):
         model.encoder("half")
     with pytest.raises(ValueError, match="output="):
         model.encoder(output="float8")
-    for precision, output in (("float64", "float16"), ("float64", "float32"), ("float32", "float64"), ("float64", "int8")):
+    for precision, output in (
+        ("float64", "float16"),
+        ("float64", "float32"),
+        ("float32", "float64"),
+        ("float64", "int8"),
+    ):
         with pytest.raises(ValueError, match="does not go with"):
             model.encoder(precision, output=output)
     with pytest.raises(ValueError, match="must be positive"):

@@ -12,8 +12,8 @@ from fastae.plan.plan import Job, PlanBuilder, Source
 from fastae.spec.network import dense_network
 
 M = schema.BATCH_ROWS
-SIZES = [(1, 1, 1), (2, 3, 5), (3, 2, 4), (5, 63, 7), (7, 65, 13), (13, 7, 31), (31, 33, 63), (33, 5, 65), (64, 200, 128),
-         (6, 129, 770), (300, 17, 3)]  # fmt: skip
+SIZES = [(1, 1, 1), (2, 3, 5), (3, 2, 4), (5, 63, 7), (7, 65, 13), (13, 7, 31), (31, 33, 63), (33, 5, 65),
+         (64, 200, 128), (6, 129, 770), (300, 17, 3)]  # fmt: skip
 
 
 @pytest.fixture(params=[*BACKENDS, "avx512 without VNNI"])

@@ -214,7 +214,7 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
         precision : "auto", "float32", "float64" or "int8"
             What is computed in, whatever the rows are stored as. "auto": the model's ``precision``, else that of its
-            weights. "int8": products of 8-bit integers, about three times as fast as float32 where the processor has
+            weights. "int8": products of 8-bit integers, more than twice as fast as float32 where the processor has
             AVX512_VNNI; weights with a scale per unit, rows with a scale each, biases and activations in float32.
         n_threads : int or None
             None takes the model's ``n_jobs``.

@@ -48,10 +48,10 @@ class Encoder:
         ``q * scale[:, None]``, with scale = max |code of the row| / 127 and q = round(code · 127 / max |code|), ties to
         even. A row whose code is 0 (below 2⁻¹⁰⁰) has scale 0; one that is not finite has q = 0 and scale NaN.
 
-    Raises ValueError or TypeError as ``transform`` does, for NaN (unless the model has ``missing=nan``), infinity, wrong
-    width, dtype or number of dimensions, and for an ``out`` that does not fit or shares memory with X. It takes no part
-    in scikit-learn's configuration, checks column names of frames only, and releases the GIL when the work takes more
-    than about 10 µs. Beyond X and the codes it needs memory for 192 rows a thread.
+    Raises ValueError or TypeError as ``transform`` does, for NaN (unless the model has ``missing=nan``), infinity,
+    wrong width, dtype or number of dimensions, and for an ``out`` that does not fit or shares memory with X. It takes
+    no part in scikit-learn's configuration, checks column names of frames only, and releases the GIL when the work
+    takes more than about 10 µs. Beyond X and the codes it needs memory for 192 rows a thread.
 
     Attributes
     ----------
@@ -60,15 +60,28 @@ class Encoder:
     error : `EncodingError` on the sample, or None without
     """
 
-    __slots__ = (
-        "dtype", "error", "n_components", "n_features_in", "n_threads", "output", "precision", "_backend", "_columns",
-        "_compiled", "_direct", "_marks", "_name", "_network", "_threads",
-    )  # fmt: skip
+    dtype: np.dtype
+    error: EncodingError | None
+    n_components: int
+    n_features_in: int
+    n_threads: int
+    output: str
+    precision: str
+    _backend: Any
+    _columns: Any
+    _compiled: _Compiled
+    _direct: Any
+    _marks: bool
+    _name: str
+    _network: Network
+    _threads: int | None
+
+    __slots__ = tuple(__annotations__)
 
     def __init__(self, network: Network, arrays: weights.Arrays, *, name: str, columns: Any, marks: bool, backend: Any,
                  precision: str, dtype: np.dtype, output: str, n_threads: int | None,
                  error: EncodingError | None = None):  # fmt: skip
-        # name, columns, marks: for errors: the model's class, its names of columns, whether it has a parameter `missing`
+        # for errors: the model's class, its names of columns, whether it has a parameter `missing`
         stored = output if output in ("float16", "int8") else "real"
         plan = inference_plan(network, dtype, int8=precision == "int8", output=stored)
         compiled = _Compiled(get_backend(backend), plan)
@@ -78,8 +91,8 @@ class Encoder:
         values = {
             "dtype": dtype, "error": error, "n_components": network.n_components, "n_features_in": network.n_features,
             "n_threads": threads.resolve_threads(n_threads), "output": output, "precision": precision,
-            "_backend": backend, "_columns": columns, "_compiled": compiled, "_direct": compiled.direct, "_marks": marks,
-            "_name": name, "_network": network, "_threads": n_threads,
+            "_backend": backend, "_columns": columns, "_compiled": compiled, "_direct": compiled.direct,
+            "_marks": marks, "_name": name, "_network": network, "_threads": n_threads,
         }  # fmt: skip
         for key, value in values.items():
             object.__setattr__(self, key, value)
@@ -108,7 +121,8 @@ class Encoder:
         arrays = weights.read(plan, self._compiled.spaces, network, self.dtype)
         settings = {
             "name": self._name, "columns": self._columns, "marks": self._marks, "backend": self._backend,
-            "precision": self.precision, "dtype": self.dtype, "output": self.output, "n_threads": self._threads, "error": self.error,
+            "precision": self.precision, "dtype": self.dtype, "output": self.output, "n_threads": self._threads,
+            "error": self.error,
         }  # fmt: skip
         return _restored, (network, arrays, settings)
 
@@ -203,7 +217,8 @@ def model_encoder(model: DenseModel, precision: str, n_threads: int | None, outp
         )
     settings = {
         "name": type(model).__name__, "columns": getattr(model, "feature_names_in_", None), "backend": model.backend,
-        "dtype": dtype, "marks": hasattr(model, "missing"), "n_threads": model.n_jobs if n_threads is None else n_threads,
+        "dtype": dtype, "marks": hasattr(model, "missing"),
+        "n_threads": model.n_jobs if n_threads is None else n_threads,
     }  # fmt: skip
     encoder = Encoder(network, arrays, precision=precision, output=output, **settings)
     if sample is not None:
