@@ -54,7 +54,7 @@ COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unu
 # No -ffast-math: NaN, infinities and -0 must come out right, and products are fused only where fma is written.
 KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti"]
 FINAL_FLAGS = SANITIZERS[SANITIZE] + USER_FLAGS
-MODULE_SOURCES = [str(SOURCES / name) for name in ("bindings.cpp", "threads.cpp", "cpu.cpp")]
+MODULE_SOURCES = [str(SOURCES / name) for name in ("bindings.cpp", "encoder_binding.cpp", "threads.cpp", "cpu.cpp")]
 MODULE_FLAGS = [*COMMON_FLAGS, "-O2", *FINAL_FLAGS]
 LINK_FLAGS = [flag for flag in SANITIZERS[SANITIZE] if flag.startswith("-fsanitize")]
 if not SANITIZE and sys.platform.startswith("linux"):

@@ -63,7 +63,9 @@ def machine() -> dict:
         "compiler": info.get("compiler"),
         "instruction_set": info.get("instruction_set"),
         "python": platform.python_version(),
-        "versions": {p: version(p) for p in ("numpy", "torch", "scikit-learn", "onnxruntime") if version(p)},
+        "versions": {
+            p: version(p) for p in ("numpy", "torch", "scikit-learn", "onnxruntime", "openvino") if version(p)
+        },
     }
 
 

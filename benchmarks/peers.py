@@ -20,7 +20,7 @@ from .worker import WIDTHS
 CASES = {
     "w1": [(32, 1), (256, 1)],
     "w2": [(128, 1), (1024, 1)],
-    "w4a": [(1, 2000), (65_536, 1)],
+    "w4a": [(1, 2000), (8, 1000), (65_536, 1)],
 }
 EPOCHS = {"w1": 5, "w2": 1, "w4a": 1}
 ROWS = {"w1": 20_000, "w2": 60_000}
@@ -41,6 +41,10 @@ def contestants(workload: str, batch: int, calls: int) -> dict[str, dict]:
             found["torch, bf16 autocast"] = base | {"library": "torch", "fused": True, "bf16": True}
     if workload == "w1":
         found["scikit-learn"] = base | {"library": "sklearn"}
+    if workload == "w4a":
+        found["fastae, int8"] = base | {"library": "fastae", "precision": "int8"}
+    if workload == "w4a" and importlib.util.find_spec("openvino"):
+        found["openvino"] = base | {"library": "openvino"}
     if workload == "w4a" and importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
         found["onnxruntime"] = base | {"library": "onnxruntime"}
     return found

@@ -29,17 +29,22 @@ def encoder_weights() -> list:
             ((768, 256), (256, 64))]  # fmt: skip
 
 
+def encoder_model(threads: int):
+    import fastae
+
+    pairs = encoder_weights()
+    decoder = [(w.T.copy(), None) for w, _ in reversed(pairs)]
+    return fastae.Autoencoder.from_arrays(pairs, decoder, code_activation="relu", n_jobs=threads)
+
+
 def fastae_round(spec: dict):
     import fastae
 
     X = rows_of(spec["workload"])
     if spec["workload"] == "w4a":
-        pairs = encoder_weights()
-        decoder = [(w.T.copy(), None) for w, _ in reversed(pairs)]
-        model = fastae.Autoencoder.from_arrays(pairs, decoder, code_activation="relu", n_jobs=spec["threads"],
-                                                precision=spec.get("precision", "auto"))  # fmt: skip
+        encode = encoder_model(spec["threads"]).encoder(spec.get("precision", "auto"), sample=X[:4096])
         batch = X[: spec["batch"]]
-        return lambda: (model.transform(batch), None)
+        return lambda: (encode(batch), None)
     hidden, code = ((64,), 32) if spec["workload"] == "w1" else ((512, 128), 32)
     loss = {"loss": "binary_cross_entropy", "dropout": 0.2} if spec["workload"] == "w2" else {}
     model = fastae.Autoencoder(
@@ -144,7 +149,22 @@ def onnx_round(spec: dict):
     return lambda: (session.run(None, {"x": batch}), None)
 
 
-MAKERS = {"fastae": fastae_round, "torch": torch_round, "sklearn": sklearn_round, "onnxruntime": onnx_round}
+def openvino_round(spec: dict):
+    import openvino
+    from openvino import opset13 as op
+
+    x = y = op.parameter([-1, 768], np.float32)
+    for w, b in encoder_weights():
+        y = op.relu(op.add(op.matmul(y, op.constant(w), False, True), op.constant(b)))
+    # float32 asked for: on some processors the default is bfloat16
+    settings = {"INFERENCE_NUM_THREADS": spec["threads"], "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
+    compiled = openvino.Core().compile_model(openvino.Model([y], [x], "encoder"), "CPU", settings)
+    request, batch = compiled.create_infer_request(), rows_of("w4a")[: spec["batch"]]
+    return lambda: (request.infer([batch], share_inputs=True, share_outputs=True), None)
+
+
+MAKERS = {"fastae": fastae_round, "torch": torch_round, "sklearn": sklearn_round, "onnxruntime": onnx_round,
+          "openvino": openvino_round}  # fmt: skip
 
 
 def main() -> None:

@@ -1,24 +1,18 @@
-// The only file that knows Python: checks, pointers, the GIL.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+// Plans for Python: checks, pointers, the GIL. Encoders are in encoder_binding.cpp.
 #include <pybind11/stl.h>
 
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <mutex>
-#include <new>
 #include <optional>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
+#include "binding.h"
 #include "cpu.h"
-#include "kernels.h"
 #include "threads.h"
 
 namespace py = pybind11;
+using fastae::Block;
 using fastae::Kernels;
+using fastae::Poll;
+using fastae::refuse;
 
 #ifdef FASTAE_HAVE_BASELINE
 extern "C" const Kernels* fastae_kernels_baseline();
@@ -89,21 +83,13 @@ void allow_tiles(const Kernels& kernels) {
     throw std::runtime_error("the operating system refuses the use of AMX to this process; set FASTAE_ISA=avx512_bf16");
 }
 
-struct AlignedFree {
-  void operator()(void* p) const { std::free(p); }
-};
-using Block = std::unique_ptr<void, AlignedFree>;
-
-Block allocate(int64_t bytes) {
-  void* p = nullptr;
-  if (posix_memalign(&p, 64, bytes > 0 ? static_cast<size_t>(bytes) : 64) != 0) throw std::bad_alloc();
-  return Block(p);
-}
-
-[[noreturn]] void refuse(const std::string& message) { throw py::value_error(message); }
-
 int64_t item_size(const fastae::BufferRecord& b, bool is_double) {
-  return b.dtype != fastae::buffer_dtype::real || is_double ? 8 : 4;
+  switch (b.dtype) {
+    case fastae::buffer_dtype::real: return is_double ? 8 : 4;
+    case fastae::buffer_dtype::float16: return 2;
+    case fastae::buffer_dtype::int8: return 1;
+    default: return 8;
+  }
 }
 
 struct Source {
@@ -145,22 +131,6 @@ Source make_source(const py::tuple& t) {
   }
   return s;
 }
-
-struct Poll {
-  py::object progress;
-  bool failed = false;
-
-  static bool run(void* context, int64_t done) {
-    Poll& self = *static_cast<Poll*>(context);
-    py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) return !(self.failed = true);
-    if (self.progress.is_none()) return true;
-    PyObject* result = PyObject_CallFunction(self.progress.ptr(), "L", static_cast<long long>(done));
-    if (result == nullptr) return !(self.failed = true);
-    Py_DECREF(result);
-    return true;
-  }
-};
 
 // Formulas registered at run time that a plan uses: (id, from_x, functions), a function being None, the address of a
 // C function, or (code int32 (n, 6), constants float64, temporaries). The caller keeps C functions alive.
@@ -220,12 +190,12 @@ class Formulas {
   std::vector<std::vector<double>> constants_;
 };
 
-class Plan {
+class Plan : public fastae::CompiledPlan {
  public:
   Plan(const std::string& isa, bool is_double, int64_t batch, const dense_array<int64_t>& buffers,
        const dense_array<int64_t>& ops, const dense_array<double>& floats, const std::vector<int64_t>& sizes,
-       int64_t n_values, int64_t n_scalars, bool row_local, const std::vector<py::tuple>& formulas)
-      : kernels_(kernels_of(isa)), sizes_(sizes), formulas_(formulas) {
+       int64_t n_values, int64_t n_scalars, bool row_local, const std::vector<py::tuple>& formulas, bool vnni)
+      : CompiledPlan(kernels_of(isa), sizes), formulas_(formulas) {
     constexpr int64_t kOp = 2 + fastae::kMaxSlots + fastae::kMaxInts;
     static_assert(sizeof(fastae::OpRecord) == kOp * sizeof(int64_t), "records are read from NumPy as they are");
     if (buffers.ndim() != 2 || buffers.shape(1) != 7 || ops.ndim() != 2 || ops.shape(1) != kOp || floats.ndim() != 2 ||
@@ -267,7 +237,8 @@ class Plan {
                row_local,
                formulas_.data(),
                formulas_.size(),
-               fastae::bf16_product::rounded};
+               fastae::bf16_product::rounded,
+               vnni && fastae::cpu_has("avx512_vnni")};
     for (const fastae::BufferRecord& b : buffers_)
       if (b.parent < 0 && b.space < fastae::space::external &&
           b.offset + bytes_of(b, batch) > sizes_[static_cast<size_t>(b.space)])
@@ -316,7 +287,8 @@ class Plan {
                                    threads,
                                    &Poll::run,
                                    &poll,
-                                   workspace.get()};
+                                   workspace.get(),
+                                   fastae::finite_check::none};
     int64_t done;
     {
       py::gil_scoped_release release;
@@ -381,33 +353,10 @@ class Plan {
     }
   }
 
-  // Workspaces are kept between runs; concurrent runs of one plan get one each.
-  Block take(int threads) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      for (size_t i = 0; i < free_.size(); ++i)
-        if (free_[i].first == threads) {
-          Block b = std::move(free_[i].second);
-          free_.erase(free_.begin() + static_cast<std::ptrdiff_t>(i));
-          return b;
-        }
-    }
-    return allocate(kernels_.workspace_bytes(record_, threads));
-  }
-  void give_back(int threads, Block b) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (free_.size() < 8) free_.emplace_back(threads, std::move(b));
-  }
-
-  const Kernels& kernels_;
-  std::vector<int64_t> sizes_;
   std::vector<fastae::BufferRecord> buffers_;
   std::vector<fastae::OpRecord> ops_;
   std::vector<double> floats_;
   Formulas formulas_;
-  fastae::PlanRecord record_{};
-  std::mutex mutex_;
-  std::vector<std::pair<int, Block>> free_;
 };
 
 py::array_t<int64_t> permutation(const std::string& isa, uint64_t seed, uint32_t epoch, int64_t n) {
@@ -459,14 +408,25 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         return k.bf16_rate(seconds);
       },
       "The same of what products in bfloat16 are made of.");
-  py::class_<Plan>(m, "Plan")
+  m.def("cpu_has", [](const std::string& feature) { return fastae::cpu_has(feature.c_str()); });
+  m.def(
+      "int8_rate",
+      [](const std::string& isa, bool vnni, double seconds) {
+        const Kernels& k = kernels_of(isa);
+        py::gil_scoped_release release;
+        return k.int8_rate(vnni && fastae::cpu_has("avx512_vnni"), seconds);
+      },
+      "Operations a second of one thread's 8-bit multiply-adds from registers.");
+  py::class_<fastae::CompiledPlan>(m, "CompiledPlan");
+  py::class_<Plan, fastae::CompiledPlan>(m, "Plan")
       .def(py::init<const std::string&, bool, int64_t, const dense_array<int64_t>&, const dense_array<int64_t>&,
                     const dense_array<double>&, const std::vector<int64_t>&, int64_t, int64_t, bool,
-                    const std::vector<py::tuple>&>(),
+                    const std::vector<py::tuple>&, bool>(),
            py::arg("isa"), py::arg("is_double"), py::arg("batch"), py::arg("buffers").noconvert(),
            py::arg("ops").noconvert(), py::arg("floats").noconvert(), py::arg("sizes"), py::arg("n_values"),
-           py::arg("n_scalars"), py::arg("row_local"), py::arg("formulas"))
+           py::arg("n_scalars"), py::arg("row_local"), py::arg("formulas"), py::arg("vnni"))
       .def("run", &Plan::run, py::arg("spaces"), py::arg("sources"), py::arg("n_rows"), py::arg("order").noconvert(),
            py::arg("first_batch"), py::arg("n_steps"), py::arg("phases"), py::arg("scalars").noconvert(),
            py::arg("values").noconvert(), py::arg("seed"), py::arg("epoch"), py::arg("threads"), py::arg("progress"));
+  fastae::bind_encoder(m);
 }

@@ -72,6 +72,20 @@ template <class T, class S> FASTAE_INLINE T convert(S s) { return (T)s; }
 template <class T> FASTAE_INLINE T convert(Half s) { return (T)half_to_float(s.bits); }
 template <class T> FASTAE_INLINE T convert(BFloat16 s) { return (T)float_from_bits((uint32_t)s.bits << 16); }
 
+// Rounded to nearest even; beyond 65519.99 infinite. A NaN keeps its sign and upper bits, and becomes quiet.
+FASTAE_INLINE uint16_t half_from_float(float f) {
+  uint32_t u;
+  memcpy(&u, &f, sizeof u);
+  const uint32_t sign = u >> 16 & 0x8000u;
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (u >> 13 & 0x3ffu));
+  if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);
+  if (u >= 0x38800000u) return (uint16_t)(sign | ((u - 0x38000000u + 0xfffu + (u >> 13 & 1u)) >> 13));
+  const float denormal = float_from_bits(u) + 0.5f;  // 0.5 has a last place of 2^-24, a half's denormals' unit
+  memcpy(&u, &denormal, sizeof u);
+  return (uint16_t)(sign | (u - 0x3f000000u));
+}
+
 // ---- a full register -----------------------------------------------------------------------------------------------
 // Small integers to 32-bit lanes.
 template <class S> FASTAE_INLINE IntVec<float> load_ints(const S* p) {
@@ -129,6 +143,17 @@ template <class T, class S> FASTAE_INLINE Vec<T> load_full(const S* p) {
     for (int i = 0; i < Vec<T>::N; ++i) t[i] = convert<T>(p[i]);
     return Vec<T>::load(t);
   }
+}
+
+// A register of floats rounded to half precision, to out[0 .. N).
+FASTAE_INLINE void store_halves(Vec<float> x, Half* out) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)out, _mm512_maskz_cvtps_ph(0xffff, x.v, _MM_FROUND_TO_NEAREST_INT));
+#elif FASTAE_VBYTES == 32
+  _mm_storeu_si128((__m128i*)out, _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < Vec<float>::N; ++i) out[i].bits = half_from_float(x[i]);
+#endif
 }
 
 // First n elements converted, the other lanes 0; nothing beyond p[n-1] is read. bool arrays are read as uint8.

@@ -19,6 +19,7 @@ struct Cpu {
   bool avx512 = false;       // F, BW, DQ, VL
   bool avx512_bf16 = false;  // the above and BF16
   bool avx512_amx = false;   // the above and AMX with BF16, if the operating system lets processes ask for it
+  bool avx512_vnni = false;  // avx512 and VNNI
   bool neon = false;
   char brand[49] = "unknown";
 };
@@ -70,10 +71,11 @@ Cpu detect() {
   const bool zmm = (state & 0xe6) == 0xe6;  // and opmask, both halves of zmm
 
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return cpu;
-  const uint32_t subleaves = a;
+  const uint32_t subleaves = a, words = c;
   const bool tiles = (state & 0x60000) == 0x60000 && bit(d, 22) && bit(d, 24);
   cpu.avx2 = ymm && bit(b, 5) && fma && f16c;
   cpu.avx512 = cpu.avx2 && zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
+  cpu.avx512_vnni = cpu.avx512 && bit(words, 11);
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.avx512_bf16 = cpu.avx512 && bit(a, 5);
   cpu.avx512_amx = cpu.avx512_bf16 && tiles && tiles_supported();
   return cpu;
@@ -109,6 +111,7 @@ bool cpu_has(const char* isa) {
   if (!std::strcmp(isa, "avx512")) return cpu().avx512;
   if (!std::strcmp(isa, "avx512_bf16")) return cpu().avx512_bf16;
   if (!std::strcmp(isa, "avx512_amx")) return cpu().avx512_amx;
+  if (!std::strcmp(isa, "avx512_vnni")) return cpu().avx512_vnni;
   if (!std::strcmp(isa, "neon")) return cpu().neon;
   return false;
 }

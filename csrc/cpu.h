@@ -7,7 +7,7 @@ namespace fastae {
 const char* cpu_brand();
 
 // Whether processor and operating system can run the kernels of an instruction set: "baseline",
-// "avx2", "avx512", "avx512_bf16", "avx512_amx" or "neon". Unknown names are false.
+// "avx2", "avx512", "avx512_bf16", "avx512_amx" or "neon"; or "avx512_vnni". Unknown names are false.
 bool cpu_has(const char* isa);
 
 // Asks the operating system for the use of AMX in this process; false where it refuses.

@@ -60,6 +60,12 @@ template <class T, class F> FASTAE_INLINE void over_row(int64_t n, const F& f) {
   if (j < n) f(j, (int)(n - j));
 }
 
+// Rows whose first product is not finite are named to a function: a row with NaN or infinity gives only such ones.
+struct Watch {
+  void (*suspect)(void* context, int64_t row) noexcept;
+  void* context;
+};
+
 // z = c + b (kept if asked for); y = a(z), then dropout. c (rows, n) is a block at (row, column) of the layer's output.
 template <class T> struct DenseEpilogue {
   View<T> c, z, y;
@@ -68,8 +74,12 @@ template <class T> struct DenseEpilogue {
   T p[2];
   const Dropout<T>* dropout;
   const FormulaRecord* formula;  // registered at run time, else null
+  const Watch* watch = nullptr;
 
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
+    if (watch && column == 0)
+      for (int64_t r = row; r < row + rows; ++r)
+        if (!(*c.at(r, 0) - *c.at(r, 0) == 0)) watch->suspect(watch->context, r);
     if (activation == 0 && !b && !dropout && !z && c.p == y.p) return;
     if (formula) registered(row, rows, column, n);
     else

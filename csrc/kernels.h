@@ -56,12 +56,14 @@ struct PlanRecord {
   const FormulaRecord* formulas;
   int64_t n_formulas;
   int bf16_product;  // set by the kernels that run it
+  bool vnni;  // the processor multiplies 8-bit integers (AVX512_VNNI)
 };
 
 // Id of the formula in a record, -1 where its kind has none.
 static inline int64_t formula_id(const OpRecord& o) noexcept {
   switch (o.kind) {
     case op::dense: return o.i[at_dense::i_activation];
+    case op::dense_int8: return o.i[at_dense_int8::i_activation];
     case op::activation: return o.i[at_activation::i_activation];
     case op::activation_grad: return o.i[at_activation_grad::i_activation];
     case op::dense_grad: return o.i[at_dense_grad::i_activation];
@@ -98,6 +100,12 @@ struct SourceRecord {
   int64_t columns;
 };
 
+// What no row of source 0 may have that a step reads: seen in the first product, at no cost.
+namespace finite_check {
+enum { none, finite, not_infinite };
+}
+constexpr int64_t kNotFinite = -1;  // what a run returns that found such a row
+
 struct JobRecord {
   void* const* spaces;
   const int64_t* strides;  // elements between rows of an external space; 0: contiguous
@@ -113,6 +121,7 @@ struct JobRecord {
   bool (*poll)(void* context, int64_t done);  // every few milliseconds between steps; false stops the run
   void* poll_context;
   void* workspace;  // workspace_bytes(plan, threads), on a cache line
+  int64_t check;    // finite_check; of steps that run side by side
 };
 
 struct Kernels {
@@ -124,6 +133,7 @@ struct Kernels {
                      int threads) noexcept;
   double (*fma_rate)(bool is_double, double seconds) noexcept;  // floating-point operations a second, one thread
   double (*bf16_rate)(double seconds) noexcept;                 // the same of what bfloat16 products are made of
+  double (*int8_rate)(bool vnni, double seconds) noexcept;      // operations of 8-bit products a second, one thread
 };
 
 }  // namespace fastae

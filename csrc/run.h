@@ -3,6 +3,7 @@
 #pragma once
 #include "bf16.h"
 #include "random.h"
+#include "run_encoding.h"
 #include "run_losses.h"
 #include "run_regularisers.h"
 #include "run_structure.h"
@@ -88,6 +89,9 @@ template <class T> struct Executor {
   // a gathered buffer that is read where it lies
   int64_t alias = -1;
   View<T> alias_view = {nullptr, 0};
+  // whether the step's first product is still to come, and a row of the source was found that is not finite
+  bool watching = false;
+  int not_finite = 0;
 
   Executor(const PlanRecord& p, const JobRecord& j, int n_threads, char* own_arena, char* work)
       : plan(p), job(j), threads(n_threads), arena(own_arena) {
@@ -219,6 +223,7 @@ template <class T> struct Executor {
     const View<T> x = real(o.slot[at::s_x]), w = real(o.slot[at::s_w]), y = real(o.slot[at::s_y]);
     const int64_t n = width(o.slot[at::s_y]), k = width(o.slot[at::s_x]);
     const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+    const Watch watch = {&Executor::suspect, this};
     const DenseEpilogue<T> finish = {y,
                                      real(o.slot[at::s_z]),
                                      y,
@@ -226,7 +231,9 @@ template <class T> struct Executor {
                                      (int)o.i[at::i_activation],
                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
                                      f[at::f_rate] > 0 ? &drop : nullptr,
-                                     registered(o)};
+                                     registered(o),
+                                     watching ? &watch : nullptr};
+    watching = false;
     product(o.i[at::i_bf16], x, w, !o.i[at::i_transposed], real(o.slot[at::s_packed]).p, n, k, y, finish);
   }
 
@@ -411,6 +418,11 @@ template <class T> struct Executor {
       case op::dropout: dropout(o, f); break;
       case op::pack: pack(o); break;
       case op::dense: dense(o, f); break;
+      case op::pack_int8: run_pack_int8(*this, o); break;
+      case op::quantize: run_quantize(*this, o); break;
+      case op::dense_int8: run_dense_int8(*this, o, f); break;
+      case op::store_half: run_store_half(*this, o); break;
+      case op::store_int8: run_store_int8(*this, o); break;
       case op::activation: activation(o, f); break;
       case op::activation_grad: activation_grad(o, f); break;
       case op::softmax: softmax(o); break;
@@ -467,6 +479,14 @@ template <class T> struct Executor {
     start = (job.first_batch + i) * plan.batch;
     m = smaller(plan.batch, job.n_rows - start);
     alias = -1;
+    watching = job.check != finite_check::none;
+  }
+
+  // A row whose numbers look as if something was not finite: NaN or infinity in the source, or an overflow.
+  static void suspect(void* context, int64_t row) noexcept {
+    Executor& e = *(Executor*)context;
+    if (!source_finite(e.job.sources[0], e.start + row, 1, e.job.check == finite_check::not_infinite))
+      __atomic_store_n(&e.not_finite, 1, __ATOMIC_RELAXED);
   }
 
   bool values_finite() const {
@@ -501,16 +521,18 @@ template <class T> int64_t run_in_order(const PlanRecord& plan, const JobRecord&
 template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRecord& job, int threads) noexcept {
   const int64_t arena = on_line(plan.arena_bytes), each = arena + Workspace<T>(plan, job.threads).bytes();
   char* work = (char*)job.workspace;
-  Executor<T> first(plan, job, job.threads, work, work + arena);
-  first.begin(0);
-  first.run_phases(phase::prepare);
+  if (job.phases & phase::prepare) {
+    Executor<T> first(plan, job, job.threads, work, work + arena);
+    first.begin(0);
+    first.run_phases(phase::prepare);
+  }
   struct Call {
     const PlanRecord& plan;
     const JobRecord& job;
     char* work;
     int64_t arena, each;
     bool alone;
-    int64_t done, stop;
+    int64_t done, stop, bad;
     double last;
     static void run(void* context, int64_t i, int thread) noexcept {
       Call& c = *(Call*)context;
@@ -519,6 +541,11 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
       Executor<T> e(c.plan, c.job, c.alone ? c.job.threads : 1, own, own + c.arena);
       e.begin(i);
       e.run_phases(~(int64_t)phase::prepare);
+      if (e.not_finite) {
+        __atomic_store_n(&c.bad, 1, __ATOMIC_RELAXED);
+        __atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
+        return;
+      }
       __atomic_add_fetch(&c.done, 1, __ATOMIC_RELAXED);
       if (thread != 0 || !c.job.poll) return;  // thread 0 is the caller's
       const double now = clock_seconds();
@@ -528,11 +555,11 @@ template <class T> int64_t run_side_by_side(const PlanRecord& plan, const JobRec
         __atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
     }
   };
-  Call call = {plan, job, work, arena, each, threads == 1, 0, 0, clock_seconds()};
+  Call call = {plan, job, work, arena, each, threads == 1, 0, 0, 0, clock_seconds()};
   if (threads == 1)
     for (int64_t i = 0; i < job.n_steps; ++i) Call::run(&call, i, 0);
   else parallel_for(threads, job.n_steps, &Call::run, &call);
-  return call.done;
+  return call.bad ? kNotFinite : call.done;
 }
 
 FASTAE_INLINE bool side_by_side(const PlanRecord& plan) { return plan.row_local && plan.n_values == 0; }
@@ -577,6 +604,11 @@ double fma_rate(bool is_double, double seconds) noexcept {
 }
 
 double rounded_rate(double seconds) noexcept { return fma_rate_of<float>(seconds); }
+double int8_rate(bool vnni, double seconds) noexcept {
+  double rate = 0;
+  visit_words(vnni, [&](auto words) { rate = word_rate<decltype(words)>(seconds, &clock_seconds); });
+  return rate;
+}
 
 }  // namespace
 }  // namespace fastae

@@ -9,7 +9,7 @@ constexpr int kMaxInts = 7;
 constexpr int kMaxFloats = 4;
 
 namespace op {
-enum Kind { gather, transform_input, noise, dropout, take, neighbour, pack, fold_norm, dense, add, maxout, maxout_grad, batch_norm, batch_norm_grad, layer_norm, layer_norm_grad, activation, activation_grad, softmax, softmax_grad, loss, size_factor, likelihood, distribution, dense_grad, activity, kl_sparsity, pair, contractive, scale_rows, decorrelation, orthogonality, projector, weight_penalty, clip_gradient, update, project, count };
+enum Kind { gather, transform_input, noise, dropout, take, neighbour, pack, fold_norm, dense, pack_int8, quantize, dense_int8, store_half, store_int8, add, maxout, maxout_grad, batch_norm, batch_norm_grad, layer_norm, layer_norm_grad, activation, activation_grad, softmax, softmax_grad, loss, size_factor, likelihood, distribution, dense_grad, activity, kl_sparsity, pair, contractive, scale_rows, decorrelation, orthogonality, projector, weight_penalty, clip_gradient, update, project, count };
 }
 namespace at_gather {
 enum Slot { s_x, s_weight, s_rows };
@@ -51,6 +51,23 @@ namespace at_dense {
 enum Slot { s_x, s_w, s_b, s_y, s_z, s_packed, s_rows };
 enum Int { i_activation, i_stream, i_transposed, i_bf16 };
 enum Float { f_p0, f_p1, f_rate };
+}
+namespace at_pack_int8 {
+enum Slot { s_w, s_packed, s_scale };
+}
+namespace at_quantize {
+enum Slot { s_x, s_q, s_scale };
+}
+namespace at_dense_int8 {
+enum Slot { s_q, s_x_scale, s_packed, s_w_scale, s_b, s_y };
+enum Int { i_activation, i_depth };
+enum Float { f_p0, f_p1 };
+}
+namespace at_store_half {
+enum Slot { s_x, s_out };
+}
+namespace at_store_int8 {
+enum Slot { s_x, s_out, s_scale };
 }
 namespace at_add {
 enum Slot { s_x, s_y, s_sum };
@@ -195,7 +212,7 @@ namespace phase {
 enum { prepare = 1, gradient = 2, update = 4 };
 }
 namespace buffer_dtype {
-enum { real, float64, int64 };
+enum { real, float64, int64, float16, int8 };
 }
 constexpr int kMultinomial = -1;
 constexpr int kCosine = -2;

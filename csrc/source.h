@@ -37,7 +37,10 @@ template <class T> void read_row(const SourceRecord& s, int64_t row, T* out) noe
       data += row * s.row_stride;
       if constexpr (std::is_same<S, T>::value) __builtin_memcpy(out, data, (size_t)s.columns * sizeof(T));
       else
-        for (int64_t j = 0; j < s.columns; ++j) out[j] = convert<T>(data[j]);
+        for (int64_t j = 0; j < s.columns; j += Vec<T>::N) {
+          const int n = (int)smaller(Vec<T>::N, s.columns - j);
+          load_as<T>(data + j, n).store(out + j, n);
+        }
       return;
     }
     for (int64_t j = 0; j < s.columns; ++j) out[j] = T(0);
@@ -47,8 +50,22 @@ template <class T> void read_row(const SourceRecord& s, int64_t row, T* out) noe
   });
 }
 
-// Whether every element is finite: x - x is 0 for finite x, NaN otherwise.
-template <class S> bool rows_finite(const S* p, int64_t rows, int64_t columns, int64_t stride, int threads) noexcept {
+// Whether 0 x, summed over what of(x) leaves of x, is 0: so for finite x, NaN otherwise.
+template <class S, class F> FASTAE_INLINE bool sum_finite(const S* q, int64_t n, const F& of) {
+  typedef Vec<S> V;
+  V sum[4] = {V(S(0)), V(S(0)), V(S(0)), V(S(0))};
+  int64_t j = 0;
+  for (; j + 4 * V::N <= n; j += 4 * V::N)
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) sum[v] = fma(of(V::load(q + j + v * V::N)), V(S(0)), sum[v]);
+  for (; j < n; j += V::N) sum[0] = fma(of(V::load(q + j, (int)smaller(V::N, n - j))), V(S(0)), sum[0]);
+  return !any(((sum[0] + sum[1]) + (sum[2] + sum[3])) != V(S(0)));
+}
+
+// Whether every element is finite (or NaN, where that is allowed).
+template <class S>
+bool rows_finite(const S* p, int64_t rows, int64_t columns, int64_t stride, int threads,
+                 bool allow_nan = false) noexcept {
   if (stride == columns) {  // one long row
     columns *= rows;
     rows = 1;
@@ -61,27 +78,31 @@ template <class S> bool rows_finite(const S* p, int64_t rows, int64_t columns, i
     const S* q = p + task / blocks * stride + first;
     if constexpr (std::is_same<S, float>::value || std::is_same<S, double>::value) {
       typedef Vec<S> V;
-      V sum[4] = {V(S(0)), V(S(0)), V(S(0)), V(S(0))};
-      int64_t j = 0;
-      for (; j + 4 * V::N <= n; j += 4 * V::N)
-        for (int v = 0; v < 4; ++v) {
-          const V x = V::load(q + j + v * V::N);
-          sum[v] += x - x;
-        }
-      for (; j < n; j += V::N) {
-        const V x = V::load(q + j, (int)smaller(V::N, n - j));
-        sum[0] += x - x;
-      }
-      const V s = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-      if (any(s != V(S(0)))) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+      const bool good = allow_nan ? sum_finite(q, n, [](V x) { return select(x == x, x, V(S(0))); })
+                                  : sum_finite(q, n, [](V x) { return x; });
+      if (!good) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
     } else {
       int found = 0;
       constexpr uint16_t exponent = std::is_same<S, Half>::value ? 0x7c00 : 0x7f80;
-      for (int64_t j = 0; j < n; ++j) found |= (q[j].bits & exponent) == exponent;
+      if (allow_nan)
+        for (int64_t j = 0; j < n; ++j) found |= (q[j].bits & 0x7fff) == exponent;
+      else
+        for (int64_t j = 0; j < n; ++j) found |= (q[j].bits & exponent) == exponent;
       if (found) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
     }
   });
   return !bad;
+}
+
+// Rows [first, first + m) of a dense source.
+FASTAE_INLINE bool source_finite(const SourceRecord& s, int64_t first, int64_t m, bool allow_nan) noexcept {
+  bool good = true;
+  visit_dtype(s.dtype, [&](auto* type) {
+    typedef typename std::remove_const<typename std::remove_pointer<decltype(type)>::type>::type S;
+    if constexpr (!std::is_integral<S>::value)
+      good = rows_finite((const S*)s.data + first * s.row_stride, m, s.columns, s.row_stride, 1, allow_nan);
+  });
+  return good;
 }
 
 bool all_finite(const void* data, int64_t dtype, int64_t rows, int64_t columns, int64_t stride, int threads) noexcept {

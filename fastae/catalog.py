@@ -293,7 +293,6 @@ PENALTIES: tuple[Penalty, ...] = (
 )
 
 
-
 def _kept(state: str) -> str:
     """A decaying average with 0 where it is too small to be a normal float32.
 

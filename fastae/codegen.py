@@ -262,7 +262,7 @@ def schema_header() -> str:
         out.append(f"namespace {prefix} {{\nenum {{ {', '.join(names)} }};\n}}\n")
     out.append("namespace space {\nenum { arena, theta, grad, state, external };\n}\n")
     out.append("namespace phase {\nenum { prepare = 1, gradient = 2, update = 4 };\n}\n")
-    out.append("namespace buffer_dtype {\nenum { real, float64, int64 };\n}\n")
+    out.append("namespace buffer_dtype {\nenum { real, float64, int64, float16, int8 };\n}\n")
     out.append(f"constexpr int kMultinomial = {schema.MULTINOMIAL};\nconstexpr int kCosine = {schema.COSINE};\n")
     out.append(f"constexpr double kSmallestSize = {schema.SMALLEST_SIZE!r};\n")
     out.append(f"constexpr int kFirstRegistered = {catalog.FIRST_REGISTERED};\n")

@@ -32,16 +32,18 @@ def computing_dtype(stored: np.dtype, precision: str) -> np.dtype:
     return np.dtype(np.float64 if stored == np.float64 else np.float32)
 
 
-def readable(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy where kernels could not read it: byte order, Fortran order, negative strides."""
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
+def is_readable(array: np.ndarray) -> bool:
+    """Whether kernels can read a 2-D array as it lies: native byte order, contiguous columns, rows in order."""
     rows, columns = array.shape
     item = array.itemsize
-    contiguous = (columns <= 1 or array.strides[1] == item) and (
+    return array.dtype.isnative and (columns <= 1 or array.strides[1] == item) and (
         rows <= 1 or (array.strides[0] >= 0 and array.strides[0] % item == 0)
-    )
-    return array if contiguous else np.ascontiguousarray(array)
+    )  # fmt: skip
+
+
+def readable(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy where kernels could not read it: byte order, Fortran order, negative strides."""
+    return array if is_readable(array) else np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def _frame_array(X: Any) -> np.ndarray | None:

@@ -30,7 +30,7 @@ class Reconstruction(Inspection, DenseModel):
         Of a likelihood with size factors it is the mean relative to the row's own, as a code does not know that.
         """
         network = self._fitted_network()
-        codes = _code_checker(type(self).__name__)()
+        codes = row_checker(type(self).__name__)()
         source, dtype = check_rows(codes, X, reset=True, backend=self._backend(), precision=self.precision)
         if source.columns != network.n_components:
             raise ValueError(
@@ -80,6 +80,6 @@ class Reconstruction(Inspection, DenseModel):
 
 
 @cache
-def _code_checker(name: str) -> type:
-    """Stands for the estimator of a class where the rows to check are codes, so that messages name the class."""
+def row_checker(name: str) -> type:
+    """Stands for the estimator of a class where it is not at hand or the rows are codes: messages name the class."""
     return type(name, (BaseEstimator,), {})

@@ -12,9 +12,10 @@ from .fuse import fuse_updates
 from .losses import error, final_activation, losses, show, shown_activation, sized, transform_input
 from .plan import Plan, PlanBuilder
 from .regularisers import Penalties
-from .schema import ARENA, BATCH_ROWS, FLOAT64, GRAD, THETA
+from .schema import ARENA, BATCH_ROWS, FLOAT16, FLOAT64, GRAD, INT8, REAL, THETA
 from .update import update
 
+_STORED = {"real": REAL, "float16": FLOAT16, "int8": INT8}
 INFERENCE_BATCH = 192  # rows: activations of usual networks stay in a core's L2 cache
 
 
@@ -87,14 +88,18 @@ def evaluation_plan(
 
 
 def inference_plan(
-    network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode", bf16: bool = False
-) -> Plan:
+    network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode", bf16: bool = False,
+    int8: bool = False, output: str = "real",
+) -> Plan:  # fmt: skip
     """Result in the external ``out``.
 
     part: "encode" (X → code), "decode" (code → X̂), "reconstruct" (X → X̂), or "distribution" (X → every parameter that
     the last layer's outputs stand for, laid out as these), "scores" ("reconstruct" without the output activation that
     the loss owns: log-odds of a classifier), or "layers": "reconstruct" with the outputs of all layers
     before the last in the externals ``out0``, ``out1``, …
+    int8: products of 8-bit integers
+    output: "real"; "float16"; or "int8", with the rows' scales (N, 1) in the external ``out_scale``. All but "real" and
+    ``int8`` are for plans in float32 of part "encode"
     """
     layers, n_encoder = network.layers, len(network.encoder)
     ends = {"encode": (0, n_encoder), "decode": (n_encoder, len(layers))}
@@ -104,25 +109,30 @@ def inference_plan(
     inner = chosen[:-1] if part == "layers" else ()
     outs = {i: builder.external(f"out{i}", BATCH_ROWS, layers[i].n_out) for i in inner}
     width = network.target_width if split and part != "distribution" else layers[chosen[-1]].n_out
-    out = builder.external("out", BATCH_ROWS, width)
+    out = builder.external("out", BATCH_ROWS, width, _STORED[output])
+    scale = builder.external("out_scale", BATCH_ROWS, 1) if output == "int8" else None
     parameters(builder, layers)
     statistics(builder, layers)
-    packed = pack(builder, layers, chosen)
+    packed = pack(builder, layers, chosen, int8)
     h = builder.buffer("x", BATCH_ROWS, layers[chosen[0]].n_in)
     builder.op("gather", x=h, source=0)
     target = None
     if part != "decode":
         h, target = transform_input(builder, network, h, target_too=split and sized(network))
-    forward = Forward(builder, layers, training=False)
+    forward = Forward(builder, layers, training=False, int8=int8)
     for i in chosen:
         final = i == chosen[-1]
         shown = None
         if final and part != "encode":
             shown = final_activation(network) if part == "scores" else shown_activation(network)
-        to = outs.get(i) if not final else None if split else out
+        to = outs.get(i) if not final else None if split or output != "real" else out
         h = forward.layer(i, h, last_activation=shown, packed=packed[i], out=to)
     if split:
         show(builder, network, h, out, target, every=part == "distribution")
+    if output == "float16":
+        builder.op("store_half", x=h, out=out)
+    elif output == "int8":
+        builder.op("store_int8", x=h, out=out, scale=scale)
     return builder.build()
 
 

@@ -11,7 +11,7 @@ from ..spec.network import Layer, Network
 from . import schema
 from .losses import transform_input
 from .plan import PlanBuilder
-from .schema import ARENA, BATCH_ROWS, FLOAT64, INT64, PREPARE, THETA
+from .schema import ARENA, BATCH_ROWS, FLOAT64, INT8_DEPTH, INT64, PREPARE, THETA
 
 PACK_ROUND = 64  # columns of the widest packed panel
 
@@ -104,8 +104,8 @@ class Forward:
     """
 
     def __init__(self, builder: PlanBuilder, layers: tuple[Layer, ...], training: bool, *, branch: str = "",
-                 rows: str = "rows", streams: list[int] | None = None):  # fmt: skip
-        self.builder, self.layers, self.training = builder, layers, training
+                 rows: str = "rows", streams: list[int] | None = None, int8: bool = False):  # fmt: skip
+        self.builder, self.layers, self.training, self.int8 = builder, layers, training, int8
         self.branch, self.rows = branch, rows
         self.traces: list[Trace] = []
         self.streams = [builder.stream() if training and layer.dropout else 0 for layer in layers] if (
@@ -129,11 +129,11 @@ class Forward:
         if norm is None and layer.pieces == 1 and activation.name != "softmax":
             if self.training and activation._row.needs == "x":
                 trace.saved = builder.buffer(f"z{tag}", BATCH_ROWS, layer.n_out)
-            builder.op("dense", x=x, y=y, z=None if trace.saved == y else trace.saved, packed=packed, **weights,
-                       **mask, **formula(activation))  # fmt: skip
+            self._product(i, x=x, y=y, z=None if trace.saved == y else trace.saved, packed=packed, **weights,
+                          **mask, **formula(activation))  # fmt: skip
         else:
             z = builder.buffer(f"z{tag}", BATCH_ROWS, layer.n_units)
-            builder.op("dense", x=x, y=z, packed=packed, **weights)
+            self._product(i, x=x, y=z, packed=packed, **weights)
             u = z if norm is None else self._normalise(i, trace, norm, z)
             if activation.name == "softmax":
                 builder.op("softmax", z=u, y=y)
@@ -149,6 +149,19 @@ class Forward:
             trace.y = builder.buffer(f"sum{tag}", BATCH_ROWS, layer.n_out) if self.training else y
             builder.op("add", x=x, y=y, sum=trace.y)
         return trace.y
+
+    def _product(self, i: int, **attributes: Any) -> None:
+        """A dense op; with ``int8`` the rows as integers first, and then a product of integers."""
+        builder = self.builder
+        if not self.int8:
+            builder.op("dense", **attributes)
+            return
+        x, q, scale = attributes["x"], f"q{i}", f"x_scale{i}"
+        builder.buffer(q, BATCH_ROWS, -(-builder.columns(x) // 2))
+        builder.buffer(scale, BATCH_ROWS, 1)
+        builder.op("quantize", x=x, q=q, scale=scale)
+        kept = {name: value for name, value in attributes.items() if name not in ("x", "z", "w")}
+        builder.op("dense_int8", q=q, x_scale=scale, w_scale=f"w_scale{i}", depth=builder.columns(x), **kept)
 
     def _normalise(self, i: int, trace: Trace, norm: Any, z: str) -> str:
         builder, tag, n = self.builder, f"{self.branch}{i}", trace.layer.n_units
@@ -251,8 +264,11 @@ class Backward:
         return dz
 
 
-def pack(builder: PlanBuilder, layers: tuple[Layer, ...], chosen: range) -> dict[int, str]:
-    """Weights of the chosen layers in the backend's own layout, a fixed normalisation folded in."""
+def pack(builder: PlanBuilder, layers: tuple[Layer, ...], chosen: range, int8: bool = False) -> dict[int, str]:
+    """Weights of the chosen layers in the backend's own layout, a fixed normalisation folded in.
+
+    int8 : as 8-bit integers with a scale per unit; of layers with weights of their own
+    """
     names = {}
     for i in chosen:
         layer, weights = layers[i], weight_of(layers, i)
@@ -264,6 +280,16 @@ def pack(builder: PlanBuilder, layers: tuple[Layer, ...], chosen: range) -> dict
             builder.op("fold_norm", PREPARE, **weights, **own, **folded, epsilon=layer.norm.epsilon)
             weights["w"] = folded["folded_w"]
         rows = -(-layer.n_units // PACK_ROUND) * PACK_ROUND
+        if int8:
+            if layer.n_in > INT8_DEPTH:
+                raise ValueError(
+                    f"layer {i} has {layer.n_in} inputs; sums of 8-bit products are exact up to {INT8_DEPTH}; use "
+                    "precision='float32'"
+                )
+            names[i] = builder.buffer(f"packed{i}", rows, 1 + -(-layer.n_in // 2))
+            scale = builder.buffer(f"w_scale{i}", 1, layer.n_units)
+            builder.op("pack_int8", PREPARE, w=weights["w"], packed=names[i], scale=scale)
+            continue
         names[i] = builder.buffer(f"packed{i}", rows, packed_depth(layer.n_in))
         builder.op("pack", PREPARE, packed=names[i], **weights)
     return names

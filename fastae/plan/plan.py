@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from . import schema
-from .schema import ARENA, BATCH_ROWS, EXTERNAL, FLOAT64, GRAD, INT64, REAL, STATE, THETA
+from .schema import ARENA, BATCH_ROWS, EXTERNAL, FLOAT16, FLOAT64, GRAD, INT8, INT64, REAL, STATE, THETA
 
 ALIGNMENT = 64  # bytes; every buffer starts on a cache line
+_DTYPES: dict[int, np.dtype] = {
+    FLOAT64: np.dtype(np.float64), INT64: np.dtype(np.int64), FLOAT16: np.dtype(np.float16), INT8: np.dtype(np.int8),
+}  # fmt: skip
 _SPACE_NAMES = {ARENA: "arena", THETA: "theta", GRAD: "grad", STATE: "state"}
 
 
@@ -118,11 +121,13 @@ class Plan:
         return raw[buffer.offset : end].view(dtype).reshape(rows, columns)
 
     def buffer_dtype(self, buffer: Buffer) -> np.dtype:
-        return {REAL: self.dtype, FLOAT64: np.dtype(np.float64), INT64: np.dtype(np.int64)}[buffer.dtype]
+        return self.dtype if buffer.dtype == REAL else _DTYPES[buffer.dtype]
 
     def flops(self, op: Op) -> int:
         """Floating-point operations of the products in an op at a full batch."""
         shapes = {slot: self.buffers[self.index[name]].shape(self.batch) for slot, name in op.slots.items() if name}
+        if op.kind == "dense_int8":
+            return 2 * self.batch * shapes["y"][1] * op.ints["depth"]
         if op.kind not in ("dense", "dense_grad"):
             return 0
         n, k = shapes["w"]
@@ -269,7 +274,7 @@ class PlanBuilder:
         self._ops.append(Op(kind, phase, slots, ints, floats))
 
     def _bytes(self, rows: int, columns: int, dtype: int) -> int:
-        item = self.dtype.itemsize if dtype == REAL else 8
+        item = (self.dtype if dtype == REAL else _DTYPES[dtype]).itemsize
         rows = self.batch if rows == BATCH_ROWS else rows
         return -(-rows * columns * item // ALIGNMENT) * ALIGNMENT
 

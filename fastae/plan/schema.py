@@ -89,6 +89,35 @@ OP_KINDS: tuple[OpKind, ...] = (
             "transposed: w is (k,n), shared with another layer; bf16: operands of products are rounded to bfloat16"
         ),
     ),
+    OpKind(
+        "pack_int8",
+        ("w", "packed", "scale"),
+        doc=(
+            "packed <- w (n,k) as integers in the backend's own layout, scale (1,n) <- max |w_j| / 127; packed (n to a "
+            "multiple of 64, 1 + k / 2 rounded up)"
+        ),
+    ),
+    OpKind(
+        "quantize",
+        ("x", "q", "scale"),
+        doc=(
+            "q <- round(x_r 127 / max |x_r|) in the layout that dense_int8 reads, q (m, k / 2 rounded up); "
+            "scale (m,1) <- max |x_r| / 127"
+        ),
+    ),
+    OpKind(
+        "dense_int8",
+        ("q", "x_scale", "packed", "w_scale", "b", "y"),
+        ("activation", "depth"),
+        ("p0", "p1"),
+        doc="y (m,n) = a((q wT) x_scale w_scale + b), the sums over depth = k being exact integers",
+    ),
+    OpKind("store_half", ("x", "out"), doc="out (m,n) float16 <- x, rounded to nearest even"),
+    OpKind(
+        "store_int8",
+        ("x", "out", "scale"),
+        doc="out (m,n) int8 <- round(x_r 127 / max |x_r|), scale (m,1) <- max |x_r| / 127",
+    ),
     OpKind("add", ("x", "y", "sum"), doc="sum (m,n) = x + y; sum may be y"),
     OpKind("maxout", ("z", "y"), doc="y[r,j] = max_q z[r, q n + j]; z (m, k n), y (m,n)"),
     OpKind(
@@ -296,9 +325,11 @@ INPUT_TRANSFORMS = ("none", "log1p")
 MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
 SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
 
+INT8_DEPTH = 2**31 // 127**2  # longest sum of 8-bit products that fits 32 bits
+
 # Where a buffer lives. From EXTERNAL on: arrays given by the caller; those with a row per batch row are addressed by
 # the position of the row in the whole run, not in the batch.
 ARENA, THETA, GRAD, STATE, EXTERNAL = range(5)
 BATCH_ROWS = -1  # "rows" of a buffer with one row per row of the batch
-REAL, FLOAT64, INT64 = range(3)  # dtypes of buffers; REAL is the plan's dtype
+REAL, FLOAT64, INT64, FLOAT16, INT8 = range(5)  # dtypes of buffers; REAL is the plan's dtype
 SHUFFLE_STREAM = 255  # Philox streams: 0.. are given out by the planner

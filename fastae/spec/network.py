@@ -89,6 +89,11 @@ class Network:
         """Which source of rows the graph of a `Laplacian` is."""
         return 1 if self.n_targets is None else 2
 
+    @property
+    def encoding(self) -> Network:
+        """The encoder by itself, without what only training needs."""
+        return dataclasses.replace(self, decoder=(), noise=None, penalties=(), constraints=(), solver=None)
+
     def penalty(self, kind: type) -> Any:
         """The penalty of a kind that can be there once, or None."""
         return next((placed.option for placed in self.penalties if isinstance(placed.option, kind)), None)

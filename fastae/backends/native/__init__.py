@@ -8,10 +8,11 @@ import numpy as np
 
 from ... import _core
 from ...catalog import FIRST_REGISTERED
+from ...plan import schema
 from ...plan.plan import Job, Plan, Source
 
 # fastae's codes of stored element types; bfloat16 is ml_dtypes', known by name
-_DTYPE_CODES = {
+DTYPE_CODES = {
     "float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "bool": 4, "int8": 5, "uint16": 6,
     "int16": 7, "uint32": 8, "int32": 9, "uint64": 10, "int64": 11,
 }  # fmt: skip
@@ -40,11 +41,13 @@ class NativeBackend:
     """Runs plans on the kernels of one instruction set.
 
     isa : name of an instruction set, or None for ``FASTAE_ISA``, else the best one present.
+    vnni : whether 8-bit products may use AVX512_VNNI where the processor has it
     """
 
     name = "native"
 
-    def __init__(self, isa: str | None = None):
+    def __init__(self, isa: str | None = None, *, vnni: bool = True):
+        self.vnni = vnni
         self.isa = _chosen_isa() if isa is None else isa
         if self.isa not in instruction_sets():
             raise ValueError(
@@ -69,7 +72,12 @@ class NativeBackend:
             plan.n_scalars,
             plan.row_local,
             _registered(plan),
+            self.vnni,
         )
+
+    def encoder(self, handle: _core.Plan, spaces: list[np.ndarray], *, allow_nan: bool) -> _core.Encoder:
+        """A call from rows to a prepared inference plan's result; None where X or out are not as kernels need them."""
+        return _core.Encoder(handle, spaces[schema.ARENA], spaces[schema.THETA], 2 if allow_nan else 1)
 
     def run(self, handle: _core.Plan, job: Job) -> int:
         """Runs the job's steps; returns how many finished (fewer when a step's values were not finite)."""
@@ -95,10 +103,14 @@ class NativeBackend:
 
     def all_finite(self, array: np.ndarray, n_threads: int = 1) -> bool:
         """Whether a 2-D array with contiguous rows has neither NaN nor infinity."""
-        code = _DTYPE_CODES.get(array.dtype.name)
+        code = DTYPE_CODES.get(array.dtype.name)
         if code is None:
             return bool(np.isfinite(array).all())
         return _core.all_finite(self.isa, array, code, n_threads)
+
+    def peak_int8_gops(self, seconds: float = 0.2) -> float:
+        """Measured ceiling of 8-bit multiply-adds from registers on one thread, in 10⁹ operations a second."""
+        return _core.int8_rate(self.isa, self.vnni, seconds) / 1e9
 
     def peak_gflops(self, dtype: str = "float32", seconds: float = 0.2) -> float:
         """Measured ceiling of multiply-adds from registers on one thread, in GFLOP/s.
@@ -124,9 +136,9 @@ def _registered(plan: Plan) -> list[tuple]:
 def _source_tuple(source: Source) -> tuple:
     data = source.data
     try:
-        code = _DTYPE_CODES[data.dtype.name]
+        code = DTYPE_CODES[data.dtype.name]
     except KeyError:
-        known = ", ".join(_DTYPE_CODES)
+        known = ", ".join(DTYPE_CODES)
         raise TypeError(f"source has dtype {data.dtype}; convert it to one of {known}") from None
     if source.indptr is None:
         return data, code, data.shape[1], None, None, source.weight
