@@ -1,5 +1,5 @@
-"""AVX2 and AVX-512 give the same bits: a chain of fused multiply-adds runs over the same elements in the same order, and
-sums have 16 virtual lanes whatever a register holds."""
+"""AVX2 and AVX-512 give the same bits: a chain of fused multiply-adds runs over the same elements in the same order,
+and sums have 16 virtual lanes whatever a register holds."""
 
 import numpy as np
 import pytest
