@@ -173,8 +173,9 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
             T* const to = dw + row * k + j;
             if (taken) use->expect(use->context, row, most, j, width);
             if (taken && begun) copy_tile(to, k, sum, W, most, width);
-            const TileArgs<T> args = {rows,  left + q * stride + i,      1, right + panel * W * rows, taken ? sum : to,
-                                      taken ? W : k, width, begun ? kAddAfter : kSet};
+            const TileArgs<T> args = {
+                rows,  left + q * stride + i,   1, right + panel * W * rows, taken ? sum : to, taken ? W : k,
+                width, begun ? kAddAfter : kSet};
             const int done = run_tile<T, true>(nv, end - i, args);
             if (taken) use->take(use->context, sum, W, row, done, j, width);
             i += done;

@@ -24,9 +24,8 @@ template <int how> int64_t run_as(const PlanRecord& plan, const JobRecord& job) 
 
 extern "C" const fastae::Kernels* fastae_kernels_avx512() {
   static const fastae::Kernels kernels = {
-      "avx512",           fastae::workspace_bytes, fastae::run,         fastae::permutation,
-      fastae::all_finite, fastae::fma_rate,        fastae::rounded_rate,
-      fastae::int8_rate};
+      "avx512",           fastae::workspace_bytes, fastae::run,          fastae::permutation,
+      fastae::all_finite, fastae::fma_rate,        fastae::rounded_rate, fastae::int8_rate};
   return &kernels;
 }
 
@@ -37,7 +36,7 @@ extern "C" const fastae::Kernels* fastae_kernels_avx512_bf16() {
   static const fastae::Kernels kernels = {"avx512_bf16",       fastae::workspace_bytes_as<how>,
                                           fastae::run_as<how>, fastae::permutation,
                                           fastae::all_finite,  fastae::fma_rate,
-                                          fastae::dot_rate,            fastae::int8_rate};
+                                          fastae::dot_rate,    fastae::int8_rate};
   return &kernels;
 #else
   return nullptr;
@@ -50,7 +49,7 @@ extern "C" const fastae::Kernels* fastae_kernels_avx512_amx() {
   static const fastae::Kernels kernels = {"avx512_amx",        fastae::workspace_bytes_as<how>,
                                           fastae::run_as<how>, fastae::permutation,
                                           fastae::all_finite,  fastae::fma_rate,
-                                          fastae::tile_rate,           fastae::int8_rate};
+                                          fastae::tile_rate,   fastae::int8_rate};
   return &kernels;
 #else
   return nullptr;

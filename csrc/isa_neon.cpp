@@ -3,7 +3,7 @@
 
 extern "C" const fastae::Kernels* fastae_kernels_neon() {
   static const fastae::Kernels kernels = {
-      "neon",           fastae::workspace_bytes, fastae::run, fastae::permutation, fastae::all_finite,
-      fastae::fma_rate, fastae::rounded_rate, fastae::int8_rate};
+      "neon",           fastae::workspace_bytes, fastae::run,      fastae::permutation, fastae::all_finite,
+      fastae::fma_rate, fastae::rounded_rate,    fastae::int8_rate};
   return &kernels;
 }

@@ -56,7 +56,7 @@ struct PlanRecord {
   const FormulaRecord* formulas;
   int64_t n_formulas;
   int bf16_product;  // set by the kernels that run it
-  bool vnni;  // the processor multiplies 8-bit integers (AVX512_VNNI)
+  bool vnni;         // the processor multiplies 8-bit integers (AVX512_VNNI)
 };
 
 // Id of the formula in a record, -1 where its kind has none.
