@@ -392,7 +392,7 @@ template <class V, class T> struct UpdateMomentum {
     const V a(c[0]);
     const V momentum(p[0]);
     m = ((momentum * m) + g);
-    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
+    m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
     w = (w - (a * m));
   }
 };
@@ -404,7 +404,7 @@ template <class V, class T> struct UpdateNesterov {
     const V a(c[0]);
     const V momentum(p[0]);
     m = ((momentum * m) + g);
-    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
+    m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
     w = (w - (a * (g + (momentum * m))));
   }
 };
@@ -444,7 +444,7 @@ template <class V, class T> struct UpdateAdam {
     const V beta2(p[1]);
     const V epsilon(p[2]);
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
-    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
+    m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
     v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
     w = (w - ((a * m) / ((sqrt(v) * r) + epsilon)));
@@ -463,7 +463,7 @@ template <class V, class T> struct UpdateAMSGrad {
     const V beta2(p[1]);
     const V epsilon(p[2]);
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
-    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
+    m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
     v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
     u = max(u, v);
@@ -483,7 +483,7 @@ template <class V, class T> struct UpdateAdamW {
     const V beta2(p[1]);
     const V epsilon(p[2]);
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
-    m = select((fabs(m) < V(T(1.2e-38))), V(T(0.0)), m);
+    m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
     v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
     w = ((w - (d * w)) - ((a * m) / ((sqrt(v) * r) + epsilon)));

@@ -293,16 +293,17 @@ PENALTIES: tuple[Penalty, ...] = (
 )
 
 
-def _kept(state: str) -> str:
-    """A decaying average with 0 where it is too small to be a normal float32.
+def _kept(state: str, least: str = "1.2e-38") -> str:
+    """A decaying average with 0 where it is too small: below the smallest normal float32, or what ``least`` says.
 
-    A unit that never fires has gradient 0: its averages would stay denormal for ever, and arithmetic on denormals is
-    some 50 times slower on many processors.
+    A unit that never fires has gradient 0: its averages would become denormal and stay so, and arithmetic on denormals
+    is some 50 times slower on many processors.
     """
-    return f"{state} = select(fabs({state}) < 1.2e-38, 0, {state})"
+    return f"{state} = select(fabs({state}) < {least}, 0, {state})"
 
 
-_MOMENT = ("m = beta1 * m + (1 - beta1) * g", _kept("m"))
+_DIRECTION = "1e-30"  # its product with the learning rate is normal too, and moves no weight
+_MOMENT = ("m = beta1 * m + (1 - beta1) * g", _kept("m", _DIRECTION))
 _SECOND = ("v = beta2 * v + (1 - beta2) * g * g", _kept("v"))
 # a = lr / (1 - β1ᵗ) and r = 1/√(1 - β2ᵗ) fold the bias corrections into two constants of the step
 _ADAM_STEP = (("a", "lr / (1 - beta1**t)"), ("r", "(1 - beta2**t) ** -0.5"))
@@ -315,7 +316,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "momentum",
         "Momentum",
-        body=("m = momentum * m + g", _kept("m"), "w = w - a * m"),
+        body=("m = momentum * m + g", _kept("m", _DIRECTION), "w = w - a * m"),
         states=("m",),
         parameters=(_open_unit("momentum", 0.9),),
         default_learning_rate=1e-2,
@@ -323,7 +324,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "nesterov",
         "Nesterov",
-        body=("m = momentum * m + g", _kept("m"), "w = w - a * (g + momentum * m)"),
+        body=("m = momentum * m + g", _kept("m", _DIRECTION), "w = w - a * (g + momentum * m)"),
         states=("m",),
         parameters=(_open_unit("momentum", 0.9),),
         default_learning_rate=1e-2,

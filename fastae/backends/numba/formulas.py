@@ -524,7 +524,7 @@ def momentum_update(w, g, m, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + g[i])
-        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
         w[i] = (w[i] - (c[0] * m[i]))
 
 
@@ -533,7 +533,7 @@ def nesterov_update(w, g, m, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + g[i])
-        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
         w[i] = (w[i] - (c[0] * (g[i] + (p[0] * m[i]))))
 
 
@@ -559,7 +559,7 @@ def adam_update(w, g, m, v, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
-        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
         v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
         w[i] = (w[i] - ((c[0] * m[i]) / ((primitives.sqrt(v[i]) * c[1]) + p[2])))
@@ -570,7 +570,7 @@ def amsgrad_update(w, g, m, v, u, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
-        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
         v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
         u[i] = primitives.max(u[i], v[i])
@@ -582,7 +582,7 @@ def adamw_update(w, g, m, v, c, p):
     T = w.dtype.type
     for i in range(w.size):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
-        m[i] = primitives.select((primitives.fabs(m[i]) < T(1.2e-38)), T(0.0), m[i])
+        m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
         v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
         w[i] = ((w[i] - (c[2] * w[i])) - ((c[0] * m[i]) / ((primitives.sqrt(v[i]) * c[1]) + p[2])))

@@ -318,14 +318,14 @@ def sgd_update(w, g, s, c, p):
 def momentum_update(w, g, s, c, p):
     m = s[0]
     m[...] = ((p[0] * m) + g)
-    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
+    m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
     w[...] = (w - (c[0] * m))
 
 
 def nesterov_update(w, g, s, c, p):
     m = s[0]
     m[...] = ((p[0] * m) + g)
-    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
+    m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
     w[...] = (w - (c[0] * (g + (p[0] * m))))
 
 
@@ -346,7 +346,7 @@ def adam_update(w, g, s, c, p):
     m = s[0]
     v = s[1]
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
-    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
+    m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
     v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
     w[...] = (w - ((c[0] * m) / ((np.sqrt(v) * c[1]) + p[2])))
@@ -357,7 +357,7 @@ def amsgrad_update(w, g, s, c, p):
     v = s[1]
     u = s[2]
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
-    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
+    m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
     v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
     u[...] = np.maximum(u, v)
@@ -368,7 +368,7 @@ def adamw_update(w, g, s, c, p):
     m = s[0]
     v = s[1]
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
-    m[...] = np.where((np.abs(m) < 1.2e-38), 0.0, m)
+    m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
     v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
     w[...] = ((w - (c[2] * w)) - ((c[0] * m) / ((np.sqrt(v) * c[1]) + p[2])))
