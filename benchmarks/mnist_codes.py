@@ -61,7 +61,7 @@ def sparse(X, y, T, u, epochs: int) -> dict:
 
     model = fastae.Autoencoder(
         2000, code_activation="sigmoid", output_activation="sigmoid", loss="binary_cross_entropy", reduction="sum",
-        penalties=[fastae.KLSparsity(0.05, 0.3)], noise=fastae.MaskingNoise(0.2), max_iter=epochs,
+        penalties=[fastae.KLSparsity(0.05, 0.3)], noise=fastae.GaussianNoise(0.3), max_iter=epochs,
         learning_rate=fastae.Cosine(6e-3), batch_size=128, tol=0.0, random_state=0,
     )  # fmt: skip
     begin = time.perf_counter()
@@ -82,7 +82,7 @@ def neighbours(X, y, T, u, epochs: int) -> dict:
     result = {"epochs": epochs}
     for name, penalties in (
         ("plain", ()),
-        ("contractive", fastae.Contractive(1.0)),
+        ("contractive", fastae.Contractive(0.03)),
         ("Laplacian", fastae.Laplacian(10, 1.0)),
     ):
         model = fastae.Autoencoder(

@@ -163,13 +163,42 @@ def openvino_round(spec: dict):
     return lambda: (request.infer([batch], share_inputs=True, share_outputs=True), None)
 
 
+def elementwise_round(spec: dict):
+    """One pass of dropout, sigmoid or Adam over large arrays, or a copy by NumPy, into arrays that exist."""
+    x = np.random.default_rng(0).normal(size=(spec["elements"] // 1024, 1024)).astype(np.float32)
+    y, op, threads = np.empty_like(x), spec["workload"], spec["threads"]
+    states = [np.full_like(x, 1e-3) for _ in range(2)]
+    if spec["library"] == "numpy":
+        return lambda: (np.copyto(y, x), None)
+    if spec["library"] == "fastae":
+        from fastae import ops
+
+        return {
+            "dropout": lambda: (ops.dropout(x, 0.5, (1, 2, 3), out=y, n_threads=threads), None),
+            "sigmoid": lambda: (ops.activation("sigmoid", x, out=y, n_threads=threads), None),
+            "adam": lambda: (ops.update("adam", y, x, states, 1e-3, 10, n_threads=threads), None),
+        }[op]
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.from_numpy(x), torch.from_numpy(y)
+    if op == "adam":
+        parameter = torch.nn.Parameter(b)
+        parameter.grad = a
+        optimizer = torch.optim.Adam([parameter], 1e-3, fused=True)
+        return lambda: (optimizer.step(), None)
+    # torch's dropout makes its result; there is no out=
+    return (lambda: (torch.nn.functional.dropout(a, 0.5), None)) if op == "dropout" else (
+        lambda: (torch.sigmoid(a, out=b), None))  # fmt: skip
+
+
 MAKERS = {"fastae": fastae_round, "torch": torch_round, "sklearn": sklearn_round, "onnxruntime": onnx_round,
           "openvino": openvino_round}  # fmt: skip
 
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    run = MAKERS[spec["library"]](spec)
+    run = elementwise_round(spec) if "elements" in spec else MAKERS[spec["library"]](spec)
     calls, epochs = spec.get("calls", 1), spec.get("epochs", 1)
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -34,18 +34,19 @@ template <class T> struct Dropout {
       : key(k), stream((uint32_t)s), threshold(rate_threshold(r)), scale((T)(1.0 / (1.0 - r))), rate(r), rows(ids) {}
   // factor[j] = 0 or 1/(1-rate) for columns [c, c + n), n <= kColumnBlock, c a multiple of 4
   FASTAE_INLINE void factors(int64_t r, int64_t c, int64_t n, T* factor) const {
-    uint32_t words[kColumnBlock];
+    alignas(64) uint32_t words[kColumnBlock];
     philox_row(key.seed, key.epoch, stream, (uint64_t)rows[r], (uint32_t)c, (int)n, words);
     // bits of scale where the word is not below the threshold; written with masks, as compilers make branches of ?:
     typedef typename Native<float>::uints Words;
-    int32_t keep[kColumnBlock];
+    alignas(64) int32_t keep[kColumnBlock];
     for (int j = 0; j < kColumnBlock; j += Vec<float>::N) {
       Words w;
       memcpy(&w, words + j, sizeof w);
       const auto kept = w >= threshold;
       memcpy(keep + j, &kept, sizeof kept);
     }
-    typename Lane<T>::I bits, out[kColumnBlock];
+    typename Lane<T>::I bits;
+    alignas(64) typename Lane<T>::I out[kColumnBlock];
     memcpy(&bits, &scale, sizeof bits);
     for (int j = 0; j < kColumnBlock; ++j) out[j] = (typename Lane<T>::I)keep[j] & bits;
     memcpy(factor, out, sizeof out);
@@ -80,7 +81,11 @@ template <class T> struct DenseEpilogue {
     if (watch && column == 0)
       for (int64_t r = row; r < row + rows; ++r)
         if (!(*c.at(r, 0) - *c.at(r, 0) == 0)) watch->suspect(watch->context, r);
-    if (activation == 0 && !b && !dropout && !z && c.p == y.p) return;
+    const bool as_it_is = activation == 0 && !b && !z;
+    if (as_it_is && (dropout || c.p == y.p)) {
+      if (dropout) apply(c, row, rows, column, n);
+      return;
+    }
     if (formula) registered(row, rows, column, n);
     else
       visit_activation<Vec<T>, T>(activation, [&](auto formula) {
@@ -95,7 +100,7 @@ template <class T> struct DenseEpilogue {
           });
         }
       });
-    if (dropout) apply(row, rows, column, n);
+    if (dropout) apply(y, row, rows, column, n);
   }
 
   __attribute__((noinline)) void registered(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
@@ -118,15 +123,16 @@ template <class T> struct DenseEpilogue {
     });
   }
 
-  void apply(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
-    T factor[kColumnBlock];
+  void apply(View<T> from, int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
+    alignas(64) T factor[kColumnBlock];
     for (int64_t r = row; r < row + rows; ++r)
       for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
         const int64_t width = smaller(kColumnBlock, n - j0);
         dropout->factors(r, column + j0, width, factor);
+        const T* in = from.at(r, column + j0);
         T* out = y.at(r, column + j0);
         over_row<T>(width, [&](int64_t j, int lanes) {
-          const Vec<T> f = Vec<T>::load(factor + j, lanes), v = Vec<T>::load(out + j, lanes);
+          const Vec<T> f = Vec<T>::load(factor + j, lanes), v = Vec<T>::load(in + j, lanes);
           select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f).store(out + j, lanes);  // 0 also where v is infinite
         });
       }
@@ -144,7 +150,7 @@ template <class T> struct GradEpilogue {
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
     if (activation == 0 && !dropout && dy.p == dz.p) return;
     if (formula) return registered(row, rows, column, n);
-    T factor[kColumnBlock];
+    alignas(64) T factor[kColumnBlock];
     for (int64_t j = 0; j < kColumnBlock; ++j) factor[j] = dropout ? dropout->scale : T(1);
     // a dropped unit has y = 0: where a'(0) = 0 the derivative is the mask
     const bool masked = dropout && !activation_grad_masks(activation);
@@ -181,7 +187,7 @@ template <class T> struct GradEpilogue {
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = 0; c < width; c += kColumnBlock) {
           const int64_t r = row + r0 + i, first = column + j0 + c;
-          T factor[kColumnBlock];
+          alignas(64) T factor[kColumnBlock];
           if (dropout) dropout->factors(r, first, smaller(kColumnBlock, width - c), factor);
           over_row<T>(smaller(kColumnBlock, width - c), [&](int64_t j, int lanes) {
             Vec<T> v = Vec<T>::load(dy.at(r, first) + j, lanes);

@@ -31,6 +31,7 @@ FASTAE_INLINE void philox_block(uint32_t c[4], uint32_t key0, uint32_t key1) {
 typedef __m512i philox_lanes;
 constexpr int philox_blocks = 8;
 FASTAE_INLINE philox_lanes philox_all(uint32_t x) { return _mm512_set1_epi64((int64_t)x); }
+FASTAE_INLINE philox_lanes philox_wide(uint64_t x) { return _mm512_set1_epi64((int64_t)x); }
 FASTAE_INLINE philox_lanes philox_first(uint32_t x) {
   return _mm512_add_epi64(philox_all(x), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
 }
@@ -50,6 +51,7 @@ FASTAE_INLINE void philox_store(uint32_t* out, philox_lanes c0, philox_lanes c1,
 typedef __m256i philox_lanes;
 constexpr int philox_blocks = 4;
 FASTAE_INLINE philox_lanes philox_all(uint32_t x) { return _mm256_set1_epi64x((int64_t)x); }
+FASTAE_INLINE philox_lanes philox_wide(uint64_t x) { return _mm256_set1_epi64x((int64_t)x); }
 FASTAE_INLINE philox_lanes philox_first(uint32_t x) {
   return _mm256_add_epi64(philox_all(x), _mm256_set_epi64x(3, 2, 1, 0));
 }
@@ -69,6 +71,7 @@ FASTAE_INLINE void philox_store(uint32_t* out, philox_lanes c0, philox_lanes c1,
 typedef __m128i philox_lanes;
 constexpr int philox_blocks = 2;
 FASTAE_INLINE philox_lanes philox_all(uint32_t x) { return _mm_set1_epi64x((int64_t)x); }
+FASTAE_INLINE philox_lanes philox_wide(uint64_t x) { return _mm_set1_epi64x((int64_t)x); }
 FASTAE_INLINE philox_lanes philox_first(uint32_t x) { return _mm_set_epi64x((int64_t)x + 1, (int64_t)x); }
 FASTAE_INLINE philox_lanes philox_mul(philox_lanes a, philox_lanes b) { return _mm_mul_epu32(a, b); }
 FASTAE_INLINE philox_lanes philox_high(philox_lanes a) { return _mm_srli_epi64(a, 32); }
@@ -94,14 +97,21 @@ FASTAE_INLINE void philox_row(uint64_t seed, uint32_t epoch, uint32_t stream, ui
   const int n_blocks = (n_columns + 3) / 4;
 #if defined(__SSE2__)
   const philox_lanes m0 = philox_all(philox_m0), m1 = philox_all(philox_m1);
+  uint64_t keys[20];  // in memory: operands of the rounds that cost no broadcast of their own
+#pragma GCC unroll 10
+  for (uint32_t round = 0; round < 10; ++round) {
+    keys[2 * round] = (uint32_t)(key0 + round * philox_w0);
+    keys[2 * round + 1] = (uint32_t)(key1 + round * philox_w1);
+  }
+  __asm__("" : "+m"(keys));
   for (int block = 0; block < n_blocks; block += philox_blocks) {
     philox_lanes c0 = philox_first(first + (uint32_t)block), c1 = philox_all(row0), c2 = philox_all(row1);
     philox_lanes c3 = philox_all(epoch);
 #pragma GCC unroll 10
     for (uint32_t round = 0; round < 10; ++round) {
       const philox_lanes p0 = philox_mul(m0, c0), p1 = philox_mul(m1, c2);
-      c0 = philox_xor(philox_high(p1), c1, philox_all(key0 + round * philox_w0));
-      c2 = philox_xor(philox_high(p0), c3, philox_all(key1 + round * philox_w1));
+      c0 = philox_xor(philox_high(p1), c1, philox_wide(keys[2 * round]));
+      c2 = philox_xor(philox_high(p0), c3, philox_wide(keys[2 * round + 1]));
       c1 = p1;
       c3 = p0;
     }
