@@ -103,13 +103,13 @@ TUTORIAL_MINUTES = 1029
 
 
 def stacked(X, y, T, u, epochs: int) -> dict:
-    noise = fastae.MaskingNoise(0.3)
-    layers = fastae.DenoisingPretraining(noise, max_iter=5, loss="squared_error", tied_weights=True,
+    layers = fastae.DenoisingPretraining(fastae.MaskingNoise(0.3), max_iter=5, loss="squared_error", tied_weights=True,
                                          learning_rate=fastae.Cosine(1e-3), batch_size=128)  # fmt: skip
     result: dict = {"epochs": epochs}
     for name, pretraining in (("pretrained", layers), ("not pretrained", None)):
         model = fastae.AutoencoderClassifier(
-            (1000, 1000), pretraining=pretraining, normalization="batch", dropout=0.4, noise=noise, batch_size=128,
+            (1000, 1000), pretraining=pretraining, normalization="batch", dropout=0.4,
+            noise=fastae.GaussianNoise(0.3), penalties=[fastae.L2(1e-5)], batch_size=128,
             learning_rate=fastae.Cosine(2e-3, warmup=1), max_iter=epochs, tol=0.0, n_iter_no_change=epochs,
             random_state=0,
         )  # fmt: skip
@@ -124,7 +124,7 @@ def stacked(X, y, T, u, epochs: int) -> dict:
     return result
 
 
-RUNS = {"deep": (deep, 40), "sparse": (sparse, 20), "neighbours": (neighbours, 15), "stacked": (stacked, 20)}
+RUNS = {"deep": (deep, 40), "sparse": (sparse, 20), "neighbours": (neighbours, 15), "stacked": (stacked, 60)}
 
 
 def main() -> None:
