@@ -47,10 +47,11 @@ def fastae_round(spec: dict):
         return lambda: (encode(batch), None)
     hidden, code = ((64,), 32) if spec["workload"] == "w1" else ((512, 128), 32)
     loss = {"loss": "binary_cross_entropy", "dropout": 0.2} if spec["workload"] == "w2" else {}
+    # the peers' initial weights are of LeCun's size rather than He's
     model = fastae.Autoencoder(
         code, hidden_layer_sizes=hidden, code_activation="relu", batch_size=spec["batch"], tol=0.0, random_state=0,
         max_iter=spec.get("epochs", 1), n_iter_no_change=10**6, warm_start=True, n_jobs=spec["threads"],
-        precision=spec.get("precision", "auto"), **loss,
+        precision=spec.get("precision", "auto"), initializer="lecun_uniform", **loss,
     )  # fmt: skip
     return lambda: (model.fit(X), model.loss_)
 

@@ -29,7 +29,12 @@ def fuse_updates(plan: Plan) -> Plan:
     def marked(i: int, op: Op) -> Op:
         return replace(op, ints={**op.ints, "fused": 1}) if fusible(i, op) else op
 
-    return replace(plan, ops=tuple(marked(i, op) for i, op in enumerate(plan.ops)))
+    ops = tuple(marked(i, op) for i, op in enumerate(plan.ops))
+    offsets = [
+        plan.buffers[plan.index[op.slots["w"]]].offset for op in ops if op.kind == "dense_grad" and op.ints["fused"]
+    ]
+    # the update of all other parameters goes through theta between the fused ones, last op first
+    return replace(plan, ops=ops) if offsets == sorted(offsets, reverse=True) else plan
 
 
 __all__ = ["fuse_updates"]
