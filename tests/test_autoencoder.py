@@ -163,11 +163,15 @@ def test_signals_are_looked_at_within_an_epoch():
 
     big = np.zeros((400_000, 64), np.float32)
     model = quick(hidden_layer_sizes=(256, 256), batch_size=64, max_iter=1000)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     timer = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     begin = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(big)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(big)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - begin < 5
     assert np.isfinite(model.transform(big[:3])).all()
 
