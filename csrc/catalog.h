@@ -428,7 +428,7 @@ template <class V, class T> struct UpdateRMSprop {
     const V rho(p[0]);
     const V epsilon(p[1]);
     v = ((rho * v) + (((V(T(1.0)) - rho) * g) * g));
-    v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
+    v = max(v, V(T(1e-37)));
     w = (w - ((a * g) / (sqrt(v) + epsilon)));
   }
 };
@@ -446,7 +446,7 @@ template <class V, class T> struct UpdateAdam {
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
     m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
-    v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
+    v = max(v, V(T(1e-37)));
     w = (w - ((a * m) / ((sqrt(v) * r) + epsilon)));
   }
 };
@@ -465,7 +465,7 @@ template <class V, class T> struct UpdateAMSGrad {
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
     m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
-    v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
+    v = max(v, V(T(1e-37)));
     u = max(u, v);
     w = (w - ((a * m) / ((sqrt(u) * r) + epsilon)));
   }
@@ -485,7 +485,7 @@ template <class V, class T> struct UpdateAdamW {
     m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
     m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
     v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
-    v = select((fabs(v) < V(T(1.2e-38))), V(T(0.0)), v);
+    v = max(v, V(T(1e-37)));
     w = ((w - (d * w)) - ((a * m) / ((sqrt(v) * r) + epsilon)));
   }
 };

@@ -304,7 +304,8 @@ def _kept(state: str, least: str = "1.2e-38") -> str:
 
 _DIRECTION = "1e-30"  # its product with the learning rate is normal too, and moves no weight
 _MOMENT = ("m = beta1 * m + (1 - beta1) * g", _kept("m", _DIRECTION))
-_SECOND = ("v = beta2 * v + (1 - beta2) * g * g", _kept("v"))
+_LEAST = "v = max(v, 1e-37)"  # not 0: the step would be divided by epsilon alone, which may be far smaller
+_SECOND = ("v = beta2 * v + (1 - beta2) * g * g", _LEAST)
 # a = lr / (1 - β1ᵗ) and r = 1/√(1 - β2ᵗ) fold the bias corrections into two constants of the step
 _ADAM_STEP = (("a", "lr / (1 - beta1**t)"), ("r", "(1 - beta2**t) ** -0.5"))
 _BETA1 = _open_unit("beta1", 0.9)
@@ -340,7 +341,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "rmsprop",
         "RMSprop",
-        body=("v = rho * v + (1 - rho) * g * g", _kept("v"), "w = w - a * g / (sqrt(v) + epsilon)"),
+        body=("v = rho * v + (1 - rho) * g * g", _LEAST, "w = w - a * g / (sqrt(v) + epsilon)"),
         states=("v",),
         parameters=(_open_unit("rho", 0.99), _EPSILON),
     ),

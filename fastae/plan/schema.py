@@ -325,7 +325,7 @@ INPUT_TRANSFORMS = ("none", "log1p")
 MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
 SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
 
-INT8_DEPTH = 2**31 // 127**2  # longest sum of 8-bit products that fits 32 bits
+INT8_DEPTH = (2**31 - 1) // (127 * 128)  # longest sum of 8-bit products that fits 32 bits, of shifted ones too
 
 # Where a buffer lives. From EXTERNAL on: arrays given by the caller; those with a row per batch row are addressed by
 # the position of the row in the whole run, not in the batch.

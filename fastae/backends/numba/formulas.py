@@ -550,7 +550,7 @@ def rmsprop_update(w, g, v, c, p):
     T = w.dtype.type
     for i in range(w.size):
         v[i] = ((p[0] * v[i]) + (((T(1.0) - p[0]) * g[i]) * g[i]))
-        v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
+        v[i] = primitives.max(v[i], T(1e-37))
         w[i] = (w[i] - ((c[0] * g[i]) / (primitives.sqrt(v[i]) + p[1])))
 
 
@@ -561,7 +561,7 @@ def adam_update(w, g, m, v, c, p):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
         m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
-        v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
+        v[i] = primitives.max(v[i], T(1e-37))
         w[i] = (w[i] - ((c[0] * m[i]) / ((primitives.sqrt(v[i]) * c[1]) + p[2])))
 
 
@@ -572,7 +572,7 @@ def amsgrad_update(w, g, m, v, u, c, p):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
         m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
-        v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
+        v[i] = primitives.max(v[i], T(1e-37))
         u[i] = primitives.max(u[i], v[i])
         w[i] = (w[i] - ((c[0] * m[i]) / ((primitives.sqrt(u[i]) * c[1]) + p[2])))
 
@@ -584,7 +584,7 @@ def adamw_update(w, g, m, v, c, p):
         m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
         m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
         v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
-        v[i] = primitives.select((primitives.fabs(v[i]) < T(1.2e-38)), T(0.0), v[i])
+        v[i] = primitives.max(v[i], T(1e-37))
         w[i] = ((w[i] - (c[2] * w[i])) - ((c[0] * m[i]) / ((primitives.sqrt(v[i]) * c[1]) + p[2])))
 
 

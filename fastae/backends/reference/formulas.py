@@ -338,7 +338,7 @@ def adagrad_update(w, g, s, c, p):
 def rmsprop_update(w, g, s, c, p):
     v = s[0]
     v[...] = ((p[0] * v) + (((1.0 - p[0]) * g) * g))
-    v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
+    v[...] = np.maximum(v, 1e-37)
     w[...] = (w - ((c[0] * g) / (np.sqrt(v) + p[1])))
 
 
@@ -348,7 +348,7 @@ def adam_update(w, g, s, c, p):
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
     m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
-    v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
+    v[...] = np.maximum(v, 1e-37)
     w[...] = (w - ((c[0] * m) / ((np.sqrt(v) * c[1]) + p[2])))
 
 
@@ -359,7 +359,7 @@ def amsgrad_update(w, g, s, c, p):
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
     m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
-    v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
+    v[...] = np.maximum(v, 1e-37)
     u[...] = np.maximum(u, v)
     w[...] = (w - ((c[0] * m) / ((np.sqrt(u) * c[1]) + p[2])))
 
@@ -370,7 +370,7 @@ def adamw_update(w, g, s, c, p):
     m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
     m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
     v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
-    v[...] = np.where((np.abs(v) < 1.2e-38), 0.0, v)
+    v[...] = np.maximum(v, 1e-37)
     w[...] = ((w - (c[2] * w)) - ((c[0] * m) / ((np.sqrt(v) * c[1]) + p[2])))
 
 
