@@ -140,7 +140,11 @@ def tail_threshold(scores: np.ndarray, deviations: float = 3.0) -> float:
     if spread <= 1e-9 * middle:
         spread = float(roots.std())
     threshold = (middle + deviations * spread) ** 3
-    below = scores[scores < scores.max()]
+    highest = float(scores.max())
+    below = scores[scores < highest]
     if len(below):
-        threshold = min(threshold, float(below.max()))
+        # between the two highest: at one of them rounding would decide which side that row is on when it comes alone
+        second = float(below.max())
+        between = second + (highest - second) / 2
+        threshold = min(threshold, between if between < highest else second)
     return max(threshold, float(np.median(scores)))
