@@ -1,8 +1,8 @@
 """Training cost over batch sizes, widths and depths: ``python -m benchmarks.sweep [--plot FILE] [--threads 1]``.
 
 GFLOP/s of whole training steps (forward, both products of the backward pass, Adam) of autoencoders of square layers,
-beside the measured ceiling of fused multiply-adds. A cliff would show as a fall between neighbouring points. Fits of the
-widest layers have a step or a few, so that what a fit costs besides (allocation, copies of the weights) is in them.
+beside the measured ceiling of fused multiply-adds. A cliff would show as a fall between neighbouring points. Fits of
+the widest layers have a step or a few, so that what a fit costs besides (allocation, copies of weights) is in them.
 """
 
 from __future__ import annotations
