@@ -64,11 +64,8 @@ template <class T> struct Update {
   }
 
   void flat(const T* g, int64_t first, int64_t n, int threads) const noexcept {
-    over_flat(threads, n, [&](int64_t start, int64_t count) {
-      Update part = *this;
-      part.k = 0;
-      part.rows(g + first + start, 0, 0, 1, first + start, count);
-    });
+    over_flat(threads, n,
+              [&](int64_t start, int64_t count) { rows(g + first + start, 0, 0, 1, first + start, count); });
   }
 
   static void expect(const void* context, int64_t row, int64_t rows, int64_t column, int64_t columns) noexcept {

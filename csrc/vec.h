@@ -81,18 +81,7 @@ FASTAE_INLINE void store_first(float* p, vfloat v, int n) { _mm512_mask_storeu_p
 FASTAE_INLINE void store_first(double* p, vdouble v, int n) { _mm512_mask_storeu_pd(p, first_lanes(n, 0.), v); }
 FASTAE_INLINE vfloat mul_add(vfloat a, vfloat b, vfloat c) { return _mm512_fmadd_ps(a, b, c); }
 FASTAE_INLINE vdouble mul_add(vdouble a, vdouble b, vdouble c) { return _mm512_fmadd_pd(a, b, c); }
-// Newton's iteration from a 14-bit estimate, the last step rounding correctly: equal to the instruction's result for every
-// float in the range (test_vecmath.py goes through them all), and it leaves the divider to divisions.
-FASTAE_INLINE vfloat root(vfloat a) {
-  const __m512i bits = (__m512i)a, low = _mm512_set1_epi32(0x0d800000);  // 2^-100, up to the largest float
-  const __mmask16 zero = _mm512_testn_epi32_mask(bits, bits);
-  const __mmask16 safe = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(bits, low), _mm512_set1_epi32(0x72000000));
-  if (__builtin_expect((zero | safe) != 0xffff, 0)) return _mm512_maskz_sqrt_ps(0xffff, a);
-  const vfloat y = _mm512_maskz_rsqrt14_ps(safe, a), half = _mm512_set1_ps(0.5f);
-  const vfloat s = a * y, h = y * half, e = _mm512_fnmadd_ps(h, s, half);
-  const vfloat s1 = _mm512_fmadd_ps(s, e, s), h1 = _mm512_fmadd_ps(h, e, h);
-  return _mm512_fmadd_ps(_mm512_fnmadd_ps(s1, s1, a), h1, s1);
-}
+FASTAE_INLINE vfloat root(vfloat a) { return _mm512_maskz_sqrt_ps(0xffff, a); }
 FASTAE_INLINE vdouble root(vdouble a) { return _mm512_maskz_sqrt_pd(0xff, a); }
 FASTAE_INLINE vfloat round_even(vfloat a) { return _mm512_maskz_roundscale_ps(0xffff, a, 8); }
 FASTAE_INLINE vdouble round_even(vdouble a) { return _mm512_maskz_roundscale_pd(0xff, a, 8); }
