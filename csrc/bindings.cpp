@@ -88,6 +88,7 @@ int64_t item_size(const fastae::BufferRecord& b, bool is_double) {
     case fastae::buffer_dtype::real: return is_double ? 8 : 4;
     case fastae::buffer_dtype::float16: return 2;
     case fastae::buffer_dtype::int8: return 1;
+    case fastae::buffer_dtype::int32: return 4;
     default: return 8;
   }
 }

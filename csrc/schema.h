@@ -4,12 +4,12 @@
 
 namespace fastae {
 
-constexpr int kMaxSlots = 8;
+constexpr int kMaxSlots = 12;
 constexpr int kMaxInts = 7;
 constexpr int kMaxFloats = 4;
 
 namespace op {
-enum Kind { gather, transform_input, noise, dropout, take, neighbour, pack, fold_norm, dense, pack_int8, quantize, dense_int8, store_half, store_int8, add, maxout, maxout_grad, batch_norm, batch_norm_grad, layer_norm, layer_norm_grad, activation, activation_grad, softmax, softmax_grad, loss, size_factor, likelihood, distribution, dense_grad, activity, kl_sparsity, pair, contractive, scale_rows, decorrelation, orthogonality, projector, weight_penalty, clip_gradient, update, project, count };
+enum Kind { gather, transform_input, noise, dropout, take, neighbour, pack, fold_norm, dense, pack_int8, quantize, dense_int8, store_half, store_int8, add, maxout, maxout_grad, batch_norm, batch_norm_grad, layer_norm, layer_norm_grad, activation, activation_grad, softmax, softmax_grad, loss, size_factor, likelihood, distribution, dense_grad, activity, kl_sparsity, pair, contractive, scale_rows, decorrelation, orthogonality, projector, weight_penalty, clip_gradient, update, project, centre, standardize, restore, pack_encoder, encode, batch_topk, narrow, gated_code, decode, squared_error, suffix_sum, code_grad, code_penalty, relu_grad, jumprelu_grad, gated_grad, by_latent, latent_grad, latent_sum, norm_factor, bias_grad, pre_bias_grad, fired, dead, code_statistics, average, count };
 }
 namespace at_gather {
 enum Slot { s_x, s_weight, s_rows };
@@ -190,6 +190,110 @@ enum Slot { s_w };
 enum Int { i_kind, i_penalty, i_scalar };
 enum Float { f_p0, f_p1 };
 }
+namespace at_centre {
+enum Slot { s_x, s_b, s_y };
+enum Float { f_scale };
+}
+namespace at_standardize {
+enum Slot { s_x, s_y, s_statistics };
+enum Float { f_epsilon };
+}
+namespace at_restore {
+enum Slot { s_y, s_statistics, s_out };
+}
+namespace at_pack_encoder {
+enum Slot { s_w, s_packed };
+}
+namespace at_encode {
+enum Slot { s_x, s_w, s_b, s_threshold, s_val, s_pre, s_idx, s_count, s_packed, s_subset, s_n_subset };
+enum Int { i_kind, i_k, i_k_scalar, i_path, i_overflow };
+enum Float { f_margin };
+}
+namespace at_batch_topk {
+enum Slot { s_x, s_w, s_b, s_val, s_idx, s_count, s_threshold, s_guess };
+enum Int { i_k, i_k_scalar, i_overflow };
+enum Float { f_decay };
+}
+namespace at_narrow {
+enum Slot { s_val, s_idx, s_count, s_val_out, s_idx_out, s_count_out };
+enum Int { i_k, i_k_scalar, i_magnitude };
+}
+namespace at_gated_code {
+enum Slot { s_pre, s_idx, s_count, s_r, s_b_gate, s_b_mag, s_val };
+}
+namespace at_decode {
+enum Slot { s_val, s_idx, s_count, s_w, s_b, s_y, s_groups };
+}
+namespace at_squared_error {
+enum Slot { s_y, s_target, s_base, s_weight, s_n_dead, s_dy };
+enum Int { i_value, i_variance, i_norm, i_k_aux };
+enum Float { f_scale };
+}
+namespace at_suffix_sum {
+enum Slot { s_x };
+enum Int { i_blocks };
+}
+namespace at_code_grad {
+enum Slot { s_dy, s_idx, s_count, s_w, s_dval, s_groups };
+}
+namespace at_code_penalty {
+enum Slot { s_val, s_idx, s_count, s_w, s_dval };
+enum Int { i_value, i_scalar, i_spaces };
+enum Float { f_strength };
+}
+namespace at_relu_grad {
+enum Slot { s_val, s_count, s_dval };
+}
+namespace at_jumprelu_grad {
+enum Slot { s_pre, s_val, s_idx, s_count, s_threshold, s_w, s_dval, s_dz, s_dtheta };
+enum Int { i_value, i_l0, i_scalar, i_penalty, i_logarithm };
+enum Float { f_bandwidth, f_strength, f_target, f_p0 };
+}
+namespace at_gated_grad {
+enum Slot { s_pre, s_val, s_idx, s_count, s_r, s_b_gate, s_w, s_dval, s_dgate, s_dz, s_dmag, s_dr };
+enum Int { i_value, i_scalar };
+enum Float { f_strength };
+}
+namespace at_by_latent {
+enum Slot { s_idx, s_count, s_start, s_entry };
+enum Int { i_capacity };
+}
+namespace at_latent_grad {
+enum Slot { s_coef, s_start, s_entry, s_u, s_w, s_dw, s_db, s_factor, s_groups };
+enum Int { i_capacity, i_unit, i_fused };
+}
+namespace at_latent_sum {
+enum Slot { s_coef, s_start, s_entry, s_sum };
+enum Int { i_add };
+}
+namespace at_norm_factor {
+enum Slot { s_val, s_start, s_entry, s_w, s_factor };
+enum Int { i_scalar, i_spaces };
+enum Float { f_strength };
+}
+namespace at_bias_grad {
+enum Slot { s_dy, s_db };
+enum Int { i_add };
+}
+namespace at_pre_bias_grad {
+enum Slot { s_db, s_w, s_dbias };
+enum Float { f_scale };
+}
+namespace at_fired {
+enum Slot { s_val, s_idx, s_count, s_since };
+}
+namespace at_dead {
+enum Slot { s_since, s_list, s_n_dead };
+enum Int { i_limit };
+}
+namespace at_code_statistics {
+enum Slot { s_val, s_count };
+enum Int { i_value };
+}
+namespace at_average {
+enum Slot { s_w, s_mean };
+enum Float { f_decay };
+}
 namespace noise_kind {
 enum { gaussian, masking, salt_and_pepper, swap };
 }
@@ -197,13 +301,25 @@ namespace clip_mode {
 enum { value, norm };
 }
 namespace project_kind {
-enum { prox, max_norm, range, non_negative };
+enum { prox, max_norm, range, non_negative, unit };
 }
 namespace mask_mode {
 enum { none, sum, mean };
 }
 namespace input_transform {
 enum { none, log1p };
+}
+namespace code_kind {
+enum { topk, abs_topk, threshold };
+}
+namespace encode_path {
+enum { automatic, float32, bfloat16, int8 };
+}
+namespace jump_penalty {
+enum { step, tanh, quadratic };
+}
+namespace error_norm {
+enum { none, residual, target };
 }
 namespace space {
 enum { arena, theta, grad, state, external };
@@ -212,7 +328,7 @@ namespace phase {
 enum { prepare = 1, gradient = 2, update = 4 };
 }
 namespace buffer_dtype {
-enum { real, float64, int64, float16, int8 };
+enum { real, float64, int64, float16, int8, int32 };
 }
 constexpr int kMultinomial = -1;
 constexpr int kCosine = -2;

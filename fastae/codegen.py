@@ -258,11 +258,15 @@ def schema_header() -> str:
         ("project_kind", schema.PROJECT_KINDS),
         ("mask_mode", schema.MASK_MODES),
         ("input_transform", schema.INPUT_TRANSFORMS),
+        ("code_kind", schema.CODE_KINDS),
+        ("encode_path", tuple("automatic" if name == "auto" else name for name in schema.ENCODE_PATHS)),
+        ("jump_penalty", schema.JUMP_PENALTIES),
+        ("error_norm", schema.ERROR_NORMS),
     ):
         out.append(f"namespace {prefix} {{\nenum {{ {', '.join(names)} }};\n}}\n")
     out.append("namespace space {\nenum { arena, theta, grad, state, external };\n}\n")
     out.append("namespace phase {\nenum { prepare = 1, gradient = 2, update = 4 };\n}\n")
-    out.append("namespace buffer_dtype {\nenum { real, float64, int64, float16, int8 };\n}\n")
+    out.append("namespace buffer_dtype {\nenum { real, float64, int64, float16, int8, int32 };\n}\n")
     out.append(f"constexpr int kMultinomial = {schema.MULTINOMIAL};\nconstexpr int kCosine = {schema.COSINE};\n")
     out.append(f"constexpr double kSmallestSize = {schema.SMALLEST_SIZE!r};\n")
     out.append(f"constexpr int kFirstRegistered = {catalog.FIRST_REGISTERED};\n")

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from . import schema
-from .schema import ARENA, BATCH_ROWS, EXTERNAL, FLOAT16, FLOAT64, GRAD, INT8, INT64, REAL, STATE, THETA
+from .schema import ARENA, BATCH_ROWS, EXTERNAL, FLOAT16, FLOAT64, GRAD, INT8, INT32, INT64, REAL, STATE, THETA
 
 ALIGNMENT = 64  # bytes; every buffer starts on a cache line
 _DTYPES: dict[int, np.dtype] = {
     FLOAT64: np.dtype(np.float64), INT64: np.dtype(np.int64), FLOAT16: np.dtype(np.float16), INT8: np.dtype(np.int8),
+    INT32: np.dtype(np.int32),
 }  # fmt: skip
 _SPACE_NAMES = {ARENA: "arena", THETA: "theta", GRAD: "grad", STATE: "state"}
 

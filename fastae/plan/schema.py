@@ -306,8 +306,221 @@ OP_KINDS: tuple[OpKind, ...] = (
         row_local=False,
         doc=(
             "kind 0: prox of the penalty, step = scalars[step, scalar]; 1: rows to norm <= p0; 2: clamp to [p0, p1]; "
-            "3: max(w, 0)"
+            "3: max(w, 0); 4: rows to norm 1 (a row of zeros stays)"
         ),
+    ),
+    # ---- codes of sparse autoencoders. A code is (val, idx, count): val (m, c s) real, idx (m, c s) int32 and count
+    # (m, c) int32 hold c segments of up to s entries a row, idx ascending within a segment; only the first count[r, q]
+    # entries of segment q mean anything. n latents; w (n,p): one latent, one row.
+    OpKind("centre", ("x", "b", "y"), (), ("scale",), doc="y (m,p) = scale x - [b]; y may be x"),
+    OpKind(
+        "standardize",
+        ("x", "y", "statistics"),
+        (),
+        ("epsilon",),
+        doc=(
+            "y = (x - mean_r) / deviation_r by rows; [statistics] (m,2) float64 <- mean_r, deviation_r = unbiased "
+            "deviation + epsilon (p = 1: epsilon); y may be x"
+        ),
+    ),
+    OpKind("restore", ("y", "statistics", "out"), doc="out = y deviation_r + mean_r; out may be y"),
+    OpKind(
+        "pack_encoder",
+        ("w", "packed"),
+        doc="packed <- what a backend wants to know of w (n,p) beforehand, in a layout of its own, for encode",
+    ),
+    OpKind(
+        "encode",
+        ("x", "w", "b", "threshold", "val", "pre", "idx", "count", "packed", "subset", "n_subset"),
+        ("kind", "k", "k_scalar", "path", "overflow"),
+        ("margin",),
+        doc=(
+            "z = x wT + [b], never stored; a code of one segment. kind 0 topk: the k largest z (ties: lowest index), val "
+            "= max(z, 0); 1 abs_topk: the k largest |z|, val = z; 2 threshold: all z > t_j - margin, val = z where z > "
+            "t_j, else 0; t = [threshold] (1,n) or (1,1), 0 without. [pre] <- z. k_scalar >= 0: k is "
+            "scalars[step, k_scalar], at most `k`. [subset] (1,n) int32, n_subset (1,1) int32: only the first n_subset "
+            "latents named there, ascending, take part (k is cut to their number). A row with more entries than fit has "
+            "its true number as count, and overflow >= 0: values[step, overflow] = inf. path: 0 the backend's choice, 1 "
+            "float32 products, 2 candidates by bfloat16 products, 3 by 8-bit products; results are the same bits. A row "
+            "of x that is not finite: count -1"
+        ),
+    ),
+    OpKind(
+        "batch_topk",
+        ("x", "w", "b", "val", "idx", "count", "threshold", "guess"),
+        ("k", "k_scalar", "overflow"),
+        ("decay",),
+        row_local=False,
+        doc=(
+            "a code of one segment: the floor(k m) largest of max(x wT + [b], 0) over the whole batch that are positive "
+            "(ties: lowest row, then latent). [threshold] (1,1) <- the smallest of them if it was negative, else decay "
+            "old + (1 - decay) that; unchanged without any. guess (1,1): carried from step to step to save work, changes "
+            "no result. k, k_scalar, overflow: as in encode"
+        ),
+    ),
+    OpKind(
+        "narrow",
+        ("val", "idx", "count", "val_out", "idx_out", "count_out"),
+        ("k", "k_scalar", "magnitude"),
+        doc="the k entries of each row with the largest val (magnitude: |val|), ties: lowest index; one segment each",
+    ),
+    OpKind(
+        "gated_code",
+        ("pre", "idx", "count", "r", "b_gate", "b_mag", "val"),
+        doc="val = max(exp(r_j) (pre - b_gate_j) + b_mag_j, 0) for the entries of a threshold code whose pre > 0",
+    ),
+    OpKind(
+        "decode",
+        ("val", "idx", "count", "w", "b", "y", "groups"),
+        doc=(
+            "y (m,p) = [b] + sum over the row's entries of val w[idx], by ascending entries. [groups] (1,G) int32 "
+            "ascending ends of groups of latents: y (m, G p), block g the sum over latents < groups[g]"
+        ),
+    ),
+    OpKind(
+        "squared_error",
+        ("y", "target", "base", "weight", "n_dead", "dy"),
+        ("value", "variance", "norm", "k_aux"),
+        ("scale",),
+        row_local=False,
+        doc=(
+            "t = target - [base]; value += scale c sum_r [weight_r] |y - t|^2 / (m V); dy <- its gradient in y. V = 1 "
+            "(norm 0), mean_r |t - mean t|^2 (1), or that of target (2); all is 0 where V is 0. c = min(n_dead / k_aux, "
+            "1) where k_aux > 0, else 1. variance: column that mean_r |t - mean t|^2 is added to. dy may be y"
+        ),
+    ),
+    OpKind(
+        "suffix_sum",
+        ("x",),
+        ("blocks",),
+        doc="x (m, blocks p): block g += block g + 1, from the last but one down to 0",
+    ),
+    OpKind(
+        "code_grad",
+        ("dy", "idx", "count", "w", "dval", "groups"),
+        doc="dval = dy[r, block of j] . w[j], j = idx; [groups]: dy (m, G p), block of j the first with j < groups[g]",
+    ),
+    OpKind(
+        "code_penalty",
+        ("val", "idx", "count", "w", "dval"),
+        ("value", "scalar", "spaces"),
+        ("strength",),
+        doc=(
+            "s = strength scalars[step, scalar] (scalar < 0: strength); value += s sum val q_j / m, dval += s q_j / m "
+            "where val > 0; q_j = |w_j|, over `spaces` > 1 equal blocks of columns the sum of their norms; 1 without w"
+        ),
+    ),
+    OpKind(
+        "relu_grad",
+        ("val", "count", "dval"),
+        doc="dval = 0 where val <= 0",
+    ),
+    OpKind(
+        "jumprelu_grad",
+        ("pre", "val", "idx", "count", "threshold", "w", "dval", "dz", "dtheta"),
+        ("value", "l0", "scalar", "penalty", "logarithm"),
+        ("bandwidth", "strength", "target", "p0"),
+        row_local=False,
+        doc=(
+            "entries of a threshold code with margin bandwidth / 2; t_j = threshold (1,n), or its exponential "
+            "(logarithm). s as in code_penalty; near: |pre - t| < bandwidth / 2. penalty 0 step: s sum [pre > t] / m; 1 "
+            "tanh: s sum tanh(p0 val [|w_j|]) / m; 2 quadratic: s (L0 / target - 1)^2, L0 = sum [pre > t] / m. dz = (dval "
+            "+ penalty's) [pre > t]; dtheta = -(t / bandwidth) near (dval + penalty's in val) - (1 / bandwidth) near "
+            "(penalty's in the step), times t with logarithm. value += penalty; l0: column += L0. dz may be dval"
+        ),
+    ),
+    OpKind(
+        "gated_grad",
+        ("pre", "val", "idx", "count", "r", "b_gate", "w", "dval", "dgate", "dz", "dmag", "dr"),
+        ("value", "scalar"),
+        ("strength",),
+        doc=(
+            "q = s [|w_j|] / m, s as in code_penalty; value += sum q pre; dgate += q; dmag = dval [val > 0]; dr = dmag "
+            "exp(r_j) (pre - b_gate_j); dz = dgate + dmag exp(r_j). dgate comes in as the gradient in pre of the gate's "
+            "own reconstruction; dmag may be dval"
+        ),
+    ),
+    OpKind(
+        "by_latent",
+        ("idx", "count", "start", "entry"),
+        ("capacity",),
+        row_local=False,
+        doc=(
+            "start (1, n+1) int64, entry (m, c s) int64: entry[start[j] : start[j+1]] are the positions r (c s) + q s + i "
+            "of latent j's entries, ascending. capacity: s"
+        ),
+    ),
+    OpKind(
+        "latent_grad",
+        ("coef", "start", "entry", "u", "w", "dw", "db", "factor", "groups"),
+        ("capacity", "unit", "fused"),
+        row_local=False,
+        doc=(
+            "[dw] (n,p) = sum over latent j's entries of coef u[r, block], [db] (1,n) = sum of coef; coef (m, c s). block "
+            "0 where u is (m,p); else u (m, B p): the first segment's block is j's group ([groups], as in code_grad; 0 "
+            "without), segment q's is B - c + q. [factor] (1,n) float64: dw_j += factor_j w_j. unit: then dw_j -= (dw_j . "
+            "w_j) w_j / |w_j|^2. fused: a backend may update w at once, renormalising rows to 1 where unit, and leave dw "
+            "unwritten, when it runs both phases; w (n,p)"
+        ),
+    ),
+    OpKind(
+        "latent_sum",
+        ("coef", "start", "entry", "sum"),
+        ("add",),
+        row_local=False,
+        doc="sum (1,n) = sum over latent j's entries of coef; add: added to",
+    ),
+    OpKind(
+        "norm_factor",
+        ("val", "start", "entry", "w", "factor"),
+        ("scalar", "spaces"),
+        ("strength",),
+        row_local=False,
+        doc=(
+            "factor (1,n) float64 = s sum over latent j's entries of max(val, 0) / (m |w_j|): the part of code_penalty's "
+            "gradient that goes through |w_j|; spaces > 1 is not for this op; 0 where |w_j| is 0"
+        ),
+    ),
+    OpKind(
+        "bias_grad",
+        ("dy", "db"),
+        ("add",),
+        doc="db (1,p) = sum_r dy; add: added to",
+    ),
+    OpKind(
+        "pre_bias_grad",
+        ("db", "w", "dbias"),
+        (),
+        ("scale",),
+        row_local=False,
+        doc="dbias (1,p) -= scale sum_j db_j w_j: the gradient of a bias that was subtracted from the encoder's input",
+    ),
+    OpKind(
+        "fired",
+        ("val", "idx", "count", "since"),
+        row_local=False,
+        doc="since (1,n) int64 += m, or 0 for the latents of entries with val != 0",
+    ),
+    OpKind(
+        "dead",
+        ("since", "list", "n_dead"),
+        ("limit",),
+        row_local=False,
+        doc="list (1,n) int32 <- the latents with since >= limit, ascending; n_dead (1,1) int32 <- their number",
+    ),
+    OpKind(
+        "code_statistics",
+        ("val", "count"),
+        ("value",),
+        doc="value += mean over rows of the number of entries with val != 0",
+    ),
+    OpKind(
+        "average",
+        ("w", "mean"),
+        (),
+        ("decay",),
+        row_local=False,
+        doc="mean = decay mean + (1 - decay) w, elementwise",
     ),
 )
 
@@ -319,11 +532,20 @@ MAX_FLOATS = max(len(kind.floats) for kind in OP_KINDS)
 
 NOISE_KINDS = ("gaussian", "masking", "salt_and_pepper", "swap")
 CLIP_MODES = ("value", "norm")
-PROJECT_KINDS = ("prox", "max_norm", "range", "non_negative")
+PROJECT_KINDS = ("prox", "max_norm", "range", "non_negative", "unit")
 MASK_MODES = ("none", "sum", "mean")  # of a loss's entries with target NaN
+CODE_KINDS = ("topk", "abs_topk", "threshold")
+ENCODE_PATHS = ("auto", "float32", "bfloat16", "int8")
+JUMP_PENALTIES = ("step", "tanh", "quadratic")
+ERROR_NORMS = ("none", "residual", "target")  # variance that a squared error is divided by
 INPUT_TRANSFORMS = ("none", "log1p")
 MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
 SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
+
+# columns of pack_encoder's buffer of bytes (rows: n to a multiple of 64): bfloat16, 8-bit integers, and facts per row
+def pack_columns(p: int) -> int:
+    return 3 * -(-p // 64) * 64 + 64
+
 
 INT8_DEPTH = (2**31 - 1) // (127 * 128)  # longest sum of 8-bit products that fits 32 bits, of shifted ones too
 
@@ -331,5 +553,5 @@ INT8_DEPTH = (2**31 - 1) // (127 * 128)  # longest sum of 8-bit products that fi
 # the position of the row in the whole run, not in the batch.
 ARENA, THETA, GRAD, STATE, EXTERNAL = range(5)
 BATCH_ROWS = -1  # "rows" of a buffer with one row per row of the batch
-REAL, FLOAT64, INT64, FLOAT16, INT8 = range(5)  # dtypes of buffers; REAL is the plan's dtype
+REAL, FLOAT64, INT64, FLOAT16, INT8, INT32 = range(6)  # dtypes of buffers; REAL is the plan's dtype
 SHUFFLE_STREAM = 255  # Philox streams: 0.. are given out by the planner

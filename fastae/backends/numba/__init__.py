@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from .. import interpreter
+from ..reference import codes
 from . import activities, dense, encoding, losses, norm, random, regularisers, update
 
-MODULES = (activities, dense, encoding, losses, norm, random, regularisers, update)
+MODULES = (activities, codes, dense, encoding, losses, norm, random, regularisers, update)
 
 
 def on_contiguous(kernel):

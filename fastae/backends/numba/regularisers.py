@@ -46,5 +46,8 @@ def project(step, op, v):
         limit_norms(w, op.floats["p0"])
     elif kind == "range":
         np.clip(w, p[0], p[1], out=w)
+    elif kind == "unit":
+        norm = np.sqrt((w.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+        w[...] = np.divide(w, norm, out=w.astype(np.float64), where=norm > 0)
     else:
         np.maximum(w, 0, out=w)

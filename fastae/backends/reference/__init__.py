@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .. import interpreter
-from . import activities, dense, encoding, losses, norm, random, regularisers, update
+from . import activities, codes, dense, encoding, losses, norm, random, regularisers, update
 
-MODULES = (activities, dense, encoding, losses, norm, random, regularisers, update)
+MODULES = (activities, codes, dense, encoding, losses, norm, random, regularisers, update)
 
 
 class ReferenceBackend(interpreter.Interpreter):

@@ -47,6 +47,9 @@ def project(step, op, v):
         w = w * np.where(norm > p[0], p[0] / np.maximum(norm, 1e-300), 1.0)
     elif kind == "range":
         w = np.clip(w, p[0], p[1])
+    elif kind == "unit":
+        norm = np.sqrt((w * w).sum(axis=1, keepdims=True))
+        w = np.divide(w, norm, out=w, where=norm > 0)
     else:
         w = np.maximum(w, 0.0)
     v["w"][...] = w
