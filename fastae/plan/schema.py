@@ -458,7 +458,8 @@ OP_KINDS: tuple[OpKind, ...] = (
         doc=(
             "[dw] (n,p) = sum over latent j's entries of coef u[r, block], [db] (1,n) = sum of coef; coef (m, c s). block "
             "0 where u is (m,p); else u (m, B p): the first segment's block is j's group ([groups], as in code_grad; 0 "
-            "without), segment q's is B - c + q. [factor] (1,n) float64: dw_j += factor_j w_j. unit: then dw_j -= (dw_j . "
+            "without), segment q's is B - c + q. [factor] (S,n) float64: dw_j += factor_sj w_j in the s-th of S equal "
+            "blocks of columns. unit: then dw_j -= (dw_j . "
             "w_j) w_j / |w_j|^2. fused: a backend may update w at once, renormalising rows to 1 where unit, and leave dw "
             "unwritten, when it runs both phases; w (n,p)"
         ),
@@ -477,8 +478,9 @@ OP_KINDS: tuple[OpKind, ...] = (
         ("strength",),
         row_local=False,
         doc=(
-            "factor (1,n) float64 = s sum over latent j's entries of max(val, 0) / (m |w_j|): the part of code_penalty's "
-            "gradient that goes through |w_j|; spaces > 1 is not for this op; 0 where |w_j| is 0"
+            "factor (S,n) float64 = s sum over latent j's entries of max(val, 0) / (m |w_j|), |w_j| over each of S = "
+            "spaces (0: 1) equal blocks of columns: the part of code_penalty's gradient that goes through |w_j|; 0 where "
+            "|w_j| is 0"
         ),
     ),
     OpKind(

@@ -202,10 +202,13 @@ def code_grad(step, op, v):
     v["dval"][row, position] = (dy[row, group_of(v, latent)] * w[latent]).sum(axis=1)
 
 
+def space_norms(w, spaces):
+    """|w_j| over each of equal blocks of columns, (n, spaces)."""
+    return np.sqrt((w.astype(np.float64).reshape(len(w), max(spaces, 1), -1) ** 2).sum(axis=2))
+
+
 def row_norms(w, spaces=1):
-    """|w_j|, over several spaces the sum of the norms of equal blocks of columns."""
-    w = w.astype(np.float64)
-    return np.sqrt((w.reshape(len(w), max(spaces, 1), -1) ** 2).sum(axis=2)).sum(axis=1)
+    return space_norms(w, spaces).sum(axis=1)
 
 
 def penalty_weight(step, op, v, latent):
@@ -301,7 +304,7 @@ def latent_grad(step, op, v):
     dw = np.zeros_like(w)
     np.add.at(dw, latent, coef[:, None] * u[row, block])
     if "factor" in v:
-        dw += v["factor"][0][:, None] * w
+        dw += np.repeat(v["factor"].T, w.shape[1] // len(v["factor"]), axis=1) * w
     if op.ints["unit"]:
         square = (w * w).sum(axis=1, keepdims=True)
         along = np.divide((dw * w).sum(axis=1, keepdims=True), square, out=np.zeros_like(square), where=square > 0)
@@ -317,10 +320,10 @@ def latent_sum(step, op, v):
 
 def norm_factor(step, op, v):
     latent, row, position = listed({**v, "coef": v["val"]})
-    norms = row_norms(v["w"])
-    total = np.bincount(latent, np.maximum(_double(v, "val")[row, position], 0.0), minlength=len(norms))
+    norms = space_norms(v["w"], op.ints["spaces"]).T
+    total = np.bincount(latent, np.maximum(_double(v, "val")[row, position], 0.0), minlength=norms.shape[1])
     s = strength(step, op) / step.m
-    v["factor"][0] = np.divide(s * total, norms, out=np.zeros_like(norms), where=norms > 0)
+    v["factor"][...] = np.divide(s * total, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
 def bias_grad(step, op, v):
