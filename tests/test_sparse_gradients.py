@@ -7,7 +7,7 @@ from conftest import assert_close
 from fastae.backends import get_backend
 from fastae.plan import schema
 from fastae.plan.plan import Job, Source
-from fastae.plan.sparse import LOSS, PENALTY, scalars_of, sparse_training_plan
+from fastae.plan.sparse import LOSS, OTHER, scalars_of, sparse_training_plan
 from fastae.spec import sparse as s
 
 TRANSCODER = {"transcoder": True, "pre_bias": False, "n_targets": 5}
@@ -93,7 +93,7 @@ class Problem:
 
 def objective(problem):
     values = problem.run()
-    return values[LOSS] + values[PENALTY]
+    return values[LOSS] + values[OTHER]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -80,17 +80,10 @@ class _Compiled:
             self.packed = True
 
 
-class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Base of estimators over a dense `Network`: everything after fitting."""
+class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Base of all estimators: backend, threads, and what does not travel with a pickle."""
 
-    # set by subclasses' fit, with n_features_in_, backend_, device_
-    network_: Network
-    weights_: weights.Weights
-    norms_: weights.Norms
-    plan_: Plan
-    _compiled: dict
-
-    # ---- backend and memory ---------------------------------------------------------------------------------------
+    _left_behind: tuple[str, ...] = ("_compiled", "_live")  # handles, packed weights, working memory: made anew
 
     def _backend(self) -> Any:
         """The backend that the parameters ask for; the fitted one's name is in ``backend_``."""
@@ -105,13 +98,46 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             raise options.unknown("precision", self.precision, PRECISIONS)
         return get_backend(self.backend)
 
+    def _forget_compiled(self) -> None:
+        self._compiled = {}
+
+    def _threads(self) -> int:
+        threads.register_threadpoolctl()
+        return threads.resolve_threads(self.n_jobs)
+
+    def __getstate__(self) -> dict:
+        state = super().__getstate__().copy()
+        for name in self._left_behind:
+            state.pop(name, None)
+        from ..registry.travel import used
+
+        formulas = used(self.get_params(deep=False))  # a name in a parameter means nothing where it arrives
+        return state | ({"_formulas": formulas} if formulas else {})
+
+    def __setstate__(self, state: dict) -> None:
+        from ..registry.travel import restored
+
+        for description in state.get("_formulas", ()):
+            restored(description)
+        super().__setstate__({name: value for name, value in state.items() if name != "_formulas"})
+
+
+class DenseModel(ShownAsHTML, CompiledModel):
+    """Base of estimators over a dense `Network`: everything after fitting."""
+
+    # set by subclasses' fit, with n_features_in_, backend_, device_
+    network_: Network
+    weights_: weights.Weights
+    norms_: weights.Norms
+    plan_: Plan
+    _compiled: dict
+
+    # ---- backend and memory ---------------------------------------------------------------------------------------
+
     @property
     def _bf16(self) -> bool:
         """Whether products are in bfloat16."""
         return self.precision == "bfloat16"
-
-    def _forget_compiled(self) -> None:
-        self._compiled = {}
 
     def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
         """The inference or evaluation plan for a dtype, made once per set of weights and backend."""
@@ -134,29 +160,12 @@ class DenseModel(ShownAsHTML, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             cache[key] = compiled
         return cache[key]
 
-    def __getstate__(self) -> dict:
-        state = super().__getstate__().copy()
-        for name in ("_compiled", "_live"):  # handles, packed weights and working memory are made anew
-            state.pop(name, None)
-        from ..registry.travel import used
-
-        formulas = used(self.get_params(deep=False))  # a name in a parameter means nothing where it arrives
-        return state | ({"_formulas": formulas} if formulas else {})
-
     def __setstate__(self, state: dict) -> None:
-        from ..registry.travel import restored
-
-        for description in state.get("_formulas", ()):
-            restored(description)
-        super().__setstate__({name: value for name, value in state.items() if name != "_formulas"})
+        super().__setstate__(state)
         if "weights_" in self.__dict__ and "network_" in self.__dict__:
             for i, layer in enumerate(self.network_.layers):
                 if layer.tied is not None:  # a copy loses the view of the owner's W
                     self.weights_[i] = (self.weights_[layer.tied][0].T, self.weights_[i][1])
-
-    def _threads(self) -> int:
-        threads.register_threadpoolctl()
-        return threads.resolve_threads(self.n_jobs)
 
     def _rows(self, X: Any, min_rows: int = 1) -> tuple[Source, np.dtype]:
         """Checked rows for the fitted network."""

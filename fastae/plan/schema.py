@@ -544,6 +544,7 @@ INPUT_TRANSFORMS = ("none", "log1p")
 MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
 SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
 
+
 # columns of pack_encoder's buffer of bytes (rows: n to a multiple of 64): bfloat16, 8-bit integers, and facts per row
 def pack_columns(p: int) -> int:
     return 3 * -(-p // 64) * 64 + 64

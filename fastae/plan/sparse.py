@@ -16,7 +16,7 @@ from .schema import ARENA, BATCH_ROWS, FLOAT64, GRAD, INT8, INT32, INT64, PREPAR
 from .update import rule
 
 SPARSE_BATCH = 256  # rows of a step of inference
-LOSS, PENALTY, L0, VARIANCE, OVERFLOW = range(5)  # columns of a training plan's values
+LOSS, OTHER, L0, VARIANCE, OVERFLOW = range(5)  # columns of a training plan's values
 N_VALUES = 5
 _CODE_BYTES = 1 << 28  # entries of a ragged code that are planned for, per array; more come with an overflow
 EPSILON = 1e-5  # of the rows' deviation
@@ -125,7 +125,7 @@ class _Training(_Builder):
         if network.ema is not None:
             size = self.plan.columns("theta")
             self.plan.buffer("ema", 1, size, THETA)
-        for column in (LOSS, PENALTY, L0, VARIANCE, OVERFLOW):
+        for column in (LOSS, OTHER, L0, VARIANCE, OVERFLOW):
             assert self.plan.value() == column
         self.scalars = scalars_of(network)
         width = 1 + len(network.solver._row.step) + (self.scalars.k >= 0) + (self.scalars.strength >= 0)
@@ -230,28 +230,32 @@ class _Training(_Builder):
             last = self.block(self.n_blocks - 1)
             self.op("decode", **self.code(self.n_segments - 1), w="decoder", y=last)
             self.op("squared_error", y=last, target=target, base=self.block(groups - 1), dy=last, n_dead="n_dead",
-                    value=LOSS, variance=-1, norm=schema.ERROR_NORMS.index(self.aux.norm), scale=self.aux.strength,
+                    value=OTHER, variance=-1, norm=schema.ERROR_NORMS.index(self.aux.norm), scale=self.aux.strength,
                     k_aux=self.aux.k if self.aux.scaled else 0)  # fmt: skip
         if self.gated:
             self.batch("gate_delta", network.n_targets)
             self.op("decode", **self.code(0), w="decoder", b="decoder_bias", y="gate_delta")
-            self.op("squared_error", y="gate_delta", target=target, dy="gate_delta", value=LOSS, variance=-1, scale=1.0)
+            self.op(
+                "squared_error", y="gate_delta", target=target, dy="gate_delta", value=OTHER, variance=-1, scale=1.0
+            )
         mean = isinstance(network.sparsity, Matryoshka) and network.sparsity.reduction == "mean"
         for b in full:
             weight = self.multi.weight if b == groups else 1.0 / groups if mean else 1.0
-            self.error(self.block(b), target, weight, variance=VARIANCE if b == groups - 1 else -1)
+            self.error(self.block(b), target, weight, whole=b == groups - 1)
         if groups > 1:
             self.op("suffix_sum", x=self.block(0, groups), blocks=groups)
 
-    def error(self, y: str, target: str, scale: float, variance: int) -> None:
+    def error(self, y: str, target: str, scale: float, whole: bool) -> None:
+        """Of one reconstruction; ``whole``: the one that the fitted model gives."""
+        value, variance = (LOSS, VARIANCE) if whole else (OTHER, -1)
         if self.network.loss == "cosine":
             if "row_value" not in self.plan._buffers:
                 self.batch("row_value", 1, FLOAT64)
-            self.op("loss", y=y, target=target, dy=y, row_value="row_value", loss=schema.COSINE, value=LOSS,
+            self.op("loss", y=y, target=target, dy=y, row_value="row_value", loss=schema.COSINE, value=value,
                     scale=scale)  # fmt: skip
             return
         norm = "target" if self.network.loss == "normalized" else "none"
-        self.op("squared_error", y=y, target=target, dy=y, value=LOSS, variance=variance, scale=scale,
+        self.op("squared_error", y=y, target=target, dy=y, value=value, variance=variance, scale=scale,
                 norm=schema.ERROR_NORMS.index(norm))  # fmt: skip
 
     # ---- backward ---
@@ -272,12 +276,12 @@ class _Training(_Builder):
         s = {"scalar": self.scalars.strength, "strength": getattr(sparsity, "strength", 0.0)}
         match sparsity:
             case ReLUCode():
-                self.op("code_penalty", val="val", **where, dval=first, **norms, value=PENALTY, spaces=spaces, **s)
+                self.op("code_penalty", val="val", **where, dval=first, **norms, value=OTHER, spaces=spaces, **s)
             case JumpReLU():
                 self.batch("dtheta", self.width)
                 norms = {"w": "decoder"} if sparsity.penalty_kind == "tanh" else {}
                 self.op("jumprelu_grad", pre="pre", val="val", **where, threshold="threshold", dval=first, dz=first,
-                        dtheta="dtheta", **norms, value=PENALTY, l0=-1,
+                        dtheta="dtheta", **norms, value=OTHER, l0=-1,
                         penalty=schema.JUMP_PENALTIES.index(sparsity.penalty_kind), logarithm=sparsity.logarithm,
                         bandwidth=sparsity.bandwidth, target=sparsity.target_l0 or 1.0, p0=sparsity.tanh_scale,
                         **s)  # fmt: skip
@@ -286,7 +290,7 @@ class _Training(_Builder):
                     self.batch(name, self.width)
                 self.op("code_grad", dy="gate_delta", **where, w="decoder", dval="dgate")
                 self.op("gated_grad", pre="pre", val="magnitude", **where, r="magnitude_log_scale", b_gate="gate_bias",
-                        dval=first, dgate="dgate", dz=first, dmag="dmag", dr="dr", **norms, value=PENALTY,
+                        dval=first, dgate="dgate", dz=first, dmag="dmag", dr="dr", **norms, value=OTHER,
                         **s)  # fmt: skip
             case _ if network.selection.name == "abs_topk":
                 for q in range(1 + (self.multi is not None), self.n_segments):
@@ -335,7 +339,8 @@ class _Training(_Builder):
 def sparse_training_plan(network: SparseNetwork, dtype, batch: int, capacity: int | None = None) -> Plan:
     """gradient: loss and gradients of one batch. update: the rule, unit norms, which latents fired.
 
-    values: the columns `LOSS` to `OVERFLOW`; the objective is the sum of the first two. An overflow is infinite: a row
+    values: `LOSS` of the reconstruction, `OTHER` terms, mean `L0`, `VARIANCE` of the target, `OVERFLOW`; the objective is
+    the sum of the first two. An overflow is infinite: a row
     has more entries than ``capacity``, and the step must be run by a plan that has room for them.
     """
     return _Training(network, dtype, batch, capacity or capacity_of(network, batch)).build()

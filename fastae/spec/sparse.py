@@ -101,7 +101,9 @@ class _KLargest(Sparsity):
         _whole(self, "k", "k_start")
         for name, kind in (("aux", AuxK), ("multi", MultiTopK)):
             if getattr(self, name, None) is not None and not isinstance(getattr(self, name), kind):
-                raise TypeError(f"{type(self).__name__}.{name}={getattr(self, name)!r} must be a fastae.{kind.__name__}")
+                raise TypeError(
+                    f"{type(self).__name__}.{name}={getattr(self, name)!r} must be a fastae.{kind.__name__}"
+                )
 
     def with_k(self, k: int) -> Sparsity:
         return self if self.k is not None else replace(self, k=k)  # type: ignore[type-var]
