@@ -45,6 +45,7 @@ class EpochInfo:
     learning_rate: float
     seconds: float
     model: Any
+    metrics: dict[str, float] | None = None  # of sparse models: "l0", "fvu", "dead"
 
 
 @dataclass
@@ -78,10 +79,16 @@ def _code(text: str) -> CodeType:
     return compile(text, "<step constant>", "eval")
 
 
-def step_scalars(settings: Settings, state: State, n_steps: int) -> np.ndarray:
-    """(n_steps, 1 + constants): the learning rate and the rule's constants of each step of the next epoch, float64."""
+def step_scalars(
+    settings: Settings, state: State, n_steps: int, fractions: np.ndarray | None = None
+) -> np.ndarray:
+    """(n_steps, 1 + constants): the learning rate and the rule's constants of each of the next steps, float64.
+
+    fractions : of the epoch that is done at each step; None: the steps are a whole epoch
+    """
     t = np.arange(state.steps + 1, state.steps + n_steps + 1, dtype=np.float64)
-    epochs = state.epochs - state.first_epoch + np.arange(n_steps) / n_steps
+    fractions = np.arange(n_steps) / n_steps if fractions is None else fractions
+    epochs = state.epochs - state.first_epoch + fractions
     rates = settings.schedule.rates(epochs, settings.max_iter)
     if isinstance(settings.schedule, ReduceOnPlateau) and state.learning_rate is not None:
         rates = np.full(n_steps, state.learning_rate)

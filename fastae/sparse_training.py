@@ -1,0 +1,313 @@
+"""Training of sparse autoencoders: steps over streams of blocks, checkpoints, resampling.
+
+Every step is a function of (seed, epoch, number of the step) and the rows, so neither threads nor the cutting into
+blocks nor an interruption changes a bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .exceptions import NonFiniteLossError
+from .plan import schema
+from .plan.plan import Job, Plan, Source
+from .plan.sparse import LOSS, OTHER, L0, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
+from .spec.sparse import Resample, SparseNetwork
+from .training import Settings, State, step_scalars
+
+Block = tuple[tuple[Source, ...], int]  # sources of some batches, and their number of rows
+
+
+@dataclass
+class Totals:
+    """Sums over the steps of an epoch so far, weighted by rows."""
+
+    rows: int = 0
+    loss: float = 0.0
+    other: float = 0.0
+    l0: float = 0.0
+    variance: float = 0.0
+
+    def add(self, values: np.ndarray, rows: np.ndarray) -> None:
+        loss, other, l0, variance = (float((values[:, c] * rows).sum()) for c in (LOSS, OTHER, L0, VARIANCE))
+        self.rows += int(rows.sum())
+        self.loss, self.other = self.loss + loss, self.other + other
+        self.l0, self.variance = self.l0 + l0, self.variance + variance
+
+
+@dataclass
+class SparseHistory:
+    """Means over each epoch: objective, active latents a row, unexplained part of the variance; dead part at its end."""
+
+    loss: list[float] = field(default_factory=list)
+    l0: list[float] = field(default_factory=list)
+    fvu: list[float] = field(default_factory=list)
+    dead: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Position:
+    """How far a training has come beyond what `State` says: steps done of the epoch, room of a code, sums so far."""
+
+    step: int = 0
+    capacity: int | None = None
+    totals: Totals = field(default_factory=Totals)
+
+
+class Trainer:
+    """A plan with its memory that goes through blocks of rows.
+
+    ``spaces`` of the state are those of the plan; a code that finds no room makes a new plan with more.
+    """
+
+    def __init__(
+        self, backend: Any, network: SparseNetwork, dtype: np.dtype, batch: int, settings: Settings,
+        state: State | None = None, position: Position | None = None, steps_per_epoch: int | None = None,
+        resample: Resample | None = None, sum_scale: float = 1.0,
+    ):  # fmt: skip
+        self.backend, self.network, self.dtype, self.batch = backend, network, dtype, batch
+        self.settings, self.steps_per_epoch, self.resample = settings, steps_per_epoch, resample
+        self.position = Position() if position is None else position
+        self.sum_scale = sum_scale  # of the loss in VARIANCE's units
+        self._plan(self.position.capacity or capacity_of(network, batch))
+        self.state = State(self.plan.allocate()) if state is None else state
+        self.history = SparseHistory()
+        self.rates: Scalars = scalars_of(network)
+
+    def _plan(self, capacity: int) -> None:
+        self.position.capacity = capacity
+        self.plan: Plan = sparse_training_plan(self.network, self.dtype, self.batch, capacity)
+        self.handle = self.backend.compile(self.plan)
+
+    def view(self, name: str) -> np.ndarray:
+        return self.plan.view(self.state.spaces, name)
+
+    # ---- steps ---
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole training, None where the number of rows is not known."""
+        return None if self.steps_per_epoch is None else self.steps_per_epoch * self.settings.max_iter
+
+    def scalars(self, n_steps: int) -> np.ndarray:
+        """(n_steps, plan.n_scalars) of the next steps: rate, the rule's constants, k, the penalty's strength."""
+        state, network = self.state, self.network
+        per_epoch = self.steps_per_epoch or max(1, self.position.step + n_steps)
+        local = State(state.spaces, state.steps, state.epochs, state.first_epoch)
+        fractions = (self.position.step + np.arange(n_steps)) / per_epoch
+        columns = step_scalars(self.settings, local, n_steps, fractions)
+        done = (state.epochs - state.first_epoch) * per_epoch + self.position.step + np.arange(n_steps)
+        progress = done / max(1, (self.total_steps or per_epoch) - 1)
+        out = np.empty((n_steps, self.plan.n_scalars))
+        out[:, : columns.shape[1]] = columns
+        if self.rates.k >= 0:
+            option = network.selection
+            first, last, part = option.k_start, option.k, option.k_anneal  # type: ignore[attr-defined]
+            left = np.clip(1.0 - progress / part, 0.0, 1.0) if part > 0 else np.zeros(n_steps)
+            out[:, self.rates.k] = np.round(last + (first - last) * left)
+        if self.rates.strength >= 0:
+            part = network.sparsity.warmup  # type: ignore[attr-defined]
+            out[:, self.rates.strength] = np.minimum(progress / part, 1.0) if part > 0 else 1.0
+        return out
+
+    def run(self, block: Block, first: int, n_steps: int) -> None:
+        """Steps ``first`` … of a block."""
+        sources, n_rows = block
+        while n_steps:
+            values = np.zeros((n_steps, self.plan.n_values))
+            job = Job(
+                self.state.spaces, sources, n_rows, None, first, n_steps, scalars=self.scalars(n_steps), values=values,
+                seed=self.settings.seed, epoch=self.state.epochs, n_threads=self.settings.n_threads,
+            )  # fmt: skip
+            done = self.backend.run(self.handle, job)
+            starts = (first + np.arange(done)) * self.batch
+            self.position.totals.add(values[:done], np.minimum(self.batch, n_rows - starts).astype(np.float64))
+            self.state.steps += done
+            self.position.step += done
+            first, n_steps = first + done, n_steps - done
+            if n_steps:
+                self.more_room(values[done])
+
+    def more_room(self, values: np.ndarray) -> None:
+        """After a step that could not be done: a plan with room for more entries, or the error."""
+        capacity, n = self.position.capacity or 0, self.network.n_components
+        if values[OVERFLOW] != np.inf or capacity >= n:
+            raise NonFiniteLossError(
+                f"loss became NaN or infinite in epoch {self.state.epochs + 1}, step {self.position.step + 1}; the "
+                "weights before that step were kept; lower learning_rate, scale X (normalization='scale'), or set the "
+                "solver's clip_norm"
+            )
+        self._plan(min(n, 2 * capacity))
+        self.state.spaces = [self.plan.allocate()[0], *self.state.spaces[1:]]
+
+    # ---- epochs ---
+
+    def epoch(
+        self, blocks: Iterator[Block], stop: Callable[[int], int], between: Callable[[], None],
+        check: Callable[[Block], None] | None = None,
+    ) -> None:  # fmt: skip
+        """The rest of an epoch: ``blocks`` begin at the position's step.
+
+        stop : step of the whole training → the next one at which ``between`` is to be called, a checkpoint's
+        """
+        for block in blocks:
+            if check is not None:
+                check(block)
+            first, n_steps = 0, -(-block[1] // self.batch)
+            backup = self.state.spaces[schema.THETA].copy() if self._backed_up else None
+            while first < n_steps:
+                until = min(stop(self.state.steps), self.next_resample(self.state.steps))
+                count = min(n_steps - first, until - self.state.steps)
+                self.run(block, first, count)
+                first += count
+                if self.state.steps == self.next_resample(self.state.steps - 1):
+                    self.revive(block)
+                between()
+            theta = self.view("theta")
+            if not self.backend.all_finite(theta, self.settings.n_threads):
+                if backup is not None:
+                    self.state.spaces[schema.THETA][:] = backup
+                raise NonFiniteLossError(
+                    f"weights became NaN or infinite in epoch {self.state.epochs + 1}, before step "
+                    f"{self.position.step + 1}; lower learning_rate or set the solver's clip_norm"
+                )
+        self.finish_epoch()
+
+    @property
+    def _backed_up(self) -> bool:
+        return self.state.spaces[schema.THETA].nbytes <= 1 << 31
+
+    def finish_epoch(self) -> None:
+        t, history = self.position.totals, self.history
+        rows = max(t.rows, 1)
+        history.loss.append((t.loss + t.other) / rows)
+        history.l0.append(t.l0 / rows)
+        history.fvu.append(t.loss / (self.sum_scale * t.variance) if t.variance > 0 else np.nan)
+        history.dead.append(self.dead_fraction())
+        self.position.totals, self.position.step = Totals(), 0
+        self.state.epochs += 1
+
+    def dead_fraction(self) -> float:
+        return float((self.view("since") >= self.network.dead_after).mean())
+
+    # ---- dead latents begin anew ---
+
+    def next_resample(self, steps: int) -> int:
+        """The first step after ``steps`` that ends with a resampling; far away for none."""
+        never = 2**62
+        if self.resample is None or self.total_steps is None:
+            return never
+        step = (steps // self.resample.every + 1) * self.resample.every
+        return step if step <= self.resample.until * self.total_steps else never
+
+    def revive(self, block: Block) -> None:
+        """Resampling after Bricken et al. (2023), on rows of the block."""
+        assert self.resample is not None
+        dead = np.flatnonzero(self.view("since")[0] >= self.network.dead_after)
+        if not len(dead):
+            return
+        rng = np.random.Generator(np.random.Philox(key=[self.settings.seed % 2**64, self.state.steps]))
+        sources, n_rows = block
+        rows = np.sort(rng.permutation(n_rows)[: max(4096, len(dead))])
+        x, error = residuals(self, sources, rows)
+        square = (error * error).sum(axis=1) ** 2
+        if not square.sum() > 0:
+            return
+        drawn = x[rng.choice(len(x), len(dead), p=square / square.sum())]
+        norm = np.linalg.norm(drawn, axis=1, keepdims=True)
+        direction = np.divide(drawn, norm, out=np.zeros_like(drawn), where=norm > 0)
+        encoder, decoder = self.view("encoder"), self.view("decoder")
+        alive = np.setdiff1d(np.arange(len(encoder)), dead)
+        mean = np.linalg.norm(encoder[alive].astype(np.float64), axis=1).mean() if len(alive) else 1.0
+        changed = [("encoder", direction * mean * self.resample.scale)]
+        if decoder.shape[1] == direction.shape[1]:
+            changed.append(("decoder", direction))
+        changed += [(name, 0.0) for name, rows, _ in self.network.parameters if name.endswith("_bias") and rows == 1
+                    and name != "decoder_bias"]  # fmt: skip
+        for name, value in changed:
+            array = self.view(name)
+            target = array[dead] if len(array) > 1 else array[:, dead]
+            target[...] = value
+            if len(array) > 1:
+                array[dead] = target
+            else:
+                array[:, dead] = target
+            self._forget_moments(name, dead)
+        self.view("since")[0, dead] = 0
+
+    def _forget_moments(self, name: str, latents: np.ndarray) -> None:
+        """Zeroes the rule's states of some latents of a parameter."""
+        buffer = self.plan.buffers[self.plan.index[name]]
+        first = buffer.offset // self.dtype.itemsize
+        for state in self.network.solver._row.states:
+            flat = self.view(f"state_{state}")[0, first : first + buffer.rows * buffer.columns]
+            moments = flat.reshape(buffer.rows, buffer.columns)
+            if buffer.rows > 1:
+                moments[latents] = 0.0
+            else:
+                moments[0, latents] = 0.0
+
+
+def residuals(trainer: Trainer, sources: tuple[Source, ...], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encoder's input and reconstruction error of some rows, float64, in the units of the data."""
+    from .plan.sparse import sparse_inference_plan
+
+    plan = sparse_inference_plan(trainer.network, trainer.dtype, part="reconstruct")
+    spaces = [plan.allocate()[0], trainer.state.spaces[schema.THETA], *plan.allocate(arena=False)[2:]]
+    out = np.empty((len(rows), trainer.network.n_targets), trainer.dtype)
+    job = Job([*spaces, out], sources, len(rows), rows.astype(np.int64), n_steps=-(-len(rows) // plan.batch),
+              phases=schema.PREPARE | schema.GRADIENT, n_threads=trainer.settings.n_threads)  # fmt: skip
+    trainer.backend.run(trainer.backend.compile(plan), job)
+    x = dense_rows(sources[0], rows)
+    target = dense_rows(sources[1], rows) if trainer.network.transcoder else x
+    centre = trainer.view("decoder_bias").astype(np.float64) if trainer.network.pre_bias else 0.0
+    return x - centre, target - out.astype(np.float64)
+
+
+def dense_rows(source: Source, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a source as float64."""
+    if source.indptr is None:
+        return np.asarray(source.data[rows], dtype=np.float64)
+    from scipy.sparse import csr_array
+
+    shape = (source.n_rows, source.columns)
+    return csr_array((source.data, source.indices, source.indptr), shape)[rows].toarray().astype(np.float64)
+
+
+class Progress:
+    """tqdm's bar over rows, with what matters of a sparse code."""
+
+    def __init__(self, verbose: int, total: int | None):
+        self.bar: Any = None
+        if verbose:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=total, unit="row", unit_scale=True)
+        self.seen, self.last = 0, time.perf_counter()
+
+    def show(self, trainer: Trainer) -> None:
+        if self.bar is None or time.perf_counter() - self.last < 0.2:
+            return
+        self.last = time.perf_counter()
+        t = trainer.position.totals
+        rows = max(t.rows, 1)
+        fvu = t.loss / (trainer.sum_scale * t.variance) if t.variance > 0 else float("nan")
+        self.bar.update(t.rows - self.seen)
+        self.seen = t.rows
+        self.bar.set_description(f"epoch {trainer.state.epochs + 1}", refresh=False)
+        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{fvu:.4f}", L0=f"{t.l0 / rows:.1f}",
+                             dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
+
+    def epoch(self, rows: int) -> None:
+        if self.bar is not None:
+            self.bar.update(rows - self.seen)
+        self.seen = 0
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
