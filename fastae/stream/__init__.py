@@ -1,0 +1,87 @@
+"""Blocks of rows from anything that holds more rows than memory does.
+
+`open_rows` takes an array, a memory map, a .npy file, a list of them (shards), a CSR matrix, or an iterable of 2-D
+blocks, and gives `Rows`: in sequence (`Rows.blocks`) or shuffled (`Rows.shuffled`). Neither depends on how the rows
+were cut into files or blocks by whoever made them, and both take memory for a buffer, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ..backends import get_backend
+from ..validation import FLOATS, readable
+from .rows import Block, Rows, as_block
+from .sequence import Sequence
+from .stored import Array, Stored, open_file
+
+
+def open_rows(source: Any, n_features: int | None = None, *, backend: Any = "auto") -> Rows:
+    """Rows of a source of any kind.
+
+    source : array (N, p); np.memmap; path of a .npy file; list of arrays or of such paths, which follow each other;
+        scipy sparse matrix; iterable or iterator of 2-D blocks; or a function that returns a fresh iterator, so that
+        several passes are possible. bfloat16 files, which NumPy writes as two nameless bytes, need ml_dtypes.
+    n_features : the width that is wanted, or None for any
+    Raises ValueError or TypeError for a source without rows, of another width or dtype, FileNotFoundError for files.
+    """
+    rows = source if isinstance(source, Rows) else _open(source, backend)
+    if rows.n_features == 0 or rows.n_rows == 0:
+        raise ValueError(f"the source has {rows.n_rows} rows of {rows.n_features} features; wanted one or more of both")
+    if n_features is not None and rows.n_features != n_features:
+        raise ValueError(f"the source has {rows.n_features} features; wanted {n_features}; give rows of that width")
+    return rows
+
+
+def _open(source: Any, backend: Any) -> Rows:
+    if isinstance(source, (str, os.PathLike)):
+        return Stored([open_file(source)], backend)
+    if isinstance(source, (list, tuple)):
+        if not source:
+            raise ValueError("the source is an empty list; give .npy files or 2-D arrays")
+        parts = [open_file(item) if isinstance(item, (str, os.PathLike)) else Array(as_block((i, item)))
+                 for i, item in enumerate(source)]  # fmt: skip
+        if len({isinstance(getattr(part, "array", np.empty(0)), np.ndarray) for part in parts}) > 1:
+            raise TypeError("the source mixes arrays and sparse matrices; give only one kind")
+        return Stored([part for part in parts if part.n_rows] or parts[:1], backend)
+    if hasattr(source, "shape"):
+        return Stored([Array(as_block((None, source)))], backend)
+    if callable(source):
+        return Sequence(iter(source()), lambda: iter(source()), backend)
+    try:
+        iterator = iter(source)
+    except TypeError:
+        raise TypeError(
+            f"the source is a {type(source).__name__}; wanted an array, a .npy path, a list of them, a sparse matrix, "
+            "an iterable of 2-D blocks, or a function that returns one"
+        ) from None
+    return Sequence(iterator, None if iterator is source else lambda: iter(source), backend)
+
+
+def check_finite(block: Block, first_row: int = 0, ids: np.ndarray | None = None, *, backend: Any = "auto") -> None:
+    """Raises ValueError with the row's number for a block with NaN or infinity.
+
+    first_row : number of the block's first row in its source; or ``ids``: the number of every row
+    """
+    dense = isinstance(block, np.ndarray)
+    values = readable(block if dense else block.data.reshape(1, -1))
+    if values.dtype.name not in FLOATS or get_backend(backend).all_finite(values):
+        return
+    wrong = ~np.isfinite(values.astype(np.float32) if values.dtype.name == "bfloat16" else values)
+    if dense:
+        row, column = (int(where) for where in np.argwhere(wrong)[0])
+    else:
+        place = int(wrong[0].argmax())
+        row, column = int(np.searchsorted(block.indptr, place, side="right")) - 1, int(block.indices[place])
+    shown = first_row + row if ids is None else int(ids[row])
+    value = values[row, column] if dense else values[0, place]
+    raise ValueError(
+        f"row {shown} of the source has {float(value)} in column {column}; wanted finite numbers; leave such rows out "
+        "or fill them in"
+    )
+
+
+__all__ = ["Rows", "check_finite", "open_rows"]

@@ -1,0 +1,84 @@
+"""Rows that come in sequence, in blocks cut by whoever makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..validation import readable
+from .rows import Block, Rows, as_block, check_alike, count, join
+
+
+class Sequence(Rows):
+    """Blocks that an iterator gives; ``again`` makes a fresh one, or is None."""
+
+    def __init__(self, iterator: Iterator, again: Callable[[], Iterator] | None, backend: Any):
+        self._again, self._backend, self.repeatable = again, backend, again is not None
+        self.n_rows = None
+        first = next((block for block in map(as_block, enumerate(iterator)) if block.shape[0]), None)
+        if first is None:
+            raise ValueError("the source has no rows; wanted at least one block with a row or more")
+        self.n_features, self.dtype = first.shape[1], first.dtype.newbyteorder("=")
+        self.sparse = not isinstance(first, np.ndarray)
+        if self.sparse:
+            self._density = first.nnz / (first.shape[0] * first.shape[1])
+        self._begun: tuple[Block, Iterator] | None = (first, iterator)
+
+    def _pass(self) -> Iterator[Block]:
+        if self._begun is not None:
+            (first, rest), self._begun = self._begun, None
+            return self._checked(_chain(first, rest))
+        if self._again is None:
+            raise ValueError(
+                "the source is an iterator, which gives its rows once, and they were taken already; for a second pass "
+                "(another epoch) give a function that returns a fresh iterator, a list of arrays, or a .npy file"
+            )
+        return self._checked(self._again())
+
+    def _checked(self, iterator: Iterator) -> Iterator[Block]:
+        for item in enumerate(iterator):
+            block = as_block(item)
+            check_alike(f"block {item[0]} of the source", block.shape[1], block.dtype, self)
+            if isinstance(block, np.ndarray) is self.sparse:
+                raise TypeError(f"block {item[0]} of the source is a {type(block).__name__}, unlike the first; give "
+                                "only arrays or only sparse matrices")  # fmt: skip
+            yield readable(block) if isinstance(block, np.ndarray) else block
+
+    def blocks(self, rows_per_block: int, start: int = 0) -> Iterator[Block]:
+        size = count("rows_per_block", rows_per_block, 1)
+        return self._cut(size, count("start", start, 0), self._pass())
+
+    def _cut(self, size: int, start: int, blocks: Iterator[Block]) -> Iterator[Block]:
+        held: list[Block] = []
+        rows = seen = 0
+        for block in blocks:
+            seen += block.shape[0]
+            if seen <= start:
+                continue
+            block = block[max(0, block.shape[0] - (seen - start)) :]
+            while rows + block.shape[0] >= size:
+                need = size - rows
+                yield join([*held, block[:need]])
+                held, rows, block = [], 0, block[need:]
+            if block.shape[0]:
+                held.append(block.copy())  # whoever makes the blocks may use the memory again
+                rows += block.shape[0]
+        if seen < start:
+            raise ValueError(f"start={start} is beyond the source, which ended after {seen} rows")
+        if rows:
+            yield join(held)
+
+    def _buffers(self, key: int, chunk: int, buffer: int, skip: int) -> Iterator[tuple[int, Block, np.ndarray, int]]:
+        row = 0
+        for which, data in enumerate(self.blocks(buffer)):
+            n = data.shape[0]
+            if skip < n:
+                yield which, data, np.arange(row, row + n, dtype=np.int64), skip
+            row, skip = row + n, max(0, skip - n)
+
+
+def _chain(first: Any, rest: Iterator) -> Iterator:
+    yield first
+    yield from rest

@@ -1,0 +1,139 @@
+"""Rows that can be read from anywhere: arrays, matrices and files, one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..validation import readable
+from .rows import Block, Rows, check_alike, check_dtype, check_shape, count, join
+
+
+class Array:
+    """A part of the rows that is an array or a CSR matrix."""
+
+    def __init__(self, array: Any):
+        self.array, self.dtype = array, array.dtype.newbyteorder("=")
+        self.n_rows, self.n_features = array.shape
+
+    def read(self, start: int, stop: int) -> Block:
+        block = self.array[start:stop]
+        return readable(block) if isinstance(block, np.ndarray) else block
+
+    def fill(self, start: int, stop: int, out: np.ndarray) -> None:
+        out[...] = self.array[start:stop]
+
+
+class File:
+    """A part of the rows that is a .npy file in C order.
+
+    Read, not mapped: memory stays what a block takes, and a file cut short is an error instead of a signal.
+    """
+
+    def __init__(self, path: str, mapped: np.memmap, dtype: np.dtype):
+        self.path, self.stored, self.offset = path, dtype, mapped.offset
+        self.dtype = dtype.newbyteorder("=")
+        self.n_rows, self.n_features = mapped.shape
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        out = np.empty((stop - start, self.n_features), self.dtype)
+        self.fill(start, stop, out)
+        return out
+
+    def fill(self, start: int, stop: int, out: np.ndarray) -> None:
+        raw = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset + start * self.n_features * self.dtype.itemsize)
+            done = 0
+            while done < len(raw):
+                got = file.readinto(raw[done:])
+                if not got:
+                    raise OSError(f"{self.path!r} ends before row {stop} of {self.n_rows}; was it cut short?")
+                done += got
+        if not self.stored.isnative:
+            out.byteswap(inplace=True)
+
+
+class Stored(Rows):
+    """Parts with random access, one after the other."""
+
+    def __init__(self, parts: list, backend: Any):
+        first = parts[0]
+        self.n_features, self.dtype, self._backend = first.n_features, first.dtype, backend
+        for i, part in enumerate(parts):
+            check_alike(f"part {i} of the source", part.n_features, part.dtype, self)
+        self._parts = parts
+        self._ends = np.cumsum([part.n_rows for part in parts])
+        self.n_rows = int(self._ends[-1])
+        self.sparse = isinstance(first, Array) and not isinstance(first.array, np.ndarray)
+        if self.sparse:
+            stored = sum(part.array.nnz for part in parts)
+            self._density = stored / max(1, self.n_rows * self.n_features)
+
+    def blocks(self, rows_per_block: int, start: int = 0) -> Iterator[Block]:
+        size, n_rows = count("rows_per_block", rows_per_block, 1), int(self._ends[-1])
+        if not 0 <= start <= n_rows:
+            raise ValueError(f"start={start} must be in [0, {n_rows}], the rows of the source")
+        return (self._read(row, min(row + size, n_rows)) for row in range(start, n_rows, size))
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
+        i = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            base = int(self._ends[i - 1]) if i else 0
+            end = min(stop, int(self._ends[i]))
+            yield self._parts[i], start - base, end - base
+            start, i = end, i + 1
+
+    def _read(self, start: int, stop: int) -> Block:
+        pieces = list(self._pieces(start, stop))
+        if self.sparse or len(pieces) == 1:
+            return join([part.read(a, b) for part, a, b in pieces])
+        return self._filled(pieces, np.empty((stop - start, self.n_features), self.dtype))
+
+    def _filled(self, pieces: list[tuple[Any, int, int]], out: np.ndarray) -> np.ndarray:
+        row = 0
+        for part, a, b in pieces:
+            part.fill(a, b, out[row : row + b - a])
+            row += b - a
+        return out
+
+    def _buffers(self, key: int, chunk: int, buffer: int, skip: int) -> Iterator[tuple[int, Block, np.ndarray, int]]:
+        n_rows = int(self._ends[-1])
+        order = self._permutation(key, 0, -(-n_rows // chunk))
+        per_buffer = max(1, buffer // chunk)
+        space = None if self.sparse else np.empty((min(n_rows, per_buffer * chunk), self.n_features), self.dtype)
+        for which in range(-(-len(order) // per_buffer)):
+            starts = order[which * per_buffer : (which + 1) * per_buffer] * chunk
+            stops = np.minimum(starts + chunk, n_rows)
+            n = int((stops - starts).sum())
+            if skip >= n:
+                skip -= n
+                continue
+            spans = list(zip(starts.tolist(), stops.tolist(), strict=True))
+            if space is None:
+                data = join([self._read(a, b) for a, b in spans])
+            else:
+                data = self._filled([piece for a, b in spans for piece in self._pieces(a, b)], space[:n])
+            yield which, data, np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in spans]), skip
+            skip = 0
+
+
+def open_file(path: Any) -> File | Array:
+    path = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path!r}; give a .npy file of shape (rows, features)")
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(mapped, np.memmap):
+            raise ValueError("it is an archive of several arrays")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path!r} is not a .npy file of numbers ({error}); write it with numpy.save") from None
+    check_shape(f"{path!r}", mapped.shape)
+    dtype = check_dtype(f"{path!r}", mapped.dtype)
+    if mapped.flags.c_contiguous:
+        return File(path, mapped, dtype)
+    return Array(mapped.view(dtype))
