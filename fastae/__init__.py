@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # where each public name lives
 _HOMES = {
     "models.autoencoder": ("Autoencoder",),
+    "models.sparse": ("SparseAutoencoder",),
     "tasks.detector": ("AutoencoderDetector",),
     "models.stacked": ("StackedAutoencoder",),
     "tasks.classifier": ("AutoencoderClassifier",),
@@ -43,6 +44,9 @@ _HOMES = {
         "LBFGS", "ConjugateGradient",
     ),
     "spec.heads": ("Head", "Heads"),
+    "spec.sparse": (
+        "TopK", "AbsTopK", "BatchTopK", "Matryoshka", "ReLUCode", "JumpReLU", "Gated", "AuxK", "MultiTopK", "Resample",
+    ),
     "schedules": (
         "ConstantRate", "StepDecay", "ExponentialDecay", "Cosine", "LinearWarmup", "OneCycle", "ReduceOnPlateau",
     ),

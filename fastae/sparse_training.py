@@ -16,7 +16,7 @@ import numpy as np
 from .exceptions import NonFiniteLossError
 from .plan import schema
 from .plan.plan import Job, Plan, Source
-from .plan.sparse import LOSS, OTHER, L0, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
+from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
 from .spec.sparse import Resample, SparseNetwork
 from .training import Settings, State, step_scalars
 

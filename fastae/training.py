@@ -79,9 +79,7 @@ def _code(text: str) -> CodeType:
     return compile(text, "<step constant>", "eval")
 
 
-def step_scalars(
-    settings: Settings, state: State, n_steps: int, fractions: np.ndarray | None = None
-) -> np.ndarray:
+def step_scalars(settings: Settings, state: State, n_steps: int, fractions: np.ndarray | None = None) -> np.ndarray:
     """(n_steps, 1 + constants): the learning rate and the rule's constants of each of the next steps, float64.
 
     fractions : of the epoch that is done at each step; None: the steps are a whole epoch

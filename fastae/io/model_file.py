@@ -27,12 +27,13 @@ _SUFFIX = ".partial"
 # estimator classes that files may name, and where they live
 ESTIMATORS = {
     "Autoencoder": "models.autoencoder",
+    "SparseAutoencoder": "models.sparse",
     "StackedAutoencoder": "models.stacked",
     "AutoencoderClassifier": "tasks.classifier",
     "AutoencoderDetector": "tasks.detector",
 }
 # modules whose option classes may stand in a file's parameters
-_OPTION_MODULES = ("spec.options", "spec.heads", "spec.pretraining", "schedules", "initializers")
+_OPTION_MODULES = ("spec.options", "spec.heads", "spec.sparse", "spec.pretraining", "schedules", "initializers")
 
 
 def write_atomically(path: Any, write: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,17 @@ class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def _threads(self) -> int:
         threads.register_threadpoolctl()
         return threads.resolve_threads(self.n_jobs)
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """A call that is refused leaves the estimator, fitted or not, as it was."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def __getstate__(self) -> dict:
         state = super().__getstate__().copy()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Self
@@ -179,17 +178,6 @@ class FittedByBatches(Stored):
         return min(number("batch_size", self.batch_size, 1, 2**31 - 1, integer=True), n_rows)
 
     # ---- the steps of a fit ---
-
-    @contextmanager
-    def _unchanged_on_error(self) -> Iterator[None]:
-        """A call that is refused leaves the estimator, fitted or not, as it was."""
-        before = dict(self.__dict__)
-        try:
-            yield
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
 
     def _prepare(
         self, X: Any, y: Any, *, reset: bool, sample_weight: Any, mask: Any

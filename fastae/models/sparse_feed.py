@@ -1,0 +1,108 @@
+"""Rows for the training of sparse autoencoders: checked, in blocks of whole batches, from any step on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from ..plan.plan import Source
+from ..stream import Rows, check_finite, open_rows
+from ..stream.rows import BUFFER_ELEMENTS, CHUNK_ELEMENTS, MAX_CHUNK_ROWS
+from ..validation import check_rows, computing_dtype
+
+Block = tuple[tuple[Source, ...], int]
+_BLOCK_ELEMENTS = 1 << 22  # of a block of rows
+
+
+def is_stream(X: Any) -> bool:
+    """Whether rows come from files or from an iterable of blocks, and not as an array, matrix, frame or nested list."""
+    if isinstance(X, (Rows, str, os.PathLike)) or callable(X):
+        return True
+    if isinstance(X, (list, tuple)):
+        return bool(X) and (isinstance(X[0], (str, os.PathLike)) or getattr(X[0], "ndim", 0) == 2)
+    return not hasattr(X, "shape") and not hasattr(X, "__array__") and hasattr(X, "__iter__")
+
+
+def source_of(block: Any) -> Source:
+    """A block of rows, dense or CSR, as kernels read it."""
+    if isinstance(block, np.ndarray):
+        return Source(block, columns=block.shape[1])
+    return Source(block.data, block.indptr, block.indices, block.shape[1])
+
+
+def rows_of(source: Source) -> Any:
+    """What `open_rows` takes: the array, or the CSR matrix."""
+    if source.indptr is None:
+        return source.data
+    from scipy.sparse import csr_array
+
+    return csr_array((source.data, source.indices, source.indptr), (source.n_rows, source.columns))
+
+
+def open_checked(estimator: Any, X: Any, *, reset: bool, backend: Any, precision: str) -> tuple[Rows, np.dtype, bool]:
+    """Rows of X, the dtype to compute in, and whether blocks must still be looked at for NaN and infinity.
+
+    Sets (``reset``) or checks n_features_in_ and feature_names_in_ of the estimator.
+    """
+    if not is_stream(X):
+        source, dtype = check_rows(estimator, X, reset=reset, backend=backend, precision=precision)
+        return open_rows(rows_of(source), backend=backend), dtype, False
+    rows = open_rows(X, None if reset else estimator.n_features_in_, backend=backend)
+    if reset:
+        estimator.n_features_in_ = rows.n_features
+        estimator.__dict__.pop("feature_names_in_", None)
+    return rows, computing_dtype(rows.dtype, precision), True
+
+
+@dataclass
+class Feed:
+    """Blocks of rows (and of targets) in the order of an epoch."""
+
+    x: Rows
+    y: Rows | None
+    batch: int
+    shuffle: bool
+    seed: int
+    backend: Any
+    unchecked: bool
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        return None if self.x.n_rows is None else -(-self.x.n_rows // self.batch)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block: whole batches."""
+        return self.batch * max(1, _BLOCK_ELEMENTS // (self.x.n_features * self.batch))
+
+    def _rows(self, rows: Rows, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
+        """Blocks and the rows' numbers from block ``first`` on."""
+        size = self.block_rows
+        if self.shuffle:
+            # targets follow the input's sizes, so that both are mixed alike
+            p = self.x.n_features
+            return rows.shuffled(self.seed, epoch, size, first, buffer_rows=max(1, BUFFER_ELEMENTS // p),
+                                 chunk_rows=min(MAX_CHUNK_ROWS, max(1, CHUNK_ELEMENTS // p)))  # fmt: skip
+        blocks = rows.blocks(size, first * size)
+        return ((block, np.arange(i * size, i * size + block.shape[0])) for i, block in enumerate(blocks, first))
+
+    def blocks(self, epoch: int, step: int) -> Iterator[Block]:
+        """What is left of an epoch after ``step`` steps."""
+        first, skip = divmod(step * self.batch, self.block_rows)
+        parts = [self._rows(rows, epoch, first) for rows in (self.x, self.y) if rows is not None]
+        for together in zip_longest(*parts):
+            if any(part is None for part in together) or len({part[0].shape[0] for part in together}) > 1:
+                raise ValueError("X and y have different numbers of rows; give a row of targets for each row of X")
+            taken = []
+            for block, ids in together:
+                if self.unchecked:
+                    check_finite(block, ids=ids, backend=self.backend)
+                taken.append(source_of(block[skip:] if skip else block))
+            skip = 0
+            if taken[0].n_rows:
+                yield tuple(taken), taken[0].n_rows

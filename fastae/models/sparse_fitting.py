@@ -1,0 +1,409 @@
+"""Fitting of sparse autoencoders: from rows or streams to fitted attributes, checkpoints on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from ..plan import schema
+from ..plan.plan import aligned_bytes
+from ..plan.sparse import sparse_inference_plan
+from ..schedules import schedule
+from ..sparse_training import Position, Progress, SparseHistory, Totals, Trainer, dense_rows
+from ..spec.network import several
+from ..spec.options import number, unknown
+from ..spec.sparse import Matryoshka, Resample, SparseNetwork
+from ..training import EpochInfo, Settings
+from .base import seed_of
+from .sparse_codes import SparseCodes
+from .sparse_feed import Block, Feed, open_checked
+from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, starting_arrays
+
+_NEVER = 2**62
+
+
+@dataclass
+class SparseOptimizer:
+    """What training goes on from: the rule's state, weights before averaging, and how far it has come."""
+
+    memory: np.ndarray  # bytes of the plan's state space
+    raw: np.ndarray | None  # the weights of the last step where the fitted ones are their running average
+    guess: float
+    rule: str
+    steps: int
+    epochs: int
+    first_epoch: int
+    position: Position
+
+
+class SparseFitting(SparseCodes):
+    """Base of `SparseAutoencoder`: fit, partial_fit, files."""
+
+    _state: SparseOptimizer | None
+
+    def _network(self, n_features: int, n_targets: int | None = None, **known: Any) -> SparseNetwork:
+        raise NotImplementedError
+
+    def fit(
+        self, X: Any, y: Any = None, *, checkpoint: Any = None, checkpoint_every: int = 1000, resume: bool = False
+    ) -> Self:
+        """Trains on the rows of X.
+
+        X : array, sparse matrix or frame (N, p); path of a .npy file, list of such paths; iterable of blocks of rows,
+            or a function that returns one (for more than one epoch). float16 and bfloat16 are read as they are.
+        y : targets (N, q) of a transcoder, in the same forms; others ignore it
+        checkpoint : file to keep the state of training in, every ``checkpoint_every`` steps and at the end
+        resume : bool, whether to go on from ``checkpoint`` where that file exists; the bits are those of a training
+            that was not interrupted. The file must be of the same parameters and data.
+        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
+        """
+        if resume and checkpoint is None:
+            raise ValueError("resume=True needs checkpoint, the file to go on from")
+        number("checkpoint_every", checkpoint_every, 1, _NEVER, integer=True)
+        if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
+            raise FileNotFoundError(f"cannot write checkpoint {os.fspath(checkpoint)!r}: make its folder first")
+        with self._unchanged_on_error():
+            backend = self._backend()
+            feed, dtype, settings = self._open(X, y, backend, reset=True)
+            found = resume and Path(checkpoint).is_file()
+            if found:
+                trainer, blocks = self._resumed(checkpoint, feed, dtype, settings, backend)
+            else:
+                self.seed_ = settings.seed
+                trainer, blocks = self._begun(feed, dtype, settings, backend)
+        self._live = None
+        self._train(trainer, feed, blocks, checkpoint, checkpoint_every)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """One pass over X in batches, going on from the present weights and optimiser state."""
+        first = "arrays_" not in self.__dict__
+        with self._unchanged_on_error():
+            backend = self._backend()
+            feed, dtype, settings = self._open(X, y, backend, reset=first)
+            if first:
+                self.seed_ = settings.seed
+                trainer, blocks = self._begun(feed, dtype, settings, backend)
+            else:
+                settings.seed = feed.seed = self.seed_
+                trainer = self._continued(feed, settings, backend)
+                blocks = feed.blocks(trainer.state.epochs, 0)
+        try:
+            trainer.epoch(blocks, lambda step: _NEVER, lambda: None)
+        finally:
+            self._finish(trainer)
+        return self
+
+    # ---- what the parameters mean ---
+
+    def _settings(self, n_components: int) -> Settings:
+        callbacks = (self.callbacks,) if callable(self.callbacks) else several("callbacks", self.callbacks)
+        for callback in callbacks:
+            if not callable(callback):
+                raise TypeError(f"callbacks has {callback!r}; give functions that take an EpochInfo")
+        rate = self.learning_rate
+        if isinstance(rate, str):
+            if rate != "auto":
+                raise ValueError(f"learning_rate={rate!r} must be 'auto', a number or a schedule")
+            rate = 2e-4 / np.sqrt(n_components / 2**14)
+        return Settings(
+            schedule=schedule(rate), rule=None, max_iter=number("max_iter", self.max_iter, 1, 2**31, integer=True),
+            seed=seed_of(self.random_state), n_threads=self._threads(), shuffle=bool(self.shuffle),
+            callbacks=callbacks, verbose=self.verbose,
+        )  # fmt: skip
+
+    def _batch(self, n_rows: int | None) -> int:
+        if isinstance(self.batch_size, str):
+            if self.batch_size != "auto":
+                raise ValueError(f"batch_size={self.batch_size!r} must be 'auto' or a positive integer")
+            if n_rows is None:
+                return 4096
+            return min(n_rows, 4096, max(64, n_rows // 32))
+        batch = number("batch_size", self.batch_size, 1, 2**31 - 1, integer=True)
+        return batch if n_rows is None else min(batch, n_rows)
+
+    def _open(self, X: Any, y: Any, backend: Any, *, reset: bool) -> tuple[Feed, np.dtype, Settings]:
+        rows, dtype, unchecked = open_checked(self, X, reset=reset, backend=backend, precision=self.precision)
+        targets = None
+        if self.transcoder:
+            if y is None:
+                raise ValueError("transcoder=True learns targets from inputs; give fit(X, Y)")
+            from .reconstruction import row_checker
+
+            targets, _, unchecked_y = open_checked(row_checker(type(self).__name__)(), y, reset=True, backend=backend,
+                                                   precision=self.precision)  # fmt: skip
+            unchecked = unchecked or unchecked_y
+            if targets.n_rows != rows.n_rows:
+                raise ValueError(
+                    f"y has {targets.n_rows} rows, X {rows.n_rows}; give a row of targets for each row of X"
+                )
+        network = self._network(rows.n_features, None if targets is None else targets.n_features, n_rows=rows.n_rows)
+        settings = self._settings(network.n_components)
+        settings.rule = network.solver
+        if self.initializer not in INITIALIZERS:
+            raise unknown("initializer", self.initializer, INITIALIZERS)
+        if self.bias_initializer not in BIAS_INITIALIZERS:
+            raise unknown("bias_initializer", self.bias_initializer, BIAS_INITIALIZERS)
+        if self.resample is not None and not isinstance(self.resample, Resample):
+            raise TypeError(f"resample={self.resample!r} must be fastae.Resample(…) or None")
+        if rows.n_rows is None:
+            selection = network.selection
+            timed = {
+                "resample": self.resample is not None, "warmup": getattr(network.sparsity, "warmup", 0.0) > 0,
+                "k_start": getattr(selection, "k_start", None) is not None,
+                f"learning_rate={self.learning_rate!r}": type(settings.schedule).__name__ not in
+                ("ConstantRate", "StepDecay"),
+            }  # fmt: skip
+            if any(timed.values()):
+                name = next(name for name, wanted in timed.items() if wanted)
+                raise ValueError(
+                    f"{name} depends on the length of training, which an iterable of blocks does not tell; give an "
+                    "array, .npy files, or a constant setting"
+                )
+        if not rows.repeatable and settings.max_iter > 1 and not getattr(self, "_one_pass", False):
+            raise ValueError(
+                f"max_iter={settings.max_iter} passes over an iterator that gives its rows once; set max_iter=1, or "
+                "give a function that returns a fresh iterator"
+            )
+        feed = Feed(rows, targets, self._batch(rows.n_rows), bool(self.shuffle), settings.seed, backend, unchecked)
+        return feed, dtype, settings
+
+    # ---- the ways to begin ---
+
+    def _trainer(self, network: SparseNetwork, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any,
+                 position: Position | None = None) -> Trainer:  # fmt: skip
+        scale = 1.0
+        if isinstance(network.sparsity, Matryoshka) and network.sparsity.reduction == "mean":
+            scale = 1.0 / len(network.groups or (1,))
+        return Trainer(backend, network, dtype, feed.batch, settings, position=position, resample=self.resample,
+                       steps_per_epoch=feed.steps_per_epoch, sum_scale=scale)  # fmt: skip
+
+    def _begun(self, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any) -> tuple[Trainer, Iterator[Block]]:
+        """A trainer with starting weights, and the blocks of the first epoch."""
+        blocks = feed.blocks(0, 0)
+        first = next(blocks)
+        n = min(first[1], SAMPLE_ROWS)
+        x = dense_rows(first[0][0], np.arange(n))
+        y = dense_rows(first[0][1], np.arange(n)) if self.transcoder else x
+        scale = input_scale(x) if self.normalization == "scale" else 1.0
+        network = self._network(x.shape[1], y.shape[1], n_rows=feed.x.n_rows, input_scale=scale)
+        trainer = self._trainer(network, feed, dtype, settings, backend)
+        start = starting_arrays(network, x, y, settings.seed, self.initializer, self.bias_initializer)
+        for name, array in start.items():
+            trainer.view(name)[...] = array
+        trainer.view("batch_threshold")[...] = -1.0
+        if network.groups is not None:
+            trainer.view("groups")[0] = network.groups
+        if not network.transcoder:
+            fit_scale(backend, network, dtype, trainer.state.spaces, x, y)
+        if network.ema is not None:
+            trainer.view("ema")[...] = trainer.view("theta")
+        return trainer, chain([first], blocks)
+
+    def _continued(self, feed: Feed, settings: Settings, backend: Any, state: SparseOptimizer | None = None) -> Trainer:
+        """A trainer that goes on from the fitted weights."""
+        state = self._state if state is None else state
+        network = self._same_network(feed)
+        trainer = self._trainer(network, feed, self._dtype, settings, backend,
+                                None if state is None else replace(state.position))  # fmt: skip
+        theta = trainer.state.spaces[schema.THETA]
+        theta[: len(self._theta)] = self._theta
+        if network.ema is not None:
+            trainer.view("ema")[...] = trainer.view("theta")
+        if state is not None and state.rule == network.solver.name:
+            if state.memory.nbytes != trainer.state.spaces[schema.STATE].nbytes:
+                raise ValueError("the optimiser's state does not fit the model; call fit")
+            trainer.state.spaces[schema.STATE][:] = state.memory
+            trainer.view("guess")[...] = state.guess
+            if state.raw is not None:
+                trainer.view("theta")[...] = state.raw.view(self._dtype)
+            trainer.state.steps, trainer.state.epochs = state.steps, state.epochs
+            trainer.state.first_epoch = state.first_epoch
+        trainer.history = SparseHistory(
+            list(self.loss_curve_), list(self.l0_curve_), list(self.fvu_curve_), list(self.dead_curve_)
+        )
+        return trainer
+
+    def _same_network(self, feed: Feed) -> SparseNetwork:
+        old = self.network_
+        width = None if feed.y is None else feed.y.n_features
+        new = self._network(feed.x.n_features, width, n_rows=feed.x.n_rows, input_scale=old.input_scale)
+        if new.parameters != old.parameters or new.sparsity.name != old.sparsity.name:
+            raise ValueError("parameters describe another network than the fitted one; undo the change, or call fit")
+        return new
+
+    def _resumed(self, path: Any, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any):
+        from ..io.model_file import load
+
+        saved = load(path)
+        if not isinstance(saved, type(self)) or saved._state is None:
+            raise ValueError(f"{os.fspath(path)!r} is no checkpoint of a {type(self).__name__}; give its file")
+        left_out = {"callbacks", "random_state", "backend", "n_jobs", "verbose", "device"}
+        for name, value in self.get_params(deep=False).items():
+            if name not in left_out and value != getattr(saved, name):
+                raise ValueError(
+                    f"checkpoint {os.fspath(path)!r} was made with {name}={getattr(saved, name)!r}, now it is {value!r}; "
+                    "set it back, or begin anew without resume"
+                )
+        now = [feed.x.n_rows, feed.x.n_features, feed.x.dtype.name]
+        if saved._data != now:
+            raise ValueError(f"checkpoint {os.fspath(path)!r} was made on rows (number, width, dtype) {saved._data}, "
+                             f"now they are {now}; give the same data")  # fmt: skip
+        if saved._dtype != dtype:
+            raise ValueError(f"checkpoint {os.fspath(path)!r} is in {saved._dtype}, now {dtype} would be computed in")
+        if self.random_state is not None and isinstance(self.random_state, (int, np.integer)) and (
+            settings.seed != saved.seed_
+        ):  # fmt: skip
+            raise ValueError(f"checkpoint {os.fspath(path)!r} was made with random_state={saved.seed_}")
+        settings.seed = feed.seed = self.seed_ = saved.seed_
+        trainer = saved._continued(feed, settings, backend)
+        position = trainer.position
+        if feed.steps_per_epoch is not None and trainer.state.epochs >= settings.max_iter:
+            return trainer, iter(())
+        return trainer, feed.blocks(trainer.state.epochs, position.step)
+
+    # ---- training ---
+
+    def _train(self, trainer: Trainer, feed: Feed, blocks: Iterator[Block], checkpoint: Any, every: int) -> None:
+        settings = trainer.settings
+        total = None if feed.x.n_rows is None else feed.x.n_rows * settings.max_iter
+        bar = Progress(settings.verbose, total)
+        written = -1
+
+        def next_stop(steps: int) -> int:
+            return (steps // every + 1) * every if checkpoint is not None else _NEVER
+
+        def between() -> None:
+            bar.show(trainer)
+            if checkpoint is not None and trainer.state.steps % every == 0:
+                save()
+
+        def save() -> None:
+            nonlocal written
+            if written == trainer.state.steps:
+                return
+            self._finish(trainer, feed)
+            self.save(checkpoint)
+            written = trainer.state.steps
+
+        try:
+            while trainer.state.epochs < settings.max_iter:
+                rows = trainer.position.totals.rows
+                trainer.epoch(blocks, next_stop, between)
+                bar.epoch(rows)
+                if self._after_epoch(trainer):
+                    break
+                if trainer.state.epochs < settings.max_iter:
+                    blocks = feed.blocks(trainer.state.epochs, 0)
+        finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
+            bar.close()
+            self._finish(trainer, feed)
+        if checkpoint is not None:
+            written = -1
+            save()
+
+    def _after_epoch(self, trainer: Trainer) -> bool:
+        """Callbacks; whether one of them ends training."""
+        settings, history = trainer.settings, trainer.history
+        if not settings.callbacks:
+            return False
+        self._finish(trainer)
+        rate = float(settings.schedule.rates(np.array([trainer.state.epochs - 1.0]), settings.max_iter)[0])
+        metrics = {"l0": history.l0[-1], "fvu": history.fvu[-1], "dead": history.dead[-1]}
+        info = EpochInfo(trainer.state.epochs, history.loss[-1], None, rate, 0.0, self, metrics)
+        return any([callback(info) for callback in settings.callbacks])
+
+    def _finish(self, trainer: Trainer, feed: Feed | None = None) -> None:
+        """Fitted attributes from the trainer; its memory becomes the model's until it trains on."""
+        state, network = trainer.state, trainer.network
+        size = sparse_inference_plan(network, trainer.dtype).sizes[schema.THETA]
+        theta, raw = state.spaces[schema.THETA], None
+        if network.ema is not None:
+            raw = trainer.view("theta").copy().view(np.uint8).reshape(-1)
+            averaged = np.array(theta[:size])
+            theta = aligned_bytes(size)
+            theta[...] = averaged
+            flat = trainer.view("ema").view(np.uint8).reshape(-1)
+            theta[: len(flat)] = flat
+        self._use(network, trainer.dtype, theta[:size])
+        self._state = SparseOptimizer(
+            state.spaces[schema.STATE], raw, float(trainer.view("guess")[0, 0]), network.solver.name, state.steps,
+            state.epochs, state.first_epoch, replace(trainer.position, totals=replace(trainer.position.totals)),
+        )  # fmt: skip
+        if feed is not None:
+            self._data = [feed.x.n_rows, feed.x.n_features, feed.x.dtype.name]
+        history = trainer.history
+        self.loss_curve_, self.l0_curve_ = list(history.loss), list(history.l0)
+        self.fvu_curve_, self.dead_curve_ = list(history.fvu), list(history.dead)
+        self.n_iter_, self.t_ = state.epochs, state.steps
+        self.plan_ = trainer.plan
+        self.backend_, self.device_ = trainer.backend.name, "cpu"
+
+    # ---- files ---
+
+    def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
+        """Tensors and JSON-able state for the model file; with the optimiser's, it is a checkpoint."""
+        check_is_fitted(self, "arrays_")
+        network = self.network_
+        tensors = dict(self.arrays_)
+        tensors |= {"rows_since_fired": self._constants["since"], "batch_threshold": self._constants["batch_threshold"]}
+        state: dict[str, Any] = {
+            "n_features": network.n_features, "n_targets": network.n_targets, "input_scale": network.input_scale,
+            "dead_after": network.dead_after, "seed": str(self.seed_), "dtype": self._dtype.name,
+            "feature_names": list(getattr(self, "feature_names_in_", [])) or None, "backend": self.backend_,
+            "curves": {name: getattr(self, name) for name in _CURVES}, "n_iter": self.n_iter_,
+            "data": getattr(self, "_data", None), "optimizer": None,
+        }  # fmt: skip
+        if self._state is not None:
+            s = self._state
+            tensors["optimizer"] = s.memory
+            if s.raw is not None:
+                tensors["raw_parameters"] = s.raw
+            state["optimizer"] = {
+                "rule": s.rule, "steps": s.steps, "epochs": s.epochs, "first_epoch": s.first_epoch, "guess": s.guess,
+                "step": s.position.step, "capacity": s.position.capacity, "totals": asdict(s.position.totals),
+            }  # fmt: skip
+        return tensors, state
+
+    def _set_model_state(self, tensors: dict[str, np.ndarray], state: dict) -> None:
+        network = self._network(int(state["n_features"]), int(state["n_targets"]), n_rows=None,
+                                input_scale=float(state["input_scale"]))  # fmt: skip
+        network = replace(network, dead_after=int(state["dead_after"]))
+        known = {name for name, _, _ in network.parameters}
+        extra = set(tensors) - known - {"rows_since_fired", "batch_threshold", "optimizer", "raw_parameters"}
+        if extra or known - set(tensors):
+            raise ValueError(f"tensors {sorted(extra)} are unknown, {sorted(known - set(tensors))} are missing")
+        shaped = {}
+        for name, rows, columns in network.parameters:
+            wanted = (columns,) if tensors[name].ndim == 1 else (rows, columns)
+            if tensors[name].shape != wanted or tensors[name].size != rows * columns:
+                raise ValueError(f"{name} has shape {tensors[name].shape}; wanted {wanted}")
+            shaped[name] = tensors[name].reshape(rows, columns)
+        self._set_arrays(network, np.dtype(state["dtype"]), shaped, float(tensors["batch_threshold"][0]),
+                         tensors["rows_since_fired"])  # fmt: skip
+        self.n_features_in_ = network.n_features
+        if state["feature_names"]:
+            self.feature_names_in_ = np.array(state["feature_names"], dtype=object)
+        self.seed_, self.n_iter_, self._data = int(state["seed"]), int(state["n_iter"]), state["data"]
+        for name in _CURVES:
+            setattr(self, name, list(state["curves"][name]))
+        if state["optimizer"] is not None:
+            o = state["optimizer"]
+            memory = tensors["optimizer"]
+            if memory.dtype != np.uint8 or memory.ndim != 1:
+                raise ValueError(f"optimizer has dtype {memory.dtype} and {memory.ndim} dimensions; wanted bytes")
+            capacity = None if o["capacity"] is None else int(o["capacity"])
+            position = Position(int(o["step"]), capacity, Totals(**o["totals"]))
+            self._state = SparseOptimizer(memory, tensors.get("raw_parameters"), float(o["guess"]), str(o["rule"]),
+                                          int(o["steps"]), int(o["epochs"]), int(o["first_epoch"]), position)  # fmt: skip
+            self.t_ = self._state.steps
+
+
+_CURVES = ("loss_curve_", "l0_curve_", "fvu_curve_", "dead_curve_")
