@@ -42,7 +42,7 @@ class Totals:
 
 @dataclass
 class SparseHistory:
-    """Means over each epoch: objective, active latents a row, unexplained part of the variance; dead part at its end."""
+    """Means over each epoch: objective, active latents a row, unexplained part of variance; dead part at its end."""
 
     loss: list[float] = field(default_factory=list)
     l0: list[float] = field(default_factory=list)

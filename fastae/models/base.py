@@ -100,7 +100,7 @@ class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return get_backend(self.backend)
 
     def _forget_compiled(self) -> None:
-        self._compiled = {}
+        self._compiled: dict = {}
 
     def _threads(self) -> int:
         threads.register_threadpoolctl()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -77,8 +78,8 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
 
     Notes
     -----
-    Makhzani & Frey (2013), Bricken et al. (2023), Gao et al. (2024), Rajamanoharan et al. (2024), Bussmann et al. (2024,
-    2025). The same seed gives the same bits for any number of threads. Ties among pre-activations go to the lowest
+    Makhzani & Frey (2013), Bricken et al. (2023), Gao et al. (2024), Rajamanoharan et al. (2024), Bussmann et al.
+    (2024, 2025). The same seed gives the same bits for any number of threads. Ties among pre-activations go to the lowest
     index.
     """
 
@@ -223,10 +224,9 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
             **self.get_params(deep=False),
             "n_components": n,
             "sparsity": sparsity,
-            "unit_norm": self.unit_norm,
         }
         if ranked and not network.ragged and (network.k or 1) > n:
-            parameters["sparsity"] = options.dataclasses.replace(sparsity, k=n)  # type: ignore[type-var]
+            parameters["sparsity"] = replace(sparsity, k=n)  # type: ignore[type-var]
         return self._with({name: array[:n] if name not in ("decoder_bias", "skip") else array
                            for name, array in self.arrays_.items()}, parameters)  # fmt: skip
 

@@ -19,6 +19,7 @@ from .reconstruction import row_checker
 
 _RAGGED_ROWS = 1024  # of a ragged code made at a time
 _MAX_CSR = 2**31 - 1
+CURVES = ("loss_curve_", "l0_curve_", "fvu_curve_", "dead_curve_")
 
 
 class _CompiledCode:
@@ -44,6 +45,7 @@ class SparseCodes(CompiledModel):
     arrays_: dict[str, np.ndarray]
     _theta: np.ndarray  # the plan's space that arrays_ are views of
     _dtype: np.dtype
+    _state: Any
     _left_behind = ("_compiled", "_live", "_theta")
 
     # ---- arrays ---
@@ -64,7 +66,8 @@ class SparseCodes(CompiledModel):
         self._use(network, dtype, theta)
         self.backend_, self.device_ = self._backend().name, "cpu"
         self.n_iter_ = self.t_ = 0
-        self.loss_curve_, self.l0_curve_, self.fvu_curve_, self.dead_curve_ = [], [], [], []
+        for name in CURVES:
+            setattr(self, name, [])
         self.seed_ = 0
         self._state = None
 
@@ -172,7 +175,7 @@ class SparseCodes(CompiledModel):
             return None
         if network.k is None:
             raise ValueError(
-                f"k={k} was given, but sparsity={network.sparsity.name!r} keeps whatever passes; leave k out"
+                f"k={k} was given, but sparsity={network.sparsity.name!r} has no k; leave it out"
             )
         n = network.n_components
         k = number("k", k, 1, 2**31 - 2, integer=True)
@@ -237,7 +240,7 @@ class SparseCodes(CompiledModel):
                 data, indices = data[data != 0], indices[data != 0]
         if len(data) > _MAX_CSR:
             raise ValueError(
-                f"the code has {len(data)} entries, more than a csr_array's 2^31 − 1; use encode, or encode_to for files"
+                f"the code has {len(data)} entries, more than a csr_array's 2^31 − 1; use encode_to"
             )
         indptr = np.zeros(m + 1, np.int32)
         np.cumsum(counts, out=indptr[1:])
@@ -411,7 +414,7 @@ class SparseCodes(CompiledModel):
         """The threshold that ``l0`` pre-activations a row of X exceed on average (those that are positive)."""
         network = self.network_
         source, dtype = self._rows(X)
-        wanted = int(round(l0 * source.n_rows))
+        wanted = round(l0 * source.n_rows)
         width = min(network.n_components, max(16, int(4 * l0)))
         while True:
             plan = sparse_inference_plan(network, dtype, SPARSE_BATCH, part="encode", k=width)
@@ -447,8 +450,8 @@ def _check_out(out: Any, shape: tuple[int, int], dtype: np.dtype, source: Source
     for name, array, kind in zip(("values", "indices"), out, (dtype, np.dtype(np.int32)), strict=True):
         if array.shape != shape or array.dtype != kind or not (array.flags.c_contiguous and array.flags.writeable):
             raise ValueError(
-                f"out: {name} has shape {array.shape} and dtype {array.dtype}; wanted a writeable C-contiguous array of "
-                f"shape {shape} and dtype {kind}"
+                f"out: {name} has shape {array.shape} and dtype {array.dtype}; wanted a writeable C-contiguous array "
+                f"of shape {shape} and dtype {kind}"
             )
         if np.shares_memory(array, source.data):
             raise ValueError(f"out: {name} shares memory with X; give an array of its own")

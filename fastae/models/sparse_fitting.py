@@ -22,7 +22,7 @@ from ..spec.options import number, unknown
 from ..spec.sparse import Matryoshka, Resample, SparseNetwork
 from ..training import EpochInfo, Settings
 from .base import seed_of
-from .sparse_codes import SparseCodes
+from .sparse_codes import CURVES, SparseCodes
 from .sparse_feed import Block, Feed, open_checked
 from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, starting_arrays
 
@@ -142,7 +142,7 @@ class SparseFitting(SparseCodes):
             unchecked = unchecked or unchecked_y
             if targets.n_rows != rows.n_rows:
                 raise ValueError(
-                    f"y has {targets.n_rows} rows, X {rows.n_rows}; give a row of targets for each row of X"
+                    f"y has {targets.n_rows} rows, X {rows.n_rows}; give a target for each row"
                 )
         network = self._network(rows.n_features, None if targets is None else targets.n_features, n_rows=rows.n_rows)
         settings = self._settings(network.n_components)
@@ -249,8 +249,8 @@ class SparseFitting(SparseCodes):
         for name, value in self.get_params(deep=False).items():
             if name not in left_out and value != getattr(saved, name):
                 raise ValueError(
-                    f"checkpoint {os.fspath(path)!r} was made with {name}={getattr(saved, name)!r}, now it is {value!r}; "
-                    "set it back, or begin anew without resume"
+                    f"checkpoint {os.fspath(path)!r} was made with {name}={getattr(saved, name)!r}, now it is "
+                    f"{value!r}; set it back, or begin anew without resume"
                 )
         now = [feed.x.n_rows, feed.x.n_features, feed.x.dtype.name]
         if saved._data != now:
@@ -358,7 +358,7 @@ class SparseFitting(SparseCodes):
             "n_features": network.n_features, "n_targets": network.n_targets, "input_scale": network.input_scale,
             "dead_after": network.dead_after, "seed": str(self.seed_), "dtype": self._dtype.name,
             "feature_names": list(getattr(self, "feature_names_in_", [])) or None, "backend": self.backend_,
-            "curves": {name: getattr(self, name) for name in _CURVES}, "n_iter": self.n_iter_,
+            "curves": {name: getattr(self, name) for name in CURVES}, "n_iter": self.n_iter_,
             "data": getattr(self, "_data", None), "optimizer": None,
         }  # fmt: skip
         if self._state is not None:
@@ -392,7 +392,7 @@ class SparseFitting(SparseCodes):
         if state["feature_names"]:
             self.feature_names_in_ = np.array(state["feature_names"], dtype=object)
         self.seed_, self.n_iter_, self._data = int(state["seed"]), int(state["n_iter"]), state["data"]
-        for name in _CURVES:
+        for name in CURVES:
             setattr(self, name, list(state["curves"][name]))
         if state["optimizer"] is not None:
             o = state["optimizer"]
@@ -402,8 +402,6 @@ class SparseFitting(SparseCodes):
             capacity = None if o["capacity"] is None else int(o["capacity"])
             position = Position(int(o["step"]), capacity, Totals(**o["totals"]))
             self._state = SparseOptimizer(memory, tensors.get("raw_parameters"), float(o["guess"]), str(o["rule"]),
-                                          int(o["steps"]), int(o["epochs"]), int(o["first_epoch"]), position)  # fmt: skip
+                                          int(o["steps"]), int(o["epochs"]), int(o["first_epoch"]),
+                                          position)  # fmt: skip
             self.t_ = self._state.steps
-
-
-_CURVES = ("loss_curve_", "l0_curve_", "fvu_curve_", "dead_curve_")

@@ -335,14 +335,14 @@ OP_KINDS: tuple[OpKind, ...] = (
         ("kind", "k", "k_scalar", "path", "overflow"),
         ("margin",),
         doc=(
-            "z = x wT + [b], never stored; a code of one segment. kind 0 topk: the k largest z (ties: lowest index), val "
-            "= max(z, 0); 1 abs_topk: the k largest |z|, val = z; 2 threshold: all z > t_j - margin, val = z where z > "
-            "t_j, else 0; t = [threshold] (1,n) or (1,1), 0 without. [pre] <- z. k_scalar >= 0: k is "
-            "scalars[step, k_scalar], at most `k`. [subset] (1,n) int32, n_subset (1,1) int32: only the first n_subset "
-            "latents named there, ascending, take part (k is cut to their number). A row with more entries than fit has "
-            "its true number as count, and overflow >= 0: values[step, overflow] = inf. path: 0 the backend's choice, 1 "
-            "float32 products, 2 candidates by bfloat16 products, 3 by 8-bit products; results are the same bits. A row "
-            "of x that is not finite: count -1"
+            "z = x wT + [b], never stored; a code of one segment. kind 0 topk: the k largest z (ties: lowest index), "
+            "val = max(z, 0); 1 abs_topk: the k largest |z|, val = z; 2 threshold: all z > t_j - margin, val = z "
+            "where z > t_j, else 0; t = [threshold] (1,n) or (1,1), 0 without. [pre] <- z. k_scalar >= 0: k is "
+            "scalars[step, k_scalar], at most `k`. [subset] (1,n) int32, n_subset (1,1) int32: only the first "
+            "n_subset latents named there, ascending, take part (k is cut to their number). A row with more entries "
+            "than fit has its true number as count, and overflow >= 0: values[step, overflow] = inf. path: 0 the "
+            "backend's choice, 1 float32 products, 2 candidates by bfloat16 products, 3 by 8-bit products; results "
+            "are the same bits. A row of x that is not finite: count -1"
         ),
     ),
     OpKind(
@@ -352,10 +352,10 @@ OP_KINDS: tuple[OpKind, ...] = (
         ("decay",),
         row_local=False,
         doc=(
-            "a code of one segment: the floor(k m) largest of max(x wT + [b], 0) over the whole batch that are positive "
-            "(ties: lowest row, then latent). [threshold] (1,1) <- the smallest of them if it was negative, else decay "
-            "old + (1 - decay) that; unchanged without any. guess (1,1): carried from step to step to save work, changes "
-            "no result. k, k_scalar, overflow: as in encode"
+            "a code of one segment: the floor(k m) largest of max(x wT + [b], 0) over the whole batch that are "
+            "positive (ties: lowest row, then latent). [threshold] (1,1) <- the smallest of them if it was negative, "
+            "else decay old + (1 - decay) that; unchanged without any. guess (1,1): carried from step to step to save "
+            "work, changes no result. k, k_scalar, overflow: as in encode"
         ),
     ),
     OpKind(
@@ -385,8 +385,8 @@ OP_KINDS: tuple[OpKind, ...] = (
         row_local=False,
         doc=(
             "t = target - [base]; value += scale c sum_r [weight_r] |y - t|^2 / (m V); dy <- its gradient in y. V = 1 "
-            "(norm 0), mean_r |t - mean t|^2 (1), or that of target (2); all is 0 where V is 0. c = min(n_dead / k_aux, "
-            "1) where k_aux > 0, else 1. variance: column that mean_r |t - mean t|^2 is added to. dy may be y"
+            "(norm 0), mean_r |t - mean t|^2 (1), or that of target (2); all is 0 where V is 0. c = min(n_dead / "
+            "k_aux, 1) where k_aux > 0, else 1. variance: column that mean_r |t - mean t|^2 is added to. dy may be y"
         ),
     ),
     OpKind(
@@ -423,10 +423,10 @@ OP_KINDS: tuple[OpKind, ...] = (
         row_local=False,
         doc=(
             "entries of a threshold code with margin bandwidth / 2; t_j = threshold (1,n), or its exponential "
-            "(logarithm). s as in code_penalty; near: |pre - t| < bandwidth / 2. penalty 0 step: s sum [pre > t] / m; 1 "
-            "tanh: s sum tanh(p0 val [|w_j|]) / m; 2 quadratic: s (L0 / target - 1)^2, L0 = sum [pre > t] / m. dz = (dval "
-            "+ penalty's) [pre > t]; dtheta = -(t / bandwidth) near (dval + penalty's in val) - (1 / bandwidth) near "
-            "(penalty's in the step), times t with logarithm. value += penalty; l0: column += L0. dz may be dval"
+            "(logarithm). s as in code_penalty; near: |pre - t| < bandwidth / 2. penalty 0 step: s sum [pre > t] / m; "
+            "1 tanh: s sum tanh(p0 val [|w_j|]) / m; 2 quadratic: s (L0 / target - 1)^2, L0 = sum [pre > t] / m. dz = "
+            "(dval + penalty's) [pre > t]; dtheta = -(t / bandwidth) near (dval + penalty's in val) - (1 / bandwidth) "
+            "near (penalty's in the step), times t with logarithm. value += penalty; l0: column += L0. dz may be dval"
         ),
     ),
     OpKind(
@@ -435,9 +435,9 @@ OP_KINDS: tuple[OpKind, ...] = (
         ("value", "scalar"),
         ("strength",),
         doc=(
-            "q = s [|w_j|] / m, s as in code_penalty; value += sum q pre; dgate += q; dmag = dval [val > 0]; dr = dmag "
-            "exp(r_j) (pre - b_gate_j); dz = dgate + dmag exp(r_j). dgate comes in as the gradient in pre of the gate's "
-            "own reconstruction; dmag may be dval"
+            "q = s [|w_j|] / m, s as in code_penalty; value += sum q pre; dgate += q; dmag = dval [val > 0]; dr = "
+            "dmag exp(r_j) (pre - b_gate_j); dz = dgate + dmag exp(r_j). dgate comes in as the gradient in pre of the "
+            "gate's own reconstruction; dmag may be dval"
         ),
     ),
     OpKind(
@@ -446,8 +446,8 @@ OP_KINDS: tuple[OpKind, ...] = (
         ("capacity",),
         row_local=False,
         doc=(
-            "start (1, n+1) int64, entry (m, c s) int64: entry[start[j] : start[j+1]] are the positions r (c s) + q s + i "
-            "of latent j's entries, ascending. capacity: s"
+            "start (1, n+1) int64, entry (m, c s) int64: entry[start[j] : start[j+1]] are the positions r (c s) + q s "
+            "+ i of latent j's entries, ascending. capacity: s"
         ),
     ),
     OpKind(
@@ -456,12 +456,12 @@ OP_KINDS: tuple[OpKind, ...] = (
         ("capacity", "unit", "fused"),
         row_local=False,
         doc=(
-            "[dw] (n,p) = sum over latent j's entries of coef u[r, block], [db] (1,n) = sum of coef; coef (m, c s). block "
-            "0 where u is (m,p); else u (m, B p): the first segment's block is j's group ([groups], as in code_grad; 0 "
-            "without), segment q's is B - c + q. [factor] (S,n) float64: dw_j += factor_sj w_j in the s-th of S equal "
-            "blocks of columns. unit: then dw_j -= (dw_j . "
-            "w_j) w_j / |w_j|^2. fused: a backend may update w at once, renormalising rows to 1 where unit, and leave dw "
-            "unwritten, when it runs both phases; w (n,p)"
+            "[dw] (n,p) = sum over latent j's entries of coef u[r, block], [db] (1,n) = sum of coef; coef (m, c s). "
+            "block 0 where u is (m,p); else u (m, B p): the first segment's block is j's group ([groups], as in "
+            "code_grad; 0 without), segment q's is B - c + q. [factor] (S,n) float64: dw_j += factor_sj w_j in the "
+            "s-th of S equal blocks of columns. unit: then dw_j -= (dw_j . w_j) w_j / |w_j|^2. fused: a backend may "
+            "update w at once, renormalising rows to 1 where unit, and leave dw unwritten, when it runs both phases; "
+            "w (n,p)"
         ),
     ),
     OpKind(
@@ -479,8 +479,8 @@ OP_KINDS: tuple[OpKind, ...] = (
         row_local=False,
         doc=(
             "factor (S,n) float64 = s sum over latent j's entries of max(val, 0) / (m |w_j|), |w_j| over each of S = "
-            "spaces (0: 1) equal blocks of columns: the part of code_penalty's gradient that goes through |w_j|; 0 where "
-            "|w_j| is 0"
+            "spaces (0: 1) equal blocks of columns: the part of code_penalty's gradient that goes through |w_j|; 0 "
+            "where |w_j| is 0"
         ),
     ),
     OpKind(

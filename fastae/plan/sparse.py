@@ -240,7 +240,7 @@ class _Training(_Builder):
             )
         mean = isinstance(network.sparsity, Matryoshka) and network.sparsity.reduction == "mean"
         for b in full:
-            weight = self.multi.weight if b == groups else 1.0 / groups if mean else 1.0
+            weight = self.multi.weight if b == groups and self.multi is not None else 1.0 / groups if mean else 1.0
             self.error(self.block(b), target, weight, whole=b == groups - 1)
         if groups > 1:
             self.op("suffix_sum", x=self.block(0, groups), blocks=groups)
@@ -339,9 +339,8 @@ class _Training(_Builder):
 def sparse_training_plan(network: SparseNetwork, dtype, batch: int, capacity: int | None = None) -> Plan:
     """gradient: loss and gradients of one batch. update: the rule, unit norms, which latents fired.
 
-    values: `LOSS` of the reconstruction, `OTHER` terms, mean `L0`, `VARIANCE` of the target, `OVERFLOW`; the objective is
-    the sum of the first two. An overflow is infinite: a row
-    has more entries than ``capacity``, and the step must be run by a plan that has room for them.
+    values: `LOSS` of the reconstruction, `OTHER` terms, mean `L0`, `VARIANCE` of the target, `OVERFLOW`; the objective
+    is the sum of the first two. An overflow is infinite: a row has more entries than ``capacity``, and the step must be run by a plan that has room for them.
     """
     return _Training(network, dtype, batch, capacity or capacity_of(network, batch)).build()
 

@@ -392,7 +392,7 @@ def sparse_network(
     )  # fmt: skip
     multi = getattr(option, "multi", None)
     for name, value in (("k", network.k), ("k_start", getattr(network.selection, "k_start", None)),
-                        ("k·MultiTopK.factor", network.k_most * multi.factor if multi is not None else None)):  # fmt: skip
+                        ("k·MultiTopK.factor", None if multi is None else network.k_most * multi.factor)):  # fmt: skip
         if value is not None and value > n:
             raise ValueError(f"{name}={value} must be <= n_components={n}; lower {name} or raise n_components")
     _ = network.groups  # its errors
