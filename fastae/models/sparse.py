@@ -79,8 +79,8 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
     Notes
     -----
     Makhzani & Frey (2013), Bricken et al. (2023), Gao et al. (2024), Rajamanoharan et al. (2024), Bussmann et al.
-    (2024, 2025). The same seed gives the same bits for any number of threads. Ties among pre-activations go to the lowest
-    index.
+    (2024, 2025). The same seed gives the same bits for any number of threads. Ties among pre-activations go to the
+    lowest index.
     """
 
     def __init__(

@@ -174,9 +174,7 @@ class SparseCodes(CompiledModel):
         if k is None:
             return None
         if network.k is None:
-            raise ValueError(
-                f"k={k} was given, but sparsity={network.sparsity.name!r} has no k; leave it out"
-            )
+            raise ValueError(f"k={k} was given, but sparsity={network.sparsity.name!r} has no k; leave it out")
         n = network.n_components
         k = number("k", k, 1, 2**31 - 2, integer=True)
         if k > n:
@@ -239,9 +237,7 @@ class SparseCodes(CompiledModel):
                 counts = np.bincount(row[data != 0], minlength=m)
                 data, indices = data[data != 0], indices[data != 0]
         if len(data) > _MAX_CSR:
-            raise ValueError(
-                f"the code has {len(data)} entries, more than a csr_array's 2^31 − 1; use encode_to"
-            )
+            raise ValueError(f"the code has {len(data)} entries, more than a csr_array's 2^31 − 1; use encode_to")
         indptr = np.zeros(m + 1, np.int32)
         np.cumsum(counts, out=indptr[1:])
         return csr_array((data, indices, indptr), shape=(m, network.n_components))
@@ -282,7 +278,7 @@ class SparseCodes(CompiledModel):
     def _prefixed(self, n: int) -> Any:
         cache = self.__dict__.setdefault("_compiled", {})
         if ("prefix", n) not in cache:
-            cache["prefix", n] = self.prefix(n)  # type: ignore[attr-defined]
+            cache["prefix", n] = self.prefix(n)
         return cache["prefix", n]
 
     # ---- back to rows ---

@@ -141,9 +141,7 @@ class SparseFitting(SparseCodes):
                                                    precision=self.precision)  # fmt: skip
             unchecked = unchecked or unchecked_y
             if targets.n_rows != rows.n_rows:
-                raise ValueError(
-                    f"y has {targets.n_rows} rows, X {rows.n_rows}; give a target for each row"
-                )
+                raise ValueError(f"y has {targets.n_rows} rows, X {rows.n_rows}; give a target for each row")
         network = self._network(rows.n_features, None if targets is None else targets.n_features, n_rows=rows.n_rows)
         settings = self._settings(network.n_components)
         settings.rule = network.solver

@@ -340,7 +340,8 @@ def sparse_training_plan(network: SparseNetwork, dtype, batch: int, capacity: in
     """gradient: loss and gradients of one batch. update: the rule, unit norms, which latents fired.
 
     values: `LOSS` of the reconstruction, `OTHER` terms, mean `L0`, `VARIANCE` of the target, `OVERFLOW`; the objective
-    is the sum of the first two. An overflow is infinite: a row has more entries than ``capacity``, and the step must be run by a plan that has room for them.
+    is the sum of the first two. An overflow is infinite: a row has more entries than ``capacity``, and the step must be
+    run by a plan that has room for them.
     """
     return _Training(network, dtype, batch, capacity or capacity_of(network, batch)).build()
 
