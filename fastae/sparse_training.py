@@ -34,10 +34,12 @@ class Totals:
     variance: float = 0.0
 
     def add(self, values: np.ndarray, rows: np.ndarray) -> None:
-        loss, other, l0, variance = (float((values[:, c] * rows).sum()) for c in (LOSS, OTHER, L0, VARIANCE))
-        self.rows += int(rows.sum())
-        self.loss, self.other = self.loss + loss, self.other + other
-        self.l0, self.variance = self.l0 + l0, self.variance + variance
+        for step, n in zip(values, rows, strict=True):  # one by one: sums must not depend on how steps are cut
+            self.rows += int(n)
+            self.loss += float(step[LOSS] * n)
+            self.other += float(step[OTHER] * n)
+            self.l0 += float(step[L0] * n)
+            self.variance += float(step[VARIANCE] * n)
 
 
 @dataclass

@@ -28,6 +28,8 @@ CASES = {
     "relu, crosscoder": {"sparsity": s.ReLUCode(0.3), "spaces": (4, 4), "n_features": 8},
     "gated": {"sparsity": s.Gated(0.3)},
     "gated, no pre-bias": {"sparsity": s.Gated(0.3), "pre_bias": False},
+    "gated, own decoder": {"sparsity": s.Gated(0.3, detached=False)},
+    "gated, SAELens": {"sparsity": s.Gated(0.3, weighted=True, detached=False), "unit_norm": False},
     "transcoder": {"sparsity": s.TopK(aux=None), **TRANSCODER},
     "transcoder, skip": {"sparsity": "relu", "skip": True, **TRANSCODER},
     "aux": {"sparsity": s.TopK(aux=s.AuxK(5, 0.5)), "dead_after": 10},
@@ -103,16 +105,27 @@ def test_gradients_by_finite_differences(case):
     gradients = {name: problem.view(f"d{name}").copy() for name, _, _ in problem.network.parameters}
     rng = np.random.default_rng(1)
     skipped = {name for key, names in NOT_DERIVATIVES.items() if key in case for name in names}
-    if problem.network.aux is not None:  # the residual is detached
-        return
+    if not getattr(problem.network.sparsity, "detached", True):
+        skipped = set()
     for name, gradient in gradients.items():
         if name in skipped:
             continue
         w = problem.view(name)
+        alone = np.ones(len(w), bool)
+        if problem.network.aux is not None:  # the residual is detached: latents that are in the auxiliary code alone
+            if name not in ("encoder", "decoder"):
+                continue
+            idx, count = problem.view("idx"), problem.view("count")[:, 0]
+            alone = problem.view("since")[0] >= 10
+            for r in range(problem.m):
+                alone[idx[r, : count[r]]] = False
+            assert alone.sum() >= 2 and np.abs(gradient[alone]).max() > 0
         if name == "decoder" and problem.network.unit_norm:  # along the sphere
             direction = rng.normal(size=w.shape)
             direction -= (direction * w).sum(1, keepdims=True) * w / (w * w).sum(1, keepdims=True)
-            directions = [direction]
+            directions = [direction * alone[:, None]]
+        elif problem.network.aux is not None:
+            directions = [rng.normal(size=w.shape) * alone[:, None]]
         else:
             directions = [rng.normal(size=w.shape) for _ in range(3)]
         for direction in directions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self
 
@@ -13,6 +12,7 @@ from ..spec.options import number, unknown
 from ..spec.sparse import JumpReLU, SparseNetwork, sparse_network
 from .sparse_codes import SparseCodes
 from .sparse_fitting import SparseFitting
+from .sparse_presets import preset_parameters
 
 
 class SparseAutoencoder(SparseFitting, SparseCodes):
@@ -272,7 +272,15 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
             other.feature_names_in_ = self.feature_names_in_
         return other
 
-    preset: Callable[..., SparseAutoencoder]
+    @classmethod
+    def preset(cls, library: str, n_components: int = 1024, *, sparsity: str = "topk", **parameters: Any) -> Self:
+        """An estimator with another library's conventions, listed in `fastae.models.sparse_presets`.
+
+        library : "openai", "sparsify", "dictionary_learning" or "saelens"
+        sparsity : name of a kind of code that the library has
+        parameters : of the estimator, which go before the preset's
+        """
+        return cls(n_components, **{**preset_parameters(library, sparsity), **parameters})
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:

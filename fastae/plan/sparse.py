@@ -70,17 +70,17 @@ class _Builder:
         if network.groups is not None:
             self.plan.buffer("groups", 1, len(network.groups), THETA, INT32)
 
-    def rows(self, statistics: bool = False) -> tuple[str, str]:
-        """The encoder's input and the target, both in the units of training."""
+    def rows(self, *, targets: bool = True, statistics: bool = False) -> tuple[str, str]:
+        """The encoder's input and the target (with ``targets``), both in the units of training."""
         network = self.network
         x = target = self.batch("x", network.n_features)
         self.op("gather", x=x, source=0)
-        if network.transcoder:
+        if network.transcoder and targets:
             target = self.batch("target", network.n_targets)
             self.op("gather", x=target, source=1)
         if network.normalization == "layer":
             kept = self.batch("statistics", 2, FLOAT64) if statistics else None
-            for a in {x, target}:
+            for a in sorted({x, target}):
                 self.op("standardize", x=a, y=a, epsilon=EPSILON, statistics=kept if a == x else None)
         elif network.normalization == "scale":
             for a in sorted({x, target}):
@@ -133,7 +133,9 @@ class _Training(_Builder):
         multi = getattr(network.selection, "multi", None)
         self.multi = multi
         self.aux = network.aux
-        self.n_segments = 1 + (multi is not None) + (self.aux is not None)
+        # the gate's own reconstruction is a code of its own where the decoder learns from it
+        self.own_gate = isinstance(network.sparsity, Gated) and not network.sparsity.detached
+        self.n_segments = 1 + (multi is not None) + (self.aux is not None) + self.own_gate
         widths = [capacity]
         if multi is not None:
             widths.append(network.k_most * multi.factor)
@@ -196,13 +198,20 @@ class _Training(_Builder):
         else:
             kind = schema.CODE_KINDS.index("threshold")
             self.batch("pre", self.width)
+            gate = self.gate_code = self.code(1) if self.own_gate else code
             margin = sparsity.bandwidth / 2 if isinstance(sparsity, JumpReLU) else 0.0
             self.theta = self.threshold()
-            self.op("encode", **common, **code, kind=kind, k_scalar=-1, pre="pre", threshold=self.theta, margin=margin)
+            self.op("encode", **common, **gate, kind=kind, k_scalar=-1, pre="pre", threshold=self.theta, margin=margin)
             if self.gated:
-                self.batch("magnitude", self.width)
+                if self.own_gate:  # the same latents twice: with magnitudes, and with pre-activations
+                    self.op(
+                        "narrow", **gate, **{f"{name}_out": b for name, b in code.items()}, k=self.width, k_scalar=-1
+                    )
+                    self.magnitude = code["val"]
+                else:
+                    self.magnitude = self.batch("magnitude", self.width)
                 self.op("gated_code", pre="pre", idx=code["idx"], count=code["count"], r="magnitude_log_scale",
-                        b_gate="gate_bias", b_mag="magnitude_bias", val="magnitude")  # fmt: skip
+                        b_gate="gate_bias", b_mag="magnitude_bias", val=self.magnitude)  # fmt: skip
         if self.aux is not None:
             self.plan.buffer("dead_latents", 1, network.n_components, ARENA, INT32)
             self.plan.buffer("n_dead", 1, 1, ARENA, INT32)
@@ -213,7 +222,7 @@ class _Training(_Builder):
     def reconstruct(self, target: str) -> None:
         """Reconstructions in `delta`, whose place their gradients take."""
         network, groups = self.network, self.n_groups
-        val = "magnitude" if self.gated else self.segment("val", 0)
+        val = self.magnitude if self.gated else self.segment("val", 0)
         parts = {"groups": "groups"} if groups > 1 else {}
         code = {**self.code(0), "val": val}
         self.op("decode", **code, w="decoder", b="decoder_bias", y=self.block(0, groups), **parts)
@@ -233,11 +242,9 @@ class _Training(_Builder):
                     value=OTHER, variance=-1, norm=schema.ERROR_NORMS.index(self.aux.norm), scale=self.aux.strength,
                     k_aux=self.aux.k if self.aux.scaled else 0)  # fmt: skip
         if self.gated:
-            self.batch("gate_delta", network.n_targets)
-            self.op("decode", **self.code(0), w="decoder", b="decoder_bias", y="gate_delta")
-            self.op(
-                "squared_error", y="gate_delta", target=target, dy="gate_delta", value=OTHER, variance=-1, scale=1.0
-            )
+            delta = self.gate_delta = self.block(1) if self.own_gate else self.batch("gate_delta", network.n_targets)
+            self.op("decode", **self.gate_code, w="decoder", b="decoder_bias", y=delta)
+            self.op("squared_error", y=delta, target=target, dy=delta, value=OTHER, variance=-1, scale=1.0)
         mean = isinstance(network.sparsity, Matryoshka) and network.sparsity.reduction == "mean"
         for b in full:
             weight = self.multi.weight if b == groups and self.multi is not None else 1.0 / groups if mean else 1.0
@@ -266,10 +273,11 @@ class _Training(_Builder):
         where = {"idx": self.segment("idx", 0), "count": self.segment("count", 0)}
         first = self.segment("dval", 0)
         self.op("code_grad", dy=self.block(0, self.n_groups), **where, w="decoder", dval=first, **groups)
-        for q in range(1, self.n_segments):
+        for q in range(1, self.n_segments - self.own_gate):
             self.op("code_grad", dy=self.block(self.n_groups + q - 1), idx=self.segment("idx", q),
                     count=self.segment("count", q), w="decoder", dval=self.segment("dval", q))  # fmt: skip
-        code_value = "magnitude" if self.gated else "val"
+        code_value = self.magnitude if self.gated and not self.own_gate else "val"
+        penalised = self.gate_code["val"] if self.gated else "val"
         spaces = len(network.spaces or (0,))
         free = not network.unit_norm or spaces > 1  # whether a penalty on norms reaches the decoder
         norms = {"w": "decoder"} if getattr(sparsity, "weighted", False) else {}
@@ -288,10 +296,10 @@ class _Training(_Builder):
             case Gated():
                 for name in ("dgate", "dmag", "dr"):
                     self.batch(name, self.width)
-                self.op("code_grad", dy="gate_delta", **where, w="decoder", dval="dgate")
-                self.op("gated_grad", pre="pre", val="magnitude", **where, r="magnitude_log_scale", b_gate="gate_bias",
-                        dval=first, dgate="dgate", dz=first, dmag="dmag", dr="dr", **norms, value=OTHER,
-                        **s)  # fmt: skip
+                self.op("code_grad", dy=self.gate_delta, **where, w="decoder", dval="dgate")
+                self.op("gated_grad", pre="pre", val=self.magnitude, **where, r="magnitude_log_scale",
+                        b_gate="gate_bias", dval=first, dgate="dgate", dz=first, dmag="dmag", dr="dr", **norms,
+                        value=OTHER, **s)  # fmt: skip
             case _ if network.selection.name == "abs_topk":
                 for q in range(1 + (self.multi is not None), self.n_segments):
                     self.op("relu_grad", **{"val": self.segment("val", q), "count": self.segment("count", q),
@@ -300,15 +308,15 @@ class _Training(_Builder):
                 for q in range(self.n_segments):
                     self.op("relu_grad", val=self.segment("val", q), count=self.segment("count", q),
                             dval=self.segment("dval", q))  # fmt: skip
-        self.plan.buffer("start", 1, n + 1, ARENA, INT64)
-        self.batch("entry", self.n_segments * self.width, INT64)
-        self.op("by_latent", idx="idx", count="count", start="start", entry="entry", capacity=self.width)
-        lists = {"start": "start", "entry": "entry"}
+        every = lists = self.lists("", "idx", "count")
+        if self.own_gate:
+            lists = self.lists("first_", where["idx"], where["count"])
         factor = None
         if free and norms and isinstance(sparsity, (ReLUCode, Gated)):
             factor = self.plan.buffer("factor", spaces, n, ARENA, FLOAT64)
-            self.op("norm_factor", val="val", **lists, w="decoder", factor=factor, spaces=spaces, **s)
-        for i, b in enumerate((0, *((self.n_groups,) if self.multi is not None else ()))):
+            self.op("norm_factor", val=penalised, **lists, w="decoder", factor=factor, spaces=spaces, **s)
+        whole = (self.n_groups,) if self.multi is not None or self.own_gate else ()
+        for i, b in enumerate((0, *whole)):
             self.op("bias_grad", dy=self.block(b), db="ddecoder_bias", add=i > 0)
         if self.gated:
             for coef, name in (("dgate", "gate_bias"), ("dmag", "magnitude_bias"), ("dr", "magnitude_log_scale")):
@@ -323,16 +331,24 @@ class _Training(_Builder):
             self.op("dense_grad", dz=self.block(0), x="x", w="skip", dw="dskip")
             if self.multi is not None:
                 self.op("dense_grad", dz=self.block(self.n_groups), x="x", w="skip", dw="dskip", add=1)
-        self.op("latent_grad", coef=code_value, **lists, u="delta", w="decoder", dw="ddecoder", factor=factor, **groups,
+        self.op("latent_grad", coef=code_value, **every, u="delta", w="decoder", dw="ddecoder", factor=factor, **groups,
                 capacity=self.width, unit=network.unit_norm)  # fmt: skip
-        self.op("latent_grad", coef="dval", **lists, u=x, w="encoder", dw="dencoder", capacity=self.width)
+        own = first if self.own_gate else "dval"
+        self.op("latent_grad", coef=own, **lists, u=x, w="encoder", dw="dencoder", capacity=self.width)
+
+    def lists(self, prefix: str, idx: str, count: str) -> dict[str, str]:
+        """A code's entries by latent."""
+        start = self.plan.buffer(f"{prefix}start", 1, self.network.n_components + 1, ARENA, INT64)
+        entry = self.batch(f"{prefix}entry", self.plan.columns(idx), INT64)
+        self.op("by_latent", idx=idx, count=count, start=start, entry=entry, capacity=self.width)
+        return {"start": start, "entry": entry}
 
     def pre_bias(self, lists: dict[str, str]) -> None:
         """The gradient that reaches the decoder's bias through the encoder's input."""
         total = "dencoder_bias"
         if self.gated:  # dz is neither of the biases' gradients
             total = self.plan.buffer("dz_sum", 1, self.network.n_components)
-            self.op("latent_sum", coef="dval", **lists, sum=total)
+            self.op("latent_sum", coef=self.segment("dval", 0), **lists, sum=total)
         self.op("pre_bias_grad", db=total, w="encoder", dbias="ddecoder_bias", scale=1.0)
 
 
@@ -370,7 +386,7 @@ def sparse_inference_plan(
     if part != "encode":
         builder.plan.external("out", BATCH_ROWS, network.n_targets)
     if part != "decode":
-        x, _ = builder.rows(statistics=part == "reconstruct" and network.normalization == "layer")
+        x, _ = builder.rows(targets=False, statistics=part == "reconstruct" and network.normalization == "layer")
         n = -(-network.n_components // 64) * 64
         packed = builder.plan.buffer("packed", n, schema.pack_columns(network.n_features), ARENA, INT8)
         builder.op("pack_encoder", PREPARE, w="encoder", packed=packed)

@@ -263,12 +263,14 @@ class Gated(Sparsity):
     """Gate π > 0 and magnitude apart, on shared directions (Rajamanoharan et al. 2024).
 
     l1 : strength of Σ π_j [‖d_j‖] over open gates
-    weighted : whether π_j counts ‖d_j‖ times
+    weighted : whether π_j counts ‖d_j‖ times (SAELens)
+    detached : whether the gate's own reconstruction leaves the decoder alone, as in the paper; SAELens lets it learn
     warmup : part of the steps over which the strength rises from 0
     """
 
     l1: float = 1.0
     weighted: bool = False
+    detached: bool = True
     warmup: float = 0.0
     name = "gated"
     ragged = True

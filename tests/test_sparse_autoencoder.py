@@ -1,0 +1,398 @@
+"""The sparse autoencoder: every architecture fits, encodes, travels; streams, checkpoints, bad input."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+import fastae
+from fastae import SparseAutoencoder
+
+RNG = np.random.default_rng(0)
+DIRECTIONS = RNG.normal(size=(40, 12))
+DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
+
+
+def rows(n=600, seed=1):
+    """Few of 40 directions in each row, and an offset."""
+    rng = np.random.default_rng(seed)
+    code = rng.exponential(size=(n, 40)) * (rng.random((n, 40)) < 0.06)
+    return (code @ DIRECTIONS + 0.5).astype(np.float32)
+
+
+X = rows()
+KINDS = {
+    "topk": "topk",
+    "abs_topk": "abs_topk",
+    "batch_topk": "batch_topk",
+    "multi": fastae.TopK(multi=fastae.MultiTopK(2)),
+    "annealed": fastae.TopK(k_start=12, k_anneal=0.5),
+    "matryoshka": "matryoshka",
+    "matryoshka over topk": fastae.Matryoshka((16, 16, 32), fastae.TopK()),
+    "relu": fastae.ReLUCode(0.05),
+    "jumprelu": fastae.JumpReLU(0.02, bandwidth=0.2, threshold=0.05),
+    "gated": fastae.Gated(0.05),
+}
+RANKED = ("topk", "abs_topk", "multi", "annealed", "matryoshka over topk")
+
+
+def model(kind="topk", **changes):
+    parameters = {"k": 4, "sparsity": KINDS.get(kind, kind), "random_state": 0, "max_iter": 8, "learning_rate": 0.01,
+                  "batch_size": 64, **changes}  # fmt: skip
+    return SparseAutoencoder(64, **parameters)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return {kind: model(kind).fit(X) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fit_learns_and_codes_are_consistent(fitted, kind):
+    m = fitted[kind]
+    assert m.fvu_curve_[-1] < 0.5 * m.fvu_curve_[0] or m.fvu_curve_[-1] < 0.1
+    code = m.transform(X)
+    assert isinstance(code, csr_array) and code.shape == (600, 64) and code.data.all()
+    np.testing.assert_allclose(m.inverse_transform(code), m.reconstruct(X), atol=2e-5)
+    np.testing.assert_allclose(m.score(X), -((X - m.reconstruct(X)) ** 2).mean(), rtol=1e-4)
+    encoded = m.encode(X)
+    if kind in RANKED:
+        values, indices = encoded
+        assert values.shape == indices.shape == (600, 4) and (np.diff(indices, axis=1) > 0).all()
+        dense = np.zeros((600, 64), np.float32)
+        np.put_along_axis(dense, indices.astype(np.int64), values, axis=1)
+        np.testing.assert_array_equal(dense, code.toarray())
+        np.testing.assert_array_equal(m.decode(values, indices), m.reconstruct(X))
+    else:
+        np.testing.assert_array_equal(encoded.toarray(), code.toarray())
+    for name in ("loss_curve_", "l0_curve_", "dead_curve_"):
+        assert len(getattr(m, name)) == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_alone_has_the_code_that_it_has_in_a_batch(fitted, kind):
+    code = fitted[kind].transform(X).toarray()
+    for i in (0, 17, 599):
+        np.testing.assert_array_equal(fitted[kind].transform(X[i : i + 1]).toarray()[0], code[i])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_pickles_and_clones(fitted, kind, tmp_path):
+    m = fitted[kind]
+    m.save(tmp_path / "model.safetensors")
+    for other in (fastae.load(tmp_path / "model.safetensors"), pickle.loads(pickle.dumps(m))):
+        np.testing.assert_array_equal(other.transform(X).toarray(), m.transform(X).toarray())
+        np.testing.assert_array_equal(other.rows_since_fired_, m.rows_since_fired_)
+        assert other.fvu_curve_ == m.fvu_curve_ and str(other.sparsity) == str(m.sparsity)
+        assert other.partial_fit(X).t_ == m.t_ + 10
+    np.testing.assert_array_equal(fastae.load(tmp_path / "model.safetensors").partial_fit(X).arrays_["decoder"],
+                                  pickle.loads(pickle.dumps(m)).partial_fit(X).arrays_["decoder"])  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["topk", "batch_topk", "jumprelu"])
+def test_threads_change_no_bit(kind):
+    first = model(kind, n_jobs=1, max_iter=2).fit(X)
+    for threads in (2, 3, 4):
+        other = model(kind, n_jobs=threads, max_iter=2).fit(X)
+        for name, array in first.arrays_.items():
+            np.testing.assert_array_equal(array, other.arrays_[name])
+
+
+def test_decoder_rows_have_unit_norm(fitted):
+    for m in fitted.values():
+        np.testing.assert_allclose(np.linalg.norm(m.dictionary_, axis=1), 1.0, atol=1e-6)
+
+
+def test_the_first_loss_is_near_the_variance():
+    for kind in ("topk", "relu", "gated", "jumprelu", "matryoshka"):
+        m = model(kind, max_iter=1, learning_rate=1e-9).fit(X)
+        assert m.fvu_curve_[0] < 1.5, kind
+
+
+# ---- k and prefix at inference, other models from this one ---
+
+
+def test_k_at_inference(fitted):
+    m = fitted["topk"]
+    few, many = m.encode(X, k=2), m.encode(X, k=9)
+    assert few[0].shape == (600, 2) and many[0].shape == (600, 9)
+    assert set(few[1][5]) <= set(many[1][5])
+    assert fitted["batch_topk"].encode(X, k=3)[0].shape == (600, 3)
+    with pytest.raises(ValueError, match="has no k; leave it out"):
+        fitted["relu"].encode(X, k=3)
+    with pytest.raises(ValueError, match=r"k=65 must be <= n_components=64"):
+        m.encode(X, k=65)
+
+
+def test_prefix_at_inference(fitted):
+    m = fitted["matryoshka over topk"]
+    values, indices = m.encode(X, prefix=16)
+    assert indices.max() < 16
+    z = (X - m.arrays_["decoder_bias"]) @ m.arrays_["encoder"][:16].T + m.arrays_["encoder_bias"][:16]
+    np.testing.assert_allclose(np.sort(values, axis=1), np.sort(np.maximum(np.sort(z, axis=1)[:, -4:], 0)), atol=1e-5)
+    np.testing.assert_array_equal(m.reconstruct(X, prefix=16), m.prefix(16).reconstruct(X))
+
+
+def test_calibrated_threshold(fitted):
+    held_out = rows(400, seed=2)
+    for kind in ("topk", "batch_topk", "relu"):
+        m = fitted[kind].calibrate(held_out, 3.0)
+        assert m.transform(held_out).nnz / 400 == pytest.approx(3.0, abs=0.01)
+        assert m.sparsity.name == "jumprelu"
+    with pytest.raises(ValueError, match="has no threshold"):
+        fitted["gated"].calibrate(X, 3.0)
+
+
+def test_scale_of_the_input_folds_into_the_weights():
+    m = model(normalization="scale").fit(X * 30)
+    folded = m.fold()
+    assert folded.normalization is None and m.input_scale_ < 0.2
+    np.testing.assert_allclose(folded.reconstruct(X * 30), m.reconstruct(X * 30), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="nothing to fold"):
+        folded.fold()
+
+
+def test_from_arrays(fitted):
+    m = fitted["topk"]
+    a = m.arrays_
+    made = SparseAutoencoder.from_arrays(a["encoder"], a["encoder_bias"], a["decoder"], a["decoder_bias"], k=4)
+    np.testing.assert_array_equal(made.transform(X).toarray(), m.transform(X).toarray())
+    assert made.partial_fit(X).t_ > 0
+    np.testing.assert_array_equal(a["encoder"], m.arrays_["encoder"])
+    with pytest.raises(ValueError, match=r"encoder_bias has shape \(63,\); wanted \(64,\)"):
+        SparseAutoencoder.from_arrays(a["encoder"], a["encoder_bias"][1:], a["decoder"], a["decoder_bias"])
+    with pytest.raises(ValueError, match="one row per latent in both"):
+        SparseAutoencoder.from_arrays(a["encoder"], None, a["decoder"][1:], None)
+    with pytest.raises(ValueError, match="threshold was given"):
+        SparseAutoencoder.from_arrays(a["encoder"], None, a["decoder"], None, k=3, threshold=1.0)
+    with pytest.raises(ValueError, match="gate_bias was given"):
+        SparseAutoencoder.from_arrays(a["encoder"], None, a["decoder"], None, k=3, gate_bias=np.zeros(64))
+    with pytest.raises(ValueError, match="encoder has NaN"):
+        SparseAutoencoder.from_arrays(a["encoder"] * np.nan, None, a["decoder"], None, k=3)
+
+
+# ---- transcoders, crosscoders, tricks ---
+
+
+def test_transcoder():
+    Y = (X @ RNG.normal(size=(12, 5))).astype(np.float32)
+    m = model(transcoder=True, pre_bias=False, max_iter=20).fit(X, Y)
+    assert m.reconstruct(X).shape == (600, 5) and m.fvu_curve_[-1] < 0.3
+    skipping = model("relu", transcoder=True, pre_bias=False, skip=True).fit(X, Y)
+    assert skipping.arrays_["skip"].shape == (5, 12)
+    np.testing.assert_allclose(m.score(X, Y), -((Y - m.reconstruct(X)) ** 2).mean(), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"give fit\(X, Y\)"):
+        model(transcoder=True, pre_bias=False).fit(X)
+    with pytest.raises(ValueError, match="y has 599 rows, X 600"):
+        model(transcoder=True, pre_bias=False).fit(X, Y[1:])
+    with pytest.raises(ValueError, match="pre_bias=False"):
+        model(transcoder=True).fit(X, Y)
+    with pytest.raises(ValueError, match="skip=True goes with transcoder=True"):
+        model(skip=True).fit(X)
+
+
+def test_crosscoder():
+    both = np.concatenate([X, X @ RNG.normal(size=(12, 12))], axis=1).astype(np.float32)
+    m = model(fastae.ReLUCode(0.05), spaces=(12, 12)).fit(both)
+    assert m.fvu_curve_[-1] < 0.2
+    with pytest.raises(ValueError, match="equal widths that sum to the 24 columns"):
+        model("relu", spaces=(12, 13)).fit(both)
+
+
+def test_resampling_revives_dead_latents():
+    plain = model(fastae.TopK(aux=None), dead_after=300, max_iter=12)
+    dead = plain.fit(X).dead_curve_[-1]
+    assert dead > 0.2  # else the test shows nothing
+    revived = plain.set_params(resample=fastae.Resample(every=20, until=0.8)).fit(X).dead_curve_[-1]
+    assert revived < 0.7 * dead
+
+
+def test_aux_revives_dead_latents():
+    dead = [model(fastae.TopK(aux=aux), dead_after=300, max_iter=20).fit(X).dead_curve_[-1]
+            for aux in (None, fastae.AuxK(16, 0.5))]  # fmt: skip
+    assert dead[1] < 0.7 * dead[0]
+
+
+def test_averaged_weights():
+    m = model(ema=0.9).fit(X)
+    assert np.abs(m.arrays_["encoder"] - model().fit(X).arrays_["encoder"]).max() > 0
+    assert m._state.raw is not None
+
+
+@pytest.mark.parametrize("library, sparsity", [
+    ("openai", "topk"), ("sparsify", "topk"), *[(library, kind) for library in ("dictionary_learning", "saelens")
+     for kind in ("topk", "batch_topk", "matryoshka", "jumprelu", "gated", "relu")],
+])  # fmt: skip
+def test_presets_train(library, sparsity):
+    m = SparseAutoencoder.preset(library, 64, sparsity=sparsity, k=4, random_state=0, max_iter=2).fit(X)
+    assert np.isfinite(m.loss_curve_).all()
+    with pytest.raises(ValueError, match="choose from"):
+        SparseAutoencoder.preset(library, sparsity="top")
+    with pytest.raises(ValueError, match="choose from dictionary_learning, openai, saelens, sparsify"):
+        SparseAutoencoder.preset("sae", 64)
+
+
+# ---- streams ---
+
+
+def test_every_source_gives_the_same_bits(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    reference = model(max_iter=2).fit(X).arrays_["encoder"]
+    sources = (tmp_path / "x.npy", np.load(tmp_path / "x.npy", mmap_mode="r"), [X[:100], X[100:]], csr_array(X))
+    for source in sources:
+        np.testing.assert_array_equal(model(max_iter=2).fit(source).arrays_["encoder"], reference)
+
+
+def test_iterators_of_blocks():
+    cut = model(max_iter=2).fit(lambda: (X[i : i + 50] for i in range(0, 600, 50)))
+    whole = model(max_iter=2).fit(lambda: iter([X]))
+    np.testing.assert_array_equal(cut.arrays_["encoder"], whole.arrays_["encoder"])
+    assert cut.t_ == 20
+    model(max_iter=1).fit(iter([X[:300], X[300:]]))
+    with pytest.raises(ValueError, match="an iterator that gives its rows once"):
+        model(max_iter=2).fit(iter([X]))
+    with pytest.raises(ValueError, match="depends on the length of training"):
+        model("annealed").fit(lambda: iter([X]))
+
+
+def test_half_precision_rows_are_read_as_they_are():
+    half = X.astype(np.float16)
+    a = model(max_iter=2).fit(half).arrays_["encoder"]
+    np.testing.assert_array_equal(a, model(max_iter=2).fit(half.astype(np.float32)).arrays_["encoder"])
+
+
+def test_partial_fit():
+    m = model()
+    for part in np.split(X, 3):
+        m.partial_fit(part)
+    assert m.t_ == 3 * 4 and m.n_iter_ == 3
+    assert m.fit(X).t_ == 80
+
+
+# ---- checkpoints ---
+
+
+@pytest.mark.parametrize("kind", ["topk", "batch_topk", "jumprelu", "annealed"])
+def test_resumed_training_has_the_same_bits(kind, tmp_path):
+    whole = model(kind, max_iter=4, ema=0.99).fit(X)
+    path = tmp_path / "checkpoint.safetensors"
+
+    class Stop(Exception):
+        pass
+
+    def stop(info):
+        if info.epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        model(kind, max_iter=4, ema=0.99, callbacks=stop).fit(X, checkpoint=path, checkpoint_every=7)
+    assert fastae.load(path).t_ == 14
+    resumed = model(kind, max_iter=4, ema=0.99).fit(X, checkpoint=path, checkpoint_every=7, resume=True)
+    for name, array in whole.arrays_.items():
+        np.testing.assert_array_equal(resumed.arrays_[name], array)
+    assert resumed.loss_curve_ == whole.loss_curve_ and resumed.t_ == whole.t_ == 40
+    again = model(kind, max_iter=4, ema=0.99).fit(X, checkpoint=path, resume=True)
+    np.testing.assert_array_equal(again.arrays_["encoder"], whole.arrays_["encoder"])
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    model(max_iter=1).fit(X, checkpoint=path)
+    with pytest.raises(ValueError, match="was made with k=4, now it is 5"):
+        model(max_iter=1, k=5).fit(X, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match="give the same data"):
+        model(max_iter=1).fit(X[1:], checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match="needs checkpoint"):
+        model().fit(X, resume=True)
+    with pytest.raises(FileNotFoundError, match="make its folder first"):
+        model().fit(X, checkpoint=tmp_path / "nowhere" / "c.safetensors")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_killed_training_goes_on_with_the_same_bits(tmp_path):
+    script = textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
+        from test_sparse_autoencoder import X, model
+        model(max_iter=400).fit(X, checkpoint={str(tmp_path / "c.safetensors")!r}, checkpoint_every=7, resume=True)
+    """)
+    for _ in range(2):
+        child = subprocess.Popen([sys.executable, "-c", script])
+        begin = time.time()
+        seen = (tmp_path / "c.safetensors").stat().st_mtime if (tmp_path / "c.safetensors").exists() else 0
+        while time.time() - begin < 60 and child.poll() is None:
+            if (tmp_path / "c.safetensors").exists() and (tmp_path / "c.safetensors").stat().st_mtime > seen:
+                break
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() in (-signal.SIGKILL, 0)
+    assert fastae.load(tmp_path / "c.safetensors").t_ < 4000  # killed before it was done
+    resumed = model(max_iter=400).fit(X, checkpoint=tmp_path / "c.safetensors", resume=True)
+    np.testing.assert_array_equal(resumed.arrays_["encoder"], model(max_iter=400).fit(X).arrays_["encoder"])
+
+
+# ---- bad input ---
+
+
+@pytest.mark.parametrize("parameters, message", [
+    ({"k": 65}, "k=65 must be <= n_components=64; lower k or raise n_components"),
+    ({"k": 0}, r"k=0 must be in \[1"),
+    ({"k": 2.5}, "k=2.5 must be an integer"),
+    ({"sparsity": "top"}, "did you mean 'topk'"),
+    ({"sparsity": fastae.TopK(multi=fastae.MultiTopK(20))}, r"k·MultiTopK\.factor=80 must be <= n_components=64"),
+    ({"sparsity": fastae.Matryoshka((3, 4))}, r"sum to 7; wanted n_components=64"),
+    ({"precision": "bfloat16"}, "precision='bfloat16'"),
+    ({"normalization": "rows"}, "normalization='rows' is unknown"),
+    ({"initializer": "zeros"}, "initializer='zeros' is unknown"),
+    ({"learning_rate": "fast"}, "must be 'auto', a number or a schedule"),
+    ({"resample": 3}, r"must be fastae\.Resample"),
+    ({"solver": "lbfgs"}, "solver='lbfgs' is unknown"),
+])  # fmt: skip
+def test_bad_parameters(parameters, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        model(**parameters).fit(X)
+
+
+def test_bad_rows(fitted):
+    bad = X.copy()
+    bad[7, 3] = np.nan
+    for source in (bad, [bad], lambda: iter([bad])):
+        with pytest.raises(ValueError, match="NaN|nan"):
+            model().fit(source)
+    for call in (fitted["topk"].encode, fitted["relu"].transform, fitted["topk"].reconstruct):
+        with pytest.raises(ValueError, match="NaN"):
+            call(bad)
+    with pytest.raises(ValueError, match="features"):
+        fitted["topk"].encode(X[:, 1:])
+    with pytest.raises(ValueError, match=r"indices has values outside 0\.\.63"):
+        fitted["topk"].decode(np.ones((1, 2)), np.array([[0, 64]]))
+    with pytest.raises(ValueError, match="wanted a writeable"):
+        fitted["topk"].encode(X, out=(np.empty((600, 3), np.float32), np.empty((600, 4), np.int32)))
+    with pytest.raises(TypeError, match="pair of arrays"):
+        fitted["topk"].encode(X, out=np.empty((600, 4)))
+
+
+def test_rows_with_fewer_than_k_positive():
+    w, rng = -np.abs(RNG.normal(size=(20, 12))).astype(np.float32), np.random.default_rng(3)
+    m = SparseAutoencoder.from_arrays(w, None, w, None, k=5)
+    values, indices = m.encode(np.abs(rng.normal(size=(30, 12))).astype(np.float32))
+    assert (values == 0).all() and (np.diff(indices, axis=1) > 0).all()
+    assert m.transform(np.ones((2, 12), np.float32)).nnz == 0
+
+
+def test_no_nan_in_silence():
+    with pytest.raises(fastae.NonFiniteLossError, match="lower learning_rate"):
+        model(learning_rate=1e30, unit_norm=False).fit(X * 1e10)
+
+
+def test_float64_is_computed_in_float64():
+    m = model(max_iter=2).fit(X.astype(np.float64))
+    assert m.arrays_["encoder"].dtype == np.float64 and m.transform(X.astype(np.float64)).dtype == np.float64
+    assert m.transform(X).dtype == np.float32
