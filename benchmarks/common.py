@@ -77,15 +77,15 @@ def record(name: str, entry: dict) -> None:
 
 
 class Contestant:
-    """A worker process that runs one round each time it is asked: ``python -m benchmarks.worker <spec>``."""
+    """A worker process that runs one round each time it is asked: ``python -m <worker> <spec>``."""
 
-    def __init__(self, label: str, spec: dict, threads: int):
+    def __init__(self, label: str, spec: dict, threads: int, worker: str):
         self.label = label
         self.rounds: list[dict] = []
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTAE_NUM_THREADS")
         environment = os.environ | dict.fromkeys(names, str(threads))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", json.dumps(spec | {"threads": threads})],
+            [sys.executable, "-m", worker, json.dumps(spec | {"threads": threads})],
             cwd=HERE.parent, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         ready = self.process.stdout.readline()
@@ -103,17 +103,19 @@ class Contestant:
         self.process.wait()
 
 
-def race(contestants: dict[str, dict], threads: int, rounds: int) -> dict[str, list[dict]]:
+def race(
+    contestants: dict[str, dict], threads: int, rounds: int, worker: str = "benchmarks.worker"
+) -> dict[str, list[dict]]:  # fmt: skip
     """Rounds of all contestants in turn, A B C A B C …, after one warm-up round each."""
-    workers = [Contestant(label, spec, threads) for label, spec in contestants.items()]
+    workers = [Contestant(label, spec, threads, worker) for label, spec in contestants.items()]
     try:
-        for worker in workers:
-            worker.round()
-            worker.rounds.clear()
+        for one in workers:
+            one.round()
+            one.rounds.clear()
         for _ in range(rounds):
-            for worker in workers:
-                worker.round()
+            for one in workers:
+                one.round()
     finally:
-        for worker in workers:
-            worker.close()
-    return {worker.label: worker.rounds for worker in workers}
+        for one in workers:
+            one.close()
+    return {one.label: one.rounds for one in workers}

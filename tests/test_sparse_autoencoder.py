@@ -16,15 +16,15 @@ import fastae
 from fastae import SparseAutoencoder
 
 RNG = np.random.default_rng(0)
-DIRECTIONS = RNG.normal(size=(40, 12))
+DIRECTIONS = RNG.normal(size=(400, 12))
 DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
 
 
-def rows(n=600, seed=1):
-    """Few of 40 directions in each row, and an offset."""
+def rows(n=600, seed=1, directions=40):
+    """Two or three of 40 directions in each row, and an offset."""
     rng = np.random.default_rng(seed)
-    code = rng.exponential(size=(n, 40)) * (rng.random((n, 40)) < 0.06)
-    return (code @ DIRECTIONS + 0.5).astype(np.float32)
+    code = rng.exponential(size=(n, directions)) * (rng.random((n, directions)) < 2.4 / directions)
+    return (code @ DIRECTIONS[:directions] + 0.5).astype(np.float32)
 
 
 X = rows()
@@ -206,18 +206,25 @@ def test_crosscoder():
         model("relu", spaces=(12, 13)).fit(both)
 
 
-def test_resampling_revives_dead_latents():
-    plain = model(fastae.TopK(aux=None), dead_after=300, max_iter=12)
-    dead = plain.fit(X).dead_curve_[-1]
+def half_dead(**parameters):
+    """The dead part of a model half of whose latents are kept out by their biases, on rows that need all of them."""
+    many = rows(600, 3, 400)
+    a = model(max_iter=2).fit(many).arrays_
+    bias = np.where(np.arange(64) % 2, -1.0, 0.0)
+    m = SparseAutoencoder.from_arrays(a["encoder"], bias, a["decoder"], a["decoder_bias"], dead_after=300,
+                                      batch_size=64, random_state=0, learning_rate=0.003, **parameters)  # fmt: skip
+    for _ in range(10):
+        m.partial_fit(many)
+    return m.dead_curve_[-1]
+
+
+def test_dead_latents_are_revived():
+    dead = half_dead(sparsity=fastae.TopK(4, aux=None))
     assert dead > 0.2  # else the test shows nothing
-    revived = plain.set_params(resample=fastae.Resample(every=20, until=0.8)).fit(X).dead_curve_[-1]
-    assert revived < 0.7 * dead
-
-
-def test_aux_revives_dead_latents():
-    dead = [model(fastae.TopK(aux=aux), dead_after=300, max_iter=20).fit(X).dead_curve_[-1]
-            for aux in (None, fastae.AuxK(16, 0.5))]  # fmt: skip
-    assert dead[1] < 0.7 * dead[0]
+    aux = half_dead(sparsity=fastae.TopK(4, aux=fastae.AuxK(16, 1.0)))
+    resample = half_dead(sparsity=fastae.TopK(4, aux=None), resample=fastae.Resample(every=5, until=1.0))
+    print(dead, aux, resample)
+    assert aux < 0.7 * dead and resample < 0.7 * dead
 
 
 def test_averaged_weights():
@@ -364,7 +371,7 @@ def test_bad_rows(fitted):
     bad = X.copy()
     bad[7, 3] = np.nan
     for source in (bad, [bad], lambda: iter([bad])):
-        with pytest.raises(ValueError, match="NaN|nan"):
+        with pytest.raises(ValueError, match=r"NaN|nan"):
             model().fit(source)
     for call in (fitted["topk"].encode, fitted["relu"].transform, fitted["topk"].reconstruct):
         with pytest.raises(ValueError, match="NaN"):

@@ -100,7 +100,7 @@ def objective(problem):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_by_finite_differences(case):
-    problem = Problem(network_of(case))
+    problem = Problem(network_of(case, **({"n_components": 60} if "aux" in case else {})))
     problem.run()
     gradients = {name: problem.view(f"d{name}").copy() for name, _, _ in problem.network.parameters}
     rng = np.random.default_rng(1)
