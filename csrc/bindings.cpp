@@ -218,6 +218,7 @@ class Plan : public fastae::CompiledPlan {
         if (is_double) refuse("a float64 plan cannot have products in bfloat16");
         allow_tiles(kernels_);
       }
+      if (!is_double && fastae::may_use_bf16(o)) allow_tiles(kernels_);
       if (fastae::formula_id(o) >= fastae::kFirstRegistered && !formulas_.has(fastae::formula_id(o)))
         refuse("plan uses a registered formula that was not given with it");
       for (const int64_t s : o.slot) {

@@ -86,6 +86,12 @@ static inline bool in_bf16(const OpRecord& o) noexcept {
   }
 }
 
+// Whether the record may use products in bfloat16 on the way to results in float32.
+static inline bool may_use_bf16(const OpRecord& o) noexcept {
+  return o.kind == op::pack_encoder || o.kind == op::batch_topk ||
+         (o.kind == op::encode && o.i[at_encode::i_path] != encode_path::float32);
+}
+
 namespace source_dtype {
 enum { f32, f64, f16, bf16, u8, i8, u16, i16, u32, i32, u64, i64 };
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include "bf16.h"
 #include "random.h"
+#include "run_encode.h"
 #include "run_encoding.h"
 #include "run_losses.h"
 #include "run_regularisers.h"
@@ -17,6 +18,7 @@ FASTAE_INLINE int64_t on_line(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 // Bytes that one executor needs beside the arena: packed panels or gradient operands, and sums of blocks.
 template <class T> struct Workspace {
   int64_t packing = 0, sums = 0;
+  int64_t codes = 0;  // bytes that making codes takes
 
   Workspace(const PlanRecord& plan, int threads) {
     const auto columns = [&](int64_t b) { return plan.buffers[b].columns; };
@@ -68,12 +70,14 @@ template <class T> struct Workspace {
         product(q, k);
         product(k, q);
         sums = larger(sums, rows(r.slot[at_projector::s_w]));
+      } else if (r.kind == op::encode || r.kind == op::batch_topk) {
+        codes = larger(codes, encode_bytes<T>(plan, r));
       } else if (r.kind == op::weight_penalty || r.kind == op::clip_gradient) {
         sums = larger(sums, ceil_div(rows(r.slot[0]) * columns(r.slot[0]), kFlatBlock));
       }
     }
   }
-  int64_t bytes() const { return on_line(packing * (int64_t)sizeof(T)) + on_line(sums * 8); }
+  int64_t bytes() const { return on_line(packing * (int64_t)sizeof(T)) + on_line(sums * 8) + on_line(codes); }
 };
 
 template <class T> struct Executor {
@@ -84,6 +88,7 @@ template <class T> struct Executor {
   char* arena;  // for buffers that are not prepared once
   T* packing;
   double* sums;
+  char* codes;
   int64_t step = 0, start = 0, m = 0;
   const OpRecord* fused_update = nullptr;  // the rule that gradients marked as fused are given to at once
   // a gathered buffer that is read where it lies
@@ -98,6 +103,7 @@ template <class T> struct Executor {
     const Workspace<T> size(p, j.threads);
     packing = (T*)work;
     sums = (double*)(work + on_line(size.packing * (int64_t)sizeof(T)));
+    codes = (char*)sums + on_line(size.sums * 8);
     constexpr int64_t both = phase::gradient | phase::update;
     for (int64_t i = 0; i < plan.n_ops && (job.phases & both) == both; ++i)
       if (plan.ops[i].kind == op::update) fused_update = plan.ops + i;
@@ -460,6 +466,14 @@ template <class T> struct Executor {
         break;
       case op::update: apply_update(o); break;
       case op::project: apply_project(o, f); break;
+      case op::centre: run_centre(*this, o, f); break;
+      case op::standardize: run_standardize(*this, o, f); break;
+      case op::restore: run_restore(*this, o); break;
+      case op::pack_encoder: run_pack_encoder(*this, o); break;
+      case op::encode: run_encode(*this, o, f); break;
+      case op::batch_topk: run_batch_topk(*this, o, f); break;
+      case op::narrow: run_narrow(*this, o); break;
+      case op::code_statistics: run_code_statistics(*this, o); break;
       default: break;
     }
   }

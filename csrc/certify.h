@@ -1,0 +1,202 @@
+// Candidates of the largest pre-activations by products in bfloat16, with a proven bound of their error.
+//
+// z is float32's chain plus bias, s = sum_p x^_p w^_p + b as the instructions make it, x^ and w^ rounded to bfloat16.
+// With u = 2^-24, norms |.|_2 and all sums over p terms:
+//
+//   |z - (x w + b)|      <= g1 |x||w| + 4u |b| + tiny        chain of fused multiply-adds, then one addition
+//   |x w - x^ w^|        <= |x - x^||w| + |x^||w - w^|       Cauchy-Schwarz on (x - x^) w + x^ (w - w^)
+//   |s - (x^ w^ + b)|    <= g2 |x^||w^| + 4u |b| + tiny      any order of additions, rounded to nearest or cut
+//
+//   B = |w| (|x - x^| + g1 |x|) + |x^| (|w - w^| + g2 |w^|) + 8u |b| + tiny  >=  |z - s|
+//
+// Products of bfloat16 numbers are exact in float32. An instruction adds p products to a sum in some tree, in at most
+// 1.25 p + 32 additions on the way of a product (AMX adds its even and its odd products apart); cutting instead of
+// rounding doubles u: g2 = 2u N / (1 - 2u N), N = 1.25 p + 32, the last few for the rounding of s + b and of s +- B.
+// tiny = p 2^-120: denormal operands, products and sums may each be taken as 0 (< 2^-126), the chain's underflow is less.
+// Norms are float32 sums: (p + 64) 2^-24 more covers their rounding and that of B itself, p 2^-148 their underflow.
+#pragma once
+#include <cstring>
+
+#include "bf16_pack.h"
+#include "cpu.h"
+#include "kernels.h"
+
+#ifdef FASTAE_BF16
+namespace fastae {
+namespace {
+
+constexpr int64_t kCertifyRows = 32, kCertifyLatents = 32;  // of a block: two by two tiles
+constexpr float kSafeSize = 0x1p100f;                       // products of norms, and biases, below this cannot overflow
+
+// Intel's dot products of bfloat16 are slower than its float32.
+FASTAE_INLINE bool fast_dots(int how) {
+  return how == bf16_product::tiles || (how == bf16_product::dots && !strstr(cpu_brand(), "Intel"));
+}
+
+struct Bounds {
+  float g1, g2, more, tiny;
+  explicit Bounds(int64_t p) {
+    const double u = 0x1p-24, n = 1.25 * (double)p + 32;
+    g1 = (float)(1.01 * (double)(p + 4) * u);
+    g2 = (float)(1.01 * 2 * u * n / (1 - 2 * u * n));
+    more = (float)(1 + (double)(p + 64) * 2 * u);
+    tiny = (float)p * 0x1p-120f;
+  }
+  static bool possible(int64_t p) { return p < 1 << 18; }
+  float norm(float squares, int64_t p) const { return __builtin_sqrtf(squares + (float)p * 0x1p-148f) * more; }
+};
+
+FASTAE_INLINE Vec<float> widened(__m256i halves) {
+  return as_float(IntVec<float>((Native<float>::ints)_mm512_maskz_cvtepu16_epi32(0xffff, halves)) << 16);
+}
+
+FASTAE_INLINE float sum_of_lanes(Vec<float> v) {
+  float t[16];
+  v.store(t);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) t[i] += t[i + half];
+  return t[0];
+}
+
+// Sums of squares of a and of a minus what it is rounded to; the rounded numbers go to out(p, 32 of them).
+template <class F>
+FASTAE_BF16_INLINE void round_with_norms(const float* a, int64_t depth, float* squares, float* residual, const F& out) {
+  Vec<float> all(0), rest(0), all2(0), rest2(0);
+  for (int64_t p = 0; p < depth; p += 32) {
+    const Vec<float> low = Vec<float>::load(a + p, (int)smaller(16, depth - p));
+    const Vec<float> high = Vec<float>::load(a + p + 16, (int)smaller(16, depth - p - 16));
+    const __m512i r = FASTAE_BF16_ROUND(low, high);
+    __m256i half[2];
+    memcpy(half, &r, sizeof half);
+    const Vec<float> d = low - widened(half[0]), e = high - widened(half[1]);
+    all = fma(low, low, all);
+    all2 = fma(high, high, all2);
+    rest = fma(d, d, rest);
+    rest2 = fma(e, e, rest2);
+    out(p, r);
+  }
+  *squares = sum_of_lanes(all + all2);
+  *residual = sum_of_lanes(rest + rest2);
+}
+
+FASTAE_BF16_TARGET void row_norms(const float* x, int64_t p, float* squares, float* residual) noexcept {
+  round_with_norms(x, p, squares, residual, [](int64_t, __m512i) {});
+}
+
+// 16 latents as tiles[p / 32][16][32], and the norms that bounds are made of; rows beyond count are 0.
+FASTAE_BF16_TARGET void round_latents(const float* w, int64_t ldw, const int32_t* ids, int64_t count, int64_t p,
+                                      uint16_t* tiles, float* norm, float* error) noexcept {
+  const Bounds bounds(p);
+  for (int64_t i = 0; i < 16; ++i) {
+    uint16_t* out = tiles + i * kTileDepth;
+    if (i >= count) {
+      for (int64_t t = 0; t < whole_tiles(p); t += 32) _mm512_storeu_si512(out + t * 16, _mm512_setzero_si512());
+      norm[i] = error[i] = 0;
+      continue;
+    }
+    float squares, residual;
+    round_with_norms(w + (ids ? ids[i] : i) * ldw, p, &squares, &residual,
+                     [&](int64_t t, __m512i r) { _mm512_storeu_si512(out + t * 16, r); });
+    const float rest = bounds.norm(residual, p);
+    norm[i] = bounds.norm(squares, p);
+    error[i] = (rest + bounds.g2 * (norm[i] + rest)) * bounds.more;
+  }
+}
+
+// c (32,32) = 32 latents (two runs of tiles) times the rows of a panel [p / 2][32][2], 16 of them where C is 1
+template <int C>
+__attribute__((noinline)) void certify_tiles(const uint16_t* a, int64_t depth, const uint16_t* b, float* c) noexcept {
+  const uint16_t* a2 = a + 16 * depth;
+  FASTAE_TILE_ZERO(0);
+  FASTAE_TILE_ZERO(2);
+  if constexpr (C == 2) {
+    FASTAE_TILE_ZERO(1);
+    FASTAE_TILE_ZERO(3);
+  }
+  for (int64_t p = 0; p < depth; p += kTileDepth) {
+    FASTAE_TILE_LOAD(6, b, 128);
+    FASTAE_TILE_LOAD(4, a, 64);
+    FASTAE_TILE_PRODUCT(4, 6, 0);
+    FASTAE_TILE_LOAD(5, a2, 64);
+    FASTAE_TILE_PRODUCT(5, 6, 2);
+    if constexpr (C == 2) {
+      FASTAE_TILE_LOAD(7, b + 32, 128);
+      FASTAE_TILE_PRODUCT(4, 7, 1);
+      FASTAE_TILE_PRODUCT(5, 7, 3);
+    }
+    a += 16 * kTileDepth;
+    a2 += 16 * kTileDepth;
+    b += kTileDepth / 2 * 64;
+  }
+  FASTAE_TILE_STORE(0, c, 128);
+  FASTAE_TILE_STORE(2, c + 16 * 32, 128);
+  if constexpr (C == 2) {
+    FASTAE_TILE_STORE(1, c + 16, 128);
+    FASTAE_TILE_STORE(3, c + 16 * 32 + 16, 128);
+  }
+}
+
+// The same by dot products, MR latents of one run of tiles.
+template <int MR, int C>
+FASTAE_BF16_TARGET void certify_dots(const uint16_t* a, int64_t depth, const uint16_t* b, float* c) noexcept {
+  __m512 acc[MR][C];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < C; ++v) acc[i][v] = _mm512_setzero_ps();
+  for (int64_t t = 0; t < depth; t += kTileDepth, a += 15 * kTileDepth)
+    for (int64_t pair = 0; pair < kTileDepth / 2; ++pair, a += 2, b += 64) {
+      __m512i bv[C];
+#pragma GCC unroll 2
+      for (int v = 0; v < C; ++v) bv[v] = _mm512_loadu_si512(b + 32 * v);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        int32_t word;
+        memcpy(&word, a + i * kTileDepth, sizeof word);
+#pragma GCC unroll 2
+        for (int v = 0; v < C; ++v)
+          acc[i][v] = _mm512_dpbf16_ps(acc[i][v], (__m512bh)_mm512_set1_epi32(word), (__m512bh)bv[v]);
+      }
+    }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < C; ++v) _mm512_storeu_ps(c + i * 32 + 16 * v, acc[i][v]);
+}
+
+FASTAE_INLINE void certify_block(int how, const uint16_t* a, int64_t depth, const uint16_t* b, int64_t rows, float* c) {
+  if (how == bf16_product::tiles) {
+    if (rows > 16) certify_tiles<2>(a, depth, b, c);
+    else certify_tiles<1>(a, depth, b, c);
+    return;
+  }
+  for (int run = 0; run < 2; ++run, a += 16 * depth, c += 16 * 32)
+    if (rows > 16) {
+      certify_dots<8, 2>(a, depth, b, c);
+      certify_dots<8, 2>(a + 8 * kTileDepth, depth, b, c + 8 * 32);
+    } else {
+      certify_dots<16, 1>(a, depth, b, c);
+    }
+}
+
+// z[i] = sum_p x[p] row[i][p] for 16 rows, by the chain of every product in float32
+__attribute__((noinline)) void exact_chains(const float* x, int64_t p, const float* const* row, float* z) noexcept {
+  Vec<float> sum(0), r[16];
+  for (int64_t p0 = 0; p0 < p; p0 += 16) {
+    const int n = (int)smaller(16, p - p0);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = n == 16 ? Vec<float>::load(row[i] + p0) : Vec<float>::load(row[i] + p0, n);
+    transpose_stage<float, 8>(r, std::make_integer_sequence<int, 16>());
+    if (n == 16) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) sum = fma(Vec<float>(x[p0 + i]), r[i], sum);
+    } else {
+      for (int i = 0; i < n; ++i) sum = fma(Vec<float>(x[p0 + i]), r[i], sum);
+    }
+  }
+  sum.store(z);
+}
+
+}  // namespace
+}  // namespace fastae
+#endif
