@@ -5,6 +5,7 @@
 #include "random.h"
 #include "run_encode.h"
 #include "run_encoding.h"
+#include "run_latents.h"
 #include "run_losses.h"
 #include "run_regularisers.h"
 #include "run_structure.h"
@@ -15,10 +16,10 @@ namespace {
 
 FASTAE_INLINE int64_t on_line(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Bytes that one executor needs beside the arena: packed panels or gradient operands, and sums of blocks.
+// Bytes that one executor needs beside the arena: packed panels or gradient operands, sums of blocks, and what ops of
+// codes need.
 template <class T> struct Workspace {
-  int64_t packing = 0, sums = 0;
-  int64_t codes = 0;  // bytes that making codes takes
+  int64_t packing = 0, sums = 0, codes = 0;
 
   Workspace(const PlanRecord& plan, int threads) {
     const auto columns = [&](int64_t b) { return plan.buffers[b].columns; };
@@ -74,7 +75,10 @@ template <class T> struct Workspace {
         codes = larger(codes, encode_bytes<T>(plan, r));
       } else if (r.kind == op::weight_penalty || r.kind == op::clip_gradient) {
         sums = larger(sums, ceil_div(rows(r.slot[0]) * columns(r.slot[0]), kFlatBlock));
+      } else if (r.kind == op::squared_error) {
+        sums = larger(sums, columns(r.slot[at_squared_error::s_y]));
       }
+      codes = larger(codes, code_scratch<T>(plan, r, threads));
     }
   }
   int64_t bytes() const { return on_line(packing * (int64_t)sizeof(T)) + on_line(sums * 8) + on_line(codes); }
@@ -110,7 +114,31 @@ template <class T> struct Executor {
   }
 
   bool fused(const OpRecord& o) const {
-    return fused_update && o.kind == op::dense_grad && o.i[at_dense_grad::i_fused];
+    return fused_update && ((o.kind == op::dense_grad && o.i[at_dense_grad::i_fused]) ||
+                            (o.kind == op::latent_grad && o.i[at_latent_grad::i_fused]));
+  }
+  static int64_t fused_weights(const OpRecord& o) {
+    return o.kind == op::dense_grad ? o.slot[at_dense_grad::s_w] : o.slot[at_latent_grad::s_w];
+  }
+
+  // The projection of a latent_grad's fused weights to unit rows, which goes with the update; null without one.
+  const OpRecord* unit_projection(int64_t w) const {
+    const OpRecord* const end = plan.ops + plan.n_ops;
+    const auto of_w = [&](const OpRecord& o) { return o.kind == op::latent_grad && fused(o) && fused_weights(o) == w; };
+    const OpRecord* o = plan.ops;
+    while (o < end && !of_w(*o)) ++o;
+    if (o == end) return nullptr;
+    while (o < end && !(o->kind == op::project && o->slot[at_project::s_w] == w)) ++o;
+    return o < end && o->i[at_project::i_kind] == project_kind::unit ? o : nullptr;
+  }
+
+  // Whether op i is done on the way by the latent_grad behind it, which reads the same weights.
+  bool joined(int64_t i) const {
+    if (i < 0 || i + 1 >= plan.n_ops || plan.ops[i].kind != op::pre_bias_grad) return false;
+    const OpRecord &o = plan.ops[i], &next = plan.ops[i + 1];
+    return next.kind == op::latent_grad && fused(next) && o.phase == next.phase &&
+           o.slot[at_pre_bias_grad::s_w] == next.slot[at_latent_grad::s_w] &&
+           o.slot[at_pre_bias_grad::s_db] != next.slot[at_latent_grad::s_db];
   }
 
   int64_t width(int64_t b) const { return plan.buffers[b].columns; }
@@ -396,7 +424,7 @@ template <class T> struct Executor {
     int64_t first = 0;
     for (int64_t i = plan.n_ops - 1; i >= 0; --i) {  // the backward pass goes from the last layer to the first
       if (!fused(plan.ops[i])) continue;
-      const int64_t b = plan.ops[i].slot[at_dense_grad::s_w], start = plan.buffers[b].offset / (int64_t)sizeof(T);
+      const int64_t b = fused_weights(plan.ops[i]), start = plan.buffers[b].offset / (int64_t)sizeof(T);
       u.flat(g, first, start - first, threads);
       first = start + count(b);
     }
@@ -405,6 +433,7 @@ template <class T> struct Executor {
 
   void apply_project(const OpRecord& o, const double* f) {
     namespace at = at_project;
+    if (unit_projection(o.slot[at::s_w]) == &o) return;
     const BufferRecord& r = plan.buffers[o.slot[at::s_w]];
     const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
     const bool prox = o.i[at::i_kind] == project_kind::prox;
@@ -464,6 +493,29 @@ template <class T> struct Executor {
       case op::clip_gradient:
         clip_gradient((int)o.i[at_clip_gradient::i_mode], real(o.slot[0]).p, count(o.slot[0]), f[0], sums, threads);
         break;
+      case op::gated_code: run_gated_code(*this, o); break;
+      case op::decode: run_decode(*this, o); break;
+      case op::squared_error: run_squared_error(*this, o, f); break;
+      case op::suffix_sum: run_suffix_sum(*this, o); break;
+      case op::code_grad: run_code_grad(*this, o); break;
+      case op::code_penalty: run_code_penalty(*this, o, f); break;
+      case op::relu_grad: run_relu_grad(*this, o); break;
+      case op::jumprelu_grad: run_jumprelu_grad(*this, o, f); break;
+      case op::gated_grad: run_gated_grad(*this, o, f); break;
+      case op::by_latent: run_by_latent(*this, o); break;
+      case op::latent_grad:
+        if (joined(index - 1)) run_latent_grad(*this, o, plan.ops + index - 1, f - kMaxFloats);
+        else run_latent_grad(*this, o, nullptr, nullptr);
+        break;
+      case op::latent_sum: run_latent_sum(*this, o); break;
+      case op::norm_factor: run_norm_factor(*this, o, f); break;
+      case op::bias_grad: run_bias_grad(*this, o); break;
+      case op::pre_bias_grad:
+        if (!joined(index)) run_pre_bias_grad(*this, o, f);
+        break;
+      case op::fired: run_fired(*this, o); break;
+      case op::dead: run_dead(*this, o); break;
+      case op::average: run_average(*this, o, f); break;
       case op::update: apply_update(o); break;
       case op::project: apply_project(o, f); break;
       case op::centre: run_centre(*this, o, f); break;

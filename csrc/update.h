@@ -3,8 +3,7 @@
 // Elementwise passes are cut into blocks of kFlatBlock elements; sums are made per block (16 virtual lanes) and the
 // blocks' sums added in order.
 #pragma once
-#include "gemm.h"
-#include "losses.h"
+#include "sparse.h"
 
 namespace fastae {
 namespace {
@@ -176,6 +175,8 @@ void project(int kind, int penalty, const FormulaRecord* formula, T* w, int64_t 
     each([&](Vec<T> x) { return min(max(x, Vec<T>(p[0])), Vec<T>(p[1])); });
   } else if (kind == project_kind::non_negative) {
     each([&](Vec<T> x) { return max(x, Vec<T>(T(0))); });
+  } else if (kind == project_kind::unit) {
+    parallel(useful_threads(threads, (double)n * 4), rows, [&](int64_t r) { unit_row(w + r * columns, columns); });
   } else {
     parallel(useful_threads(threads, (double)n * 4), rows, [&](int64_t r) {
       T* row = w + r * columns;

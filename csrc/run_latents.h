@@ -1,0 +1,189 @@
+// Ops of codes that go by latents: sums over each latent's entries, and what is made of them.
+#pragma once
+#include "latent.h"
+#include "run_codes.h"
+
+namespace fastae {
+namespace {
+
+template <class E> void run_by_latent(const E& e, const OpRecord& o) {
+  namespace at = at_by_latent;
+  list_by_latent(e.template view<const int32_t>(o.slot[at::s_idx]),
+                 entries_of(e, o.slot[at::s_count], e.width(o.slot[at::s_idx])), e.m, e.width(o.slot[at::s_start]) - 1,
+                 e.template view<int64_t>(o.slot[at::s_start]).p, e.template view<int64_t>(o.slot[at::s_entry]).p);
+}
+
+template <class E, class T = typename E::Real>
+Listed<T> listed(const E& e, int64_t coef, int64_t start, int64_t entry) {
+  return {e.template view<const T>(coef), e.width(coef), e.template view<const int64_t>(start).p,
+          e.template view<const int64_t>(entry).p};
+}
+
+// f(first, count, thread) over blocks of the latents; work: multiply-adds
+template <class E, class F> void over_latents(const E& e, int64_t n, double work, bool fixed, const F& f) {
+  const int t = useful_threads(e.threads, work);
+  const int64_t run = fixed ? kLatentBlock : larger(1, smaller(kLatentBlock, n / (4 * t)));
+  parallel_on(t, ceil_div(n, run),
+              [&](int64_t task, int thread) { f(task * run, smaller(run, n - task * run), thread); });
+}
+
+// Elements of scratch that fused updates take: a gradient's row for each thread.
+template <class T> FASTAE_INLINE int64_t gradient_row(int64_t p) { return ceil_div(p, 16) * 16 + 16; }
+
+template <class E> void finish_pre_bias(const E& e, const OpRecord& o, const double* f, const typename E::Real* part) {
+  typedef typename E::Real T;
+  namespace at = at_pre_bias_grad;
+  T* const dbias = e.real(o.slot[at::s_dbias]).p;
+  const int64_t n = e.plan.buffers[o.slot[at::s_w]].rows, p = e.width(o.slot[at::s_w]);
+  over_row<T>(p, [&](int64_t j, int lanes) {
+    Vec<T> sum(T(0));
+    for (int64_t b = 0; b < ceil_div(n, kLatentBlock); ++b) sum += Vec<T>::load(part + b * p + j, lanes);
+    (Vec<T>::load(dbias + j, lanes) - Vec<T>((T)f[at::f_scale]) * sum).store(dbias + j, lanes);
+  });
+}
+
+template <class E> void run_pre_bias_grad(const E& e, const OpRecord& o, const double* f) {
+  typedef typename E::Real T;
+  namespace at = at_pre_bias_grad;
+  const View<const T> w = e.template view<const T>(o.slot[at::s_w]);
+  const T* const db = e.real(o.slot[at::s_db]).p;
+  const int64_t n = e.plan.buffers[o.slot[at::s_w]].rows, p = e.width(o.slot[at::s_w]);
+  T* const part = (T*)e.codes;
+  over_latents(e, n, (double)n * p, true, [&](int64_t first, int64_t count, int) {
+    weighted_rows(db, w, first, count, p, part + first / kLatentBlock * p);
+  });
+  finish_pre_bias(e, o, f, (const T*)part);
+}
+
+// Gradient rows of w; where fused, given to the rule at once. pre_bias: an op of that kind over the same weights, done
+// on the way.
+template <class E>
+void run_latent_grad(const E& e, const OpRecord& o, const OpRecord* pre_bias, const double* pre_bias_f) {
+  typedef typename E::Real T;
+  namespace at = at_latent_grad;
+  const Listed<T> code = listed(e, o.slot[at::s_coef], o.slot[at::s_start], o.slot[at::s_entry]);
+  const int64_t n = e.plan.buffers[o.slot[at::s_w]].rows, p = e.width(o.slot[at::s_w]);
+  const View<T> dw = e.real(o.slot[at::s_dw]), w = e.real(o.slot[at::s_w]);
+  T* const db = e.real(o.slot[at::s_db]).p;
+  const bool at_once = e.fused(o), unit = at_once && e.unit_projection(o.slot[at::s_w]);
+  const int64_t u = o.slot[at::s_u], capacity = larger(o.i[at::i_capacity], 1);
+  const LatentGrad<T> grad = {code,
+                              n,
+                              p,
+                              e.template view<const T>(u),
+                              capacity,
+                              code.width / capacity,
+                              dw ? e.width(u) / p : 1,
+                              groups_of(e, o.slot[at::s_groups]),
+                              w,
+                              e.template view<const double>(o.slot[at::s_factor]).p,
+                              o.slot[at::s_factor] < 0 ? 0 : e.plan.buffers[o.slot[at::s_factor]].rows,
+                              o.i[at::i_unit] != 0};
+  Update<T> rule;
+  if (at_once) rule = e.update_of(*e.fused_update, e.plan.buffers[o.slot[at::s_w]]);
+  const T* const pre_db = pre_bias ? e.real(pre_bias->slot[at_pre_bias_grad::s_db]).p : nullptr;
+  T* const part = (T*)e.codes + e.threads * gradient_row<T>(p);
+  const double work = ((double)code.start[n] + (double)n * (at_once ? 8 : 1)) * (double)(dw ? p : 1);
+  over_latents(e, n, work, pre_bias != nullptr, [&](int64_t first, int64_t count, int thread) {
+    T* const own = (T*)e.codes + thread * gradient_row<T>(p);
+    if (pre_bias) weighted_rows(pre_db, View<const T>{w.p, w.ld}, first, count, p, part + first / kLatentBlock * p);
+    for (int64_t j = first; j < first + count; ++j) {
+      if (db) db[j] = (T)code.sum(j);
+      if (!dw) continue;
+      if (at_once && j + 1 < n) Update<T>::expect(&rule, j + 1, 1, 0, p);
+      T* const g = at_once ? own : dw.at(j, 0);
+      grad.row(j, g);
+      if (!at_once) continue;
+      rule.rows(g, p, j, 1, 0, p);
+      if (unit) unit_row(w.at(j, 0), p);
+    }
+  });
+  if (pre_bias) finish_pre_bias(e, *pre_bias, pre_bias_f, (const T*)part);
+}
+
+template <class E> void run_latent_sum(const E& e, const OpRecord& o) {
+  typedef typename E::Real T;
+  namespace at = at_latent_sum;
+  const Listed<T> code = listed(e, o.slot[at::s_coef], o.slot[at::s_start], o.slot[at::s_entry]);
+  T* const sum = e.real(o.slot[at::s_sum]).p;
+  const int64_t n = e.width(o.slot[at::s_sum]);
+  over_latents(e, n, (double)code.start[n] * 8, false, [&](int64_t first, int64_t count, int) {
+    for (int64_t j = first; j < first + count; ++j) store_sum(sum + j, code.sum(j), o.i[at::i_add] != 0);
+  });
+}
+
+template <class E> void run_norm_factor(const E& e, const OpRecord& o, const double* f) {
+  typedef typename E::Real T;
+  namespace at = at_norm_factor;
+  const Listed<T> code = listed(e, o.slot[at::s_val], o.slot[at::s_start], o.slot[at::s_entry]);
+  const View<const T> w = e.template view<const T>(o.slot[at::s_w]);
+  double* const factor = e.template view<double>(o.slot[at::s_factor]).p;
+  const int64_t n = e.plan.buffers[o.slot[at::s_w]].rows, p = e.width(o.slot[at::s_w]);
+  const int64_t spaces = larger(1, o.i[at::i_spaces]), part = p / spaces;
+  const double s = strength_of(e, f[at::f_strength], o.i[at::i_scalar]) / (double)e.m;
+  over_latents(e, n, (double)n * p, false, [&](int64_t first, int64_t count, int) {
+    for (int64_t j = first; j < first + count; ++j) {
+      const double total = code.sum(j, [](double v) { return v > 0 ? v : 0.0; });
+      for (int64_t q = 0; q < spaces; ++q) {
+        const double norm = total > 0 ? __builtin_sqrt(square_of(w.at(j, q * part), part)) : 0;
+        factor[q * n + j] = norm > 0 ? s * total / norm : 0;
+      }
+    }
+  });
+}
+
+template <class E> void run_bias_grad(const E& e, const OpRecord& o) {
+  typedef typename E::Real T;
+  namespace at = at_bias_grad;
+  const View<T> dy = e.real(o.slot[at::s_dy]);
+  bias_gradient((const T*)dy.p, dy.ld, e.m, e.width(o.slot[at::s_db]), e.real(o.slot[at::s_db]).p, e.threads,
+                o.i[at::i_add] != 0);
+}
+
+template <class E> void run_dead(const E& e, const OpRecord& o) {
+  namespace at = at_dead;
+  const int64_t* const since = e.template view<const int64_t>(o.slot[at::s_since]).p;
+  int32_t* const list = e.template view<int32_t>(o.slot[at::s_list]).p;
+  int32_t count = 0;
+  for (int64_t j = 0; j < e.width(o.slot[at::s_since]); ++j)
+    if (since[j] >= o.i[at::i_limit]) list[count++] = (int32_t)j;
+  *e.template view<int32_t>(o.slot[at::s_n_dead]).p = count;
+}
+
+template <class E> void run_average(const E& e, const OpRecord& o, const double* f) {
+  typedef typename E::Real T;
+  namespace at = at_average;
+  const View<const T> w = e.template view<const T>(o.slot[at::s_w]);
+  const View<T> mean = e.real(o.slot[at::s_mean]);
+  const int64_t rows = e.plan.buffers[o.slot[at::s_w]].rows, k = e.width(o.slot[at::s_w]);
+  const Vec<T> kept((T)f[at::f_decay]), rest((T)(1.0 - f[at::f_decay]));
+  const auto part = [&](int64_t r, int64_t c, int64_t n) {
+    over_row<T>(n, [&](int64_t j, int lanes) {
+      const Vec<T> x = rest * Vec<T>::load(w.at(r, c + j), lanes);
+      fma(kept, Vec<T>::load(mean.at(r, c + j), lanes), x).store(mean.at(r, c + j), lanes);
+    });
+  };
+  if (w.ld == k && mean.ld == k) over_flat(e.threads, rows * k, [&](int64_t c, int64_t n) { part(0, c, n); });
+  else
+    for (int64_t r = 0; r < rows; ++r) part(r, 0, k);
+}
+
+// Bytes of scratch beside sums that an op of codes takes.
+template <class T> int64_t code_scratch(const PlanRecord& plan, const OpRecord& o, int threads) {
+  const auto norms = [&](int64_t w) { return w < 0 ? 0 : plan.buffers[w].rows * (int64_t)sizeof(T); };
+  const auto parts = [&](int64_t w) { return ceil_div(plan.buffers[w].rows, kLatentBlock) * plan.buffers[w].columns; };
+  switch (o.kind) {
+    case op::code_penalty: return norms(o.slot[at_code_penalty::s_w]);
+    case op::jumprelu_grad: return norms(o.slot[at_jumprelu_grad::s_w]);
+    case op::gated_grad: return norms(o.slot[at_gated_grad::s_w]);
+    case op::pre_bias_grad: return parts(o.slot[at_pre_bias_grad::s_w]) * (int64_t)sizeof(T);
+    case op::latent_grad:
+      return (threads * gradient_row<T>(plan.buffers[o.slot[at_latent_grad::s_w]].columns) +
+              parts(o.slot[at_latent_grad::s_w])) *
+             (int64_t)sizeof(T);
+    default: return 0;
+  }
+}
+
+}  // namespace
+}  // namespace fastae
