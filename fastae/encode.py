@@ -18,6 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class _Writer:
         self.folder, self.manifest, self.dtype = folder, manifest, dtype
         self.files: dict[str, _GrowingFile] = {}
         self.rows, self.entries = manifest.get("rows", 0), manifest.get("entries", 0)
+        self.last = time.monotonic()  # when the last checkpoint was
 
     def open(self) -> None:
         """Opens the files, once the manifest says which."""
@@ -117,6 +119,13 @@ class _Writer:
         for name, array in {_FILES[kind][0]: small, **arrays}.items():
             self.files[name].append(array)
         self.rows, self.entries = self.rows + n_rows, self.entries + values.size
+
+    def write(self, code: Any, n_rows: int) -> None:
+        """`append`, and `checkpoint` when it is time."""
+        self.append(code, n_rows)
+        if time.monotonic() - self.last >= CHECKPOINT_SECONDS:
+            self.checkpoint()
+            self.last = time.monotonic()
 
     def checkpoint(self, complete: bool = False) -> None:
         """What was appended becomes what a crash leaves."""
@@ -212,7 +221,8 @@ def encode_to(
 ) -> dict:  # fmt: skip
     """Encodes all rows of ``source`` into the folder ``path``; returns the manifest.
 
-    encode : block (rows, p) → (values, indices), both (rows, k); or CSR (rows, n); or dense (rows, n)
+    encode : block (rows, p) → (values, indices), both (rows, k); or CSR (rows, n); or dense (rows, n).
+        What it gives must stay as it is while the next block is encoded
     source : what `fastae.stream.open_rows` takes
     block_rows : rows encoded at a time; the result does not depend on it
     resume : go on with what an earlier call left there (at once done where that was complete); False writes anew
@@ -244,14 +254,17 @@ def encode_to(
         try:
             if "kind" in manifest:
                 writer.open()
-            last = time.monotonic()
-            for block in rows.blocks(size, writer.rows):
-                writer.append(_encoded(encode, block, writer.rows), block.shape[0])
-                if time.monotonic() - last >= CHECKPOINT_SECONDS:
-                    writer.checkpoint()
-                    last = time.monotonic()
-                if progress is not None:
-                    progress(writer.rows, rows.n_rows)
+            done, written = writer.rows, None
+            with ThreadPoolExecutor(1) as thread:  # a block is written while the next one is encoded
+                for block in rows.blocks(size, done):
+                    code, n = _encoded(encode, block, done), block.shape[0]
+                    if written is not None:
+                        written.result()
+                    written, done = thread.submit(writer.write, code, n), done + n
+                    if progress is not None:
+                        progress(done, rows.n_rows)
+            if written is not None:
+                written.result()
             writer.checkpoint(complete=True)
         except BaseException:
             with suppress(OSError):  # a full disk: what the last checkpoint has stays
