@@ -28,8 +28,10 @@ _HOMES = {
     ),
     "diagnostics.report": ("Diagnosis", "Finding", "LayerReport"),
     "diagnostics.pca": ("PCAComparison",),
+    "encode": ("encode_to", "open_codes"),
     "plot": (
         "LossCurveDisplay", "ReconstructionDisplay", "CodeScatterDisplay", "FilterDisplay", "ErrorHistogramDisplay",
+        "FiringDensityDisplay", "FrontierDisplay",
     ),
     "spec.options": (
         "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU", "SELU", "Exponential", "Softplus", "GELU",
@@ -56,7 +58,7 @@ _HOMES = {
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("ops", "plot")
+_MODULES = ("metrics", "ops", "plot", "stream")
 
 __all__ = ["__version__", *_MODULES, *_HOME_OF]
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
+import hashlib
+import inspect
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-BLOCK = 65_536  # rows that encode holds at a time
+BLOCK = 16_384  # rows that encode holds at a time
 
 
 def _load_array(path: str) -> Any:
@@ -81,26 +85,95 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _encode(options: argparse.Namespace) -> int:
-    import numpy as np
+class _Progress:
+    """A line that says how far encoding is: on a terminal while it runs, else once at the end."""
 
-    from .io.model_file import load, write_atomically
+    def __init__(self, quiet: bool):
+        self.live = not quiet and sys.stderr.isatty()
+        self.begin = self.shown = time.perf_counter()
+        self.first: int | None = None  # rows that an earlier call had done are not this one's speed
+        self.rate = 0.0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = time.perf_counter()
+        if self.first is None:  # the first block warms up
+            self.first, self.begin = done, now
+            return
+        self.rate = (done - self.first) / max(now - self.begin, 1e-9)
+        if self.live and now - self.shown > 0.2:
+            self.shown = now
+            left = f" of {total:,}, {(total - done) / self.rate:.0f} s left" if total is not None else ""
+            sys.stderr.write(f"\r{done:,} rows{left}, {self.rate:,.0f} rows/s\x1b[K")
+
+    def close(self) -> str:
+        """Ends the line; says the speed."""
+        if self.live:
+            sys.stderr.write("\r\x1b[K")
+        return f", {self.rate:,.0f} rows/s" if self.rate else ""
+
+
+def _encoder(model: Any, k: int | None) -> Any:
+    """What encodes a block: ``encode`` where the estimator has it, else ``transform``."""
+    encode = getattr(model, "encode", None) or model.transform
+    if k is None:
+        return encode
+    if "k" not in inspect.signature(encode).parameters:
+        raise SystemExit(f"fastae: --k goes with models whose encode takes k; {type(model).__name__} does not")
+    return functools.partial(encode, k=k)
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from .encode import encode_to
+    from .io.model_file import load
+    from .stream import open_rows
+    from .validation import computing_dtype
 
     model = load(options.model)
     model.set_params(n_jobs=options.n_jobs)
-    X = _load_array(options.data)
-    width = model.network_.n_components
-    dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+    encode, sparse = _encoder(model, options.k), hasattr(model, "encode")
+    rows = open_rows(options.data, model.n_features_in_)
+    dtype = options.dtype or computing_dtype(rows.dtype, getattr(model, "precision", "auto")).name
+    progress = _Progress(options.quiet)
+    if options.out.endswith(".npy"):
+        if sparse:
+            raise SystemExit(f"fastae: {options.out!r} would be one file, sparse codes are several; give a folder")
+        shape = _encode_file(model, rows, options, dtype, progress)
+        print(f"{shape[0]:,} rows encoded to {options.out}: {shape} {dtype}{progress.close()}")
+        return 0
+    with open(options.model, "rb") as file:
+        fingerprint = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    manifest = encode_to(
+        encode, options.out, rows, block_rows=options.block_rows, resume=options.resume, dtype=dtype,
+        model=fingerprint if options.k is None else f"{fingerprint} k={options.k}",
+        n_components=model.n_components if sparse else None, progress=progress,
+    )  # fmt: skip
+    width = (
+        f"{manifest['k']} of {manifest['n_components']}" if manifest["kind"] == "fixed" else manifest["n_components"]
+    )
+    speed = progress.close()
+    print(f"{manifest['rows']:,} rows encoded to {options.out}: {manifest['kind']}, {width} {dtype}{speed}")
+    return 0
+
+
+def _encode_file(model: Any, rows: Any, options: argparse.Namespace, dtype: str, progress: Any) -> tuple[int, int]:
+    """Dense codes as one .npy file; returns its shape."""
+    import numpy as np
+
+    from .io.model_file import write_atomically
+
+    shape = (rows.n_rows, model.transform(next(rows.blocks(1))).shape[1])
 
     def write(file: Any) -> None:
-        header = {"descr": dtype.str, "fortran_order": False, "shape": (len(X), width)}
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(X), BLOCK):
-            file.write(model.transform(X[start : start + BLOCK]).tobytes())
+        done = 0
+        for block in rows.blocks(options.block_rows):
+            file.write(model.transform(block).astype(dtype, copy=False).tobytes())
+            done += len(block)
+            progress(done, rows.n_rows)
 
     write_atomically(options.out, write)
-    print(f"{len(X):,} rows encoded to {options.out}: {(len(X), width)} {dtype}")
-    return 0
+    return shape
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -138,10 +211,15 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.set_defaults(run=_train)
 
-    encode = commands.add_parser("encode", help="encode a .npy file, block by block")
+    encode = commands.add_parser("encode", help="encode .npy files, block by block; goes on where it was interrupted")
     encode.add_argument("model", help="model file")
-    encode.add_argument("data", help=".npy file, (rows, features)")
-    encode.add_argument("out", help=".npy file to write, (rows, code)")
+    encode.add_argument("data", nargs="+", help=".npy file, (rows, features); or several that follow each other")
+    encode.add_argument("out", help="folder to write to; for dense codes also a .npy file")
+    encode.add_argument("--block-rows", type=int, default=BLOCK, help="rows encoded at a time (default: %(default)s)")
+    encode.add_argument("--k", type=int, help="entries a row, for models whose encode takes k")
+    encode.add_argument("--dtype", choices=("float16", "float32", "float64"), help="of the values")
+    encode.add_argument("--no-resume", dest="resume", action="store_false", help="start anew")
+    encode.add_argument("--quiet", action="store_true", help="no progress line")
     encode.set_defaults(run=_encode)
 
     info = commands.add_parser("info", help="what fastae found on this machine, or what a model file holds")
@@ -152,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="machine-readable; the schema stands in fastae/bench.py")
     bench.set_defaults(run=_bench)
     for command in (train, encode, bench):
-        command.add_argument("--n-jobs", type=int, default=None, help="threads (default: all cores)")
+        command.add_argument("--n-jobs", "--threads", type=int, default=None, help="threads (default: all cores)")
     return top
 
 

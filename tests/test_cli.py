@@ -26,6 +26,86 @@ def test_train_encode_info(tmp_path, capsys):
     assert "8 features, code of 3" in capsys.readouterr().out
 
 
+def test_encode_into_a_folder(tmp_path, capsys, monkeypatch):
+    import fastae
+    from fastae.encode import open_codes, read_manifest
+
+    np.save(tmp_path / "a.npy", X[:70])
+    np.save(tmp_path / "b.npy", X[70:])
+    model, out = str(tmp_path / "m.safetensors"), str(tmp_path / "out")
+    fitted = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X)
+    fitted.save(model)
+    command = ["encode", model, str(tmp_path / "a.npy"), str(tmp_path / "b.npy"), out, "--block-rows", "40"]
+    assert main([*command, "--threads", "1"]) == 0
+    assert "150 rows encoded to" in capsys.readouterr().out
+    np.testing.assert_array_equal(open_codes(out), fitted.transform(X))
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "codes.npy"), fitted.transform(X))
+    assert read_manifest(out)["model"].startswith("sha256:")
+    monkeypatch.setattr(fastae.Autoencoder, "transform", None)
+    assert main(command) == 0  # complete: nothing is encoded again
+    monkeypatch.undo()
+    fastae.Autoencoder(3, max_iter=1, random_state=1).fit(X).save(model)
+    assert main(command) == 2
+    assert "holds other codes: model" in capsys.readouterr().err
+    assert main([*command, "--no-resume", "--dtype", "float16"]) == 0
+    codes = open_codes(out)
+    assert codes.dtype == np.float16
+    np.testing.assert_array_equal(codes, fastae.load(model).transform(X).astype(np.float16))
+    with pytest.raises(SystemExit, match="--k goes with models whose encode takes k"):
+        main([*command, "--k", "3"])
+
+
+class TopK:
+    """As `SparseAutoencoder` encodes."""
+
+    n_features_in_, n_components = 8, 8
+
+    def set_params(self, **parameters):
+        self.parameters = parameters
+
+    def encode(self, X, k=2):
+        indices = np.sort(np.argsort(-X, axis=1, kind="stable")[:, :k], axis=1).astype(np.int32)
+        return np.take_along_axis(X, indices, axis=1), indices
+
+
+def test_encode_sparse_codes(tmp_path, capsys, monkeypatch):
+    import fastae.io.model_file
+    from fastae.encode import open_codes
+
+    monkeypatch.setattr(fastae.io.model_file, "load", lambda path: TopK())
+    np.save(tmp_path / "x.npy", X)
+    (tmp_path / "m").write_bytes(b"a model")
+    command = ["encode", str(tmp_path / "m"), str(tmp_path / "x.npy"), str(tmp_path / "out")]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("fastae.cli.time.perf_counter", iter(range(1000)).__next__)
+    assert main([*command, "--block-rows", "50"]) == 0
+    text = capsys.readouterr()
+    assert "150 rows" in text.out and "2 of 8 float32, 50 rows/s" in text.out
+    assert "100 rows of 150, 1 s left, 50 rows/s" in text.err
+    for got, wanted in zip(open_codes(tmp_path / "out"), TopK().encode(X), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert main([*command, "--k", "3"]) == 2
+    assert "holds other codes" in capsys.readouterr().err
+    assert main([*command, "--k", "3", "--no-resume", "--quiet"]) == 0
+    assert open_codes(tmp_path / "out")[0].shape == (150, 3)
+    assert main(command) == 2  # and without --k it is another one again
+    with pytest.raises(SystemExit, match="sparse codes are several; give a folder"):
+        main([*command[:-1], "out.npy"])
+
+
+def test_encode_computes_and_writes_the_same_type(tmp_path):
+    import fastae
+
+    fastae.Autoencoder(3, max_iter=2, random_state=0, precision="float64").fit(X).save(tmp_path / "m")
+    np.save(tmp_path / "x.npy", X)
+    for out in ("codes.npy", "folder"):
+        assert main(["encode", str(tmp_path / "m"), str(tmp_path / "x.npy"), str(tmp_path / out)]) == 0
+    one, two = np.load(tmp_path / "codes.npy"), np.load(tmp_path / "folder" / "codes.npy")
+    assert one.dtype == two.dtype == np.float64
+    np.testing.assert_array_equal(one, fastae.load(tmp_path / "m").transform(X))
+    np.testing.assert_array_equal(one, two)
+
+
 def test_info_and_bench(capsys):
     assert main(["info"]) == 0
     assert "backends:" in capsys.readouterr().out

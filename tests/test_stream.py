@@ -27,6 +27,19 @@ def reused():
         yield memory[: len(piece)]
 
 
+class Sliced:
+    """As the datasets of h5py and zarr: a shape, a dtype, and slices that are read when asked for."""
+
+    shape, dtype = X.shape, X.dtype
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice) and rows.stop - rows.start <= 500
+        return memoryview(X[rows])
+
+    def __array__(self, *_, **__):
+        raise AssertionError("the whole was asked for")
+
+
 @pytest.fixture
 def sources(tmp_path):
     """Name → function that makes the source of X."""
@@ -50,13 +63,14 @@ def sources(tmp_path):
         "iterator": lambda: iter(pieces()),
         "function": lambda: reused,
         "rows": lambda: open_rows(X),
+        "sliced": Sliced,
         "CSR": lambda: csr_matrix(X),
         "CSR blocks": lambda: (csr_array(piece) for piece in pieces()),
     }
 
 
 NAMES = ("array", "Fortran", "swapped", "strided", "memmap", "path", "Fortran path", "swapped path", "shards", "arrays",
-         "iterator", "function", "rows", "CSR", "CSR blocks")  # fmt: skip
+         "iterator", "function", "rows", "sliced", "CSR", "CSR blocks")  # fmt: skip
 
 
 def dense(block):

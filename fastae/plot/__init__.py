@@ -12,11 +12,14 @@ from .error_histogram import ErrorHistogramDisplay
 from .filters import FilterDisplay
 from .loss_curve import LossCurveDisplay
 from .reconstruction import ReconstructionDisplay, save_reconstructions
+from .sparse import FiringDensityDisplay, FrontierDisplay
 
 __all__ = [
     "CodeScatterDisplay",
     "ErrorHistogramDisplay",
     "FilterDisplay",
+    "FiringDensityDisplay",
+    "FrontierDisplay",
     "LossCurveDisplay",
     "ReconstructionDisplay",
     "save_reconstructions",

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backends import get_backend
 from ..validation import FLOATS, readable
-from .rows import Block, Rows, as_block
+from .rows import Block, Rows, as_block, check_dtype, check_shape
 from .sequence import Sequence
 from .stored import Array, Stored, open_file
 
@@ -23,8 +23,9 @@ def open_rows(source: Any, n_features: int | None = None, *, backend: Any = "aut
     """Rows of a source of any kind.
 
     source : array (N, p); np.memmap; path of a .npy file; list of arrays or of such paths, which follow each other;
-        scipy sparse matrix; iterable or iterator of 2-D blocks; or a function that returns a fresh iterator, so that
-        several passes are possible. bfloat16 files, which NumPy writes as two nameless bytes, need ml_dtypes.
+        scipy sparse matrix; what gives arrays when sliced (h5py, zarr, dask); iterable or iterator of 2-D blocks; or a
+        function that returns a fresh iterator, so that several passes are possible. bfloat16 files, which NumPy writes
+        as two nameless bytes, need ml_dtypes.
     n_features : the width that is wanted, or None for any
     Raises ValueError or TypeError for a source without rows, of another width or dtype, FileNotFoundError for files.
     """
@@ -44,9 +45,14 @@ def _open(source: Any, backend: Any) -> Rows:
             raise ValueError("the source is an empty list; give .npy files or 2-D arrays")
         parts = [open_file(item) if isinstance(item, (str, os.PathLike)) else Array(as_block((i, item)))
                  for i, item in enumerate(source)]  # fmt: skip
-        if len({isinstance(getattr(part, "array", np.empty(0)), np.ndarray) for part in parts}) > 1:
+        if len({part.sparse for part in parts}) > 1:
             raise TypeError("the source mixes arrays and sparse matrices; give only one kind")
         return Stored([part for part in parts if part.n_rows] or parts[:1], backend)
+    typed = isinstance(getattr(source, "dtype", None), np.dtype) and hasattr(source, "__getitem__")
+    if typed and not isinstance(source, np.ndarray) and not hasattr(source, "tocsr"):  # perhaps larger than memory
+        check_shape("the source", source.shape)
+        check_dtype("the source", source.dtype)
+        return Stored([Array(source)], backend)
     if hasattr(source, "shape"):
         return Stored([Array(as_block((None, source)))], backend)
     if callable(source):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ from .rows import Block, Rows, check_alike, check_dtype, check_shape, count, joi
 
 
 class Array:
-    """A part of the rows that is an array or a CSR matrix."""
+    """A part of the rows that is an array, a CSR matrix, or what gives arrays when sliced (h5py, zarr, dask)."""
 
     def __init__(self, array: Any):
         self.array, self.dtype = array, array.dtype.newbyteorder("=")
         self.n_rows, self.n_features = array.shape
+        self.sparse = hasattr(array, "tocsr")
 
     def read(self, start: int, stop: int) -> Block:
         block = self.array[start:stop]
-        return readable(block) if isinstance(block, np.ndarray) else block
+        return block if self.sparse else readable(np.asarray(block))
 
     def fill(self, start: int, stop: int, out: np.ndarray) -> None:
         out[...] = self.array[start:stop]
@@ -33,6 +36,8 @@ class File:
 
     Read, not mapped: memory stays what a block takes, and a file cut short is an error instead of a signal.
     """
+
+    sparse = False
 
     def __init__(self, path: str, mapped: np.memmap, dtype: np.dtype):
         self.path, self.stored, self.offset = path, dtype, mapped.offset
@@ -67,24 +72,23 @@ class Stored(Rows):
         for i, part in enumerate(parts):
             check_alike(f"part {i} of the source", part.n_features, part.dtype, self)
         self._parts = parts
-        self._ends = np.cumsum([part.n_rows for part in parts])
-        self.n_rows = int(self._ends[-1])
-        self.sparse = isinstance(first, Array) and not isinstance(first.array, np.ndarray)
+        self._ends = list(accumulate(part.n_rows for part in parts))
+        self.n_rows, self.sparse = self._ends[-1], first.sparse
         if self.sparse:
             stored = sum(part.array.nnz for part in parts)
             self._density = stored / max(1, self.n_rows * self.n_features)
 
     def blocks(self, rows_per_block: int, start: int = 0) -> Iterator[Block]:
-        size, n_rows = count("rows_per_block", rows_per_block, 1), int(self._ends[-1])
+        size, n_rows = count("rows_per_block", rows_per_block, 1), self._ends[-1]
         if not 0 <= start <= n_rows:
             raise ValueError(f"start={start} must be in [0, {n_rows}], the rows of the source")
         return (self._read(row, min(row + size, n_rows)) for row in range(start, n_rows, size))
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
-        i = int(np.searchsorted(self._ends, start, side="right"))
+        i = bisect_right(self._ends, start)
         while start < stop:
-            base = int(self._ends[i - 1]) if i else 0
-            end = min(stop, int(self._ends[i]))
+            base = self._ends[i - 1] if i else 0
+            end = min(stop, self._ends[i])
             yield self._parts[i], start - base, end - base
             start, i = end, i + 1
 
@@ -102,7 +106,7 @@ class Stored(Rows):
         return out
 
     def _buffers(self, key: int, chunk: int, buffer: int, skip: int) -> Iterator[tuple[int, Block, np.ndarray, int]]:
-        n_rows = int(self._ends[-1])
+        n_rows = self._ends[-1]
         order = self._permutation(key, 0, -(-n_rows // chunk))
         per_buffer = max(1, buffer // chunk)
         space = None if self.sparse else np.empty((min(n_rows, per_buffer * chunk), self.n_features), self.dtype)
