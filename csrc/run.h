@@ -520,6 +520,7 @@ template <class T> struct Executor {
       case op::project: apply_project(o, f); break;
       case op::centre: run_centre(*this, o, f); break;
       case op::standardize: run_standardize(*this, o, f); break;
+      case op::exponential: run_exponential(*this, o); break;
       case op::restore: run_restore(*this, o); break;
       case op::pack_encoder: run_pack_encoder(*this, o); break;
       case op::encode: run_encode(*this, o, f); break;

@@ -48,6 +48,14 @@ template <class E> void run_standardize(const E& e, const OpRecord& o, const dou
   });
 }
 
+template <class E> void run_exponential(const E& e, const OpRecord& o) {
+  typedef typename E::Real T;
+  const T* const x = e.real(o.slot[at_exponential::s_x]).p;
+  T* const y = e.real(o.slot[at_exponential::s_y]).p;
+  over_row<T>(e.width(o.slot[at_exponential::s_x]),
+              [&](int64_t j, int lanes) { exp(Vec<T>::load(x + j, lanes)).store(y + j, lanes); });
+}
+
 template <class E> void run_restore(const E& e, const OpRecord& o) {
   typedef typename E::Real T;
   namespace at = at_restore;

@@ -9,7 +9,7 @@ constexpr int kMaxInts = 7;
 constexpr int kMaxFloats = 4;
 
 namespace op {
-enum Kind { gather, transform_input, noise, dropout, take, neighbour, pack, fold_norm, dense, pack_int8, quantize, dense_int8, store_half, store_int8, add, maxout, maxout_grad, batch_norm, batch_norm_grad, layer_norm, layer_norm_grad, activation, activation_grad, softmax, softmax_grad, loss, size_factor, likelihood, distribution, dense_grad, activity, kl_sparsity, pair, contractive, scale_rows, decorrelation, orthogonality, projector, weight_penalty, clip_gradient, update, project, centre, standardize, restore, pack_encoder, encode, batch_topk, narrow, gated_code, decode, squared_error, suffix_sum, code_grad, code_penalty, relu_grad, jumprelu_grad, gated_grad, by_latent, latent_grad, latent_sum, norm_factor, bias_grad, pre_bias_grad, fired, dead, code_statistics, average, count };
+enum Kind { gather, transform_input, noise, dropout, take, neighbour, pack, fold_norm, dense, pack_int8, quantize, dense_int8, store_half, store_int8, add, maxout, maxout_grad, batch_norm, batch_norm_grad, layer_norm, layer_norm_grad, activation, activation_grad, softmax, softmax_grad, loss, size_factor, likelihood, distribution, dense_grad, activity, kl_sparsity, pair, contractive, scale_rows, decorrelation, orthogonality, projector, weight_penalty, clip_gradient, update, project, centre, standardize, exponential, restore, pack_encoder, encode, batch_topk, narrow, gated_code, decode, squared_error, suffix_sum, code_grad, code_penalty, relu_grad, jumprelu_grad, gated_grad, by_latent, latent_grad, latent_sum, norm_factor, bias_grad, pre_bias_grad, fired, dead, code_statistics, average, count };
 }
 namespace at_gather {
 enum Slot { s_x, s_weight, s_rows };
@@ -197,6 +197,9 @@ enum Float { f_scale };
 namespace at_standardize {
 enum Slot { s_x, s_y, s_statistics };
 enum Float { f_epsilon };
+}
+namespace at_exponential {
+enum Slot { s_x, s_y };
 }
 namespace at_restore {
 enum Slot { s_y, s_statistics, s_out };

@@ -323,6 +323,7 @@ OP_KINDS: tuple[OpKind, ...] = (
             "deviation + epsilon (p = 1: epsilon); y may be x"
         ),
     ),
+    OpKind("exponential", ("x", "y"), doc="y = exp(x), both (1,n) parameters"),
     OpKind("restore", ("y", "statistics", "out"), doc="out = y deviation_r + mean_r; out may be y"),
     OpKind(
         "pack_encoder",

@@ -110,11 +110,8 @@ class _Builder:
             return None
         if not sparsity.logarithm:
             return "threshold"
-        from ..spec.options import Exponential  # type: ignore[attr-defined]
-
-        theta = self.plan.buffer("exp_threshold", 1, self.network.n_components)
-        self.op("activation", x="threshold", y=theta, activation=Exponential()._index)
-        return theta
+        self.op("exponential", x="threshold", y=self.plan.buffer("exp_threshold", 1, self.network.n_components))
+        return "exp_threshold"
 
 
 class _Training(_Builder):

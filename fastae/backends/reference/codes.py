@@ -44,6 +44,10 @@ def standardize(step, op, v):
     v["y"][...] = (x - mean) / deviation
 
 
+def exponential(step, op, v):
+    v["y"][...] = np.exp(_double(v, "x"))
+
+
 def restore(step, op, v):
     mean, deviation = v["statistics"][:, :1], v["statistics"][:, 1:]
     v["out"][...] = _double(v, "y") * deviation + mean
