@@ -87,8 +87,8 @@ def detect(path: Any) -> str:
         names = [str(entry.relative_to(folder)) for entry in inside]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise ModelFileError(
-            f"{str(path)!r} holds {len(names)} checkpoints, {', '.join(names[:SHOWN])}{more}; give the path of one, such "
-            f"as {str(inside[0])!r}"
+            f"{str(path)!r} holds {len(names)} checkpoints, {', '.join(names[:SHOWN])}{more}; "
+            f"give the path of one, such as {str(inside[0])!r}"
         )
     raise ModelFileError(
         f"{str(path)!r} is in no format that fastae knows by its files; give format=, one of {sorted(READERS)}"
