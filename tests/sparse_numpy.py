@@ -1,4 +1,4 @@
-"""A plain NumPy reference of sparse autoencoders, float64, from a SparseCheckpoint: what tests compare packages with."""
+"""Sparse autoencoders in plain NumPy, float64, from a SparseCheckpoint: what tests compare packages with."""
 
 import numpy as np
 

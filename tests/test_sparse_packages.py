@@ -164,7 +164,12 @@ def test_saelens_before_6(tmp_path):
     make, config = saelens_class("TopKSAE")
     randomise(make(config(d_in=P, d_sae=N, k=K))).save_model(tmp_path)
     old = {"d_in": P, "d_sae": N, "dtype": "torch.float32", "activation_fn_str": "topk", "hook_point": "blocks.3.x"}
-    old |= {"activation_fn_kwargs": {"k": K}, "normalize_activations": None, "lr": 0.1, "sae_lens_training_version": "3"}
+    old |= {
+        "activation_fn_kwargs": {"k": K},
+        "normalize_activations": None,
+        "lr": 0.1,
+        "sae_lens_training_version": "3",
+    }
     (tmp_path / "cfg.json").write_text(json.dumps(old))
     sae, checkpoint, x = make.load_from_disk(tmp_path), read(tmp_path), rows()
     assert checkpoint.metadata["hook_name"] == "blocks.3.x"
@@ -315,7 +320,9 @@ def test_dictionary_learning(name, threshold, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
     checkpoint, x = read(tmp_path), rows()
     assert checkpoint.architecture == architecture
-    with_threshold = {} if architecture not in ("batch_topk", "matryoshka") or threshold > 0 else {"use_threshold": False}
+    with_threshold = (
+        {} if architecture not in ("batch_topk", "matryoshka") or threshold > 0 else {"use_threshold": False}
+    )
     code = sae.encode(x, **with_threshold)
     same(checkpoint, x, code, sae.decode(code))
 
@@ -338,7 +345,7 @@ def test_sentence_transformers(normalize, safe, tmp_path):
     checkpoint, x = read(tmp_path), rows()
     with torch.inference_mode():
         code = sae.forward({"sentence_embedding": x})["sentence_embedding"]
-        prepared, info = sae.prepare(x)
+        _, info = sae.prepare(x)
     with torch.no_grad():
         output = sae.decode(code.clone(), info)
     same(checkpoint, x, code, output)

@@ -24,7 +24,7 @@ ARCHIVE, CONFIG, WEIGHTS = "params.npz", "config.json", "params.safetensors"
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Arrays of an .npz; object arrays, which would be unpickled, are refused."""
     try:
-        with np.load(existing(path, "the weights"), allow_pickle=False) as archive:
+        with open(existing(path, "the weights"), "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise

@@ -116,7 +116,8 @@ def read(path: Any) -> SparseCheckpoint:
     normalize = config.choice("normalize_activations", ("none", "layer_norm", "expected_average_only_in"), "none")
     why = "rows are expected flat, (rows, d_in), so flatten heads yourself and set"
     config.choice("reshape_activations", ("none",), "none", why)
-    k, sizes, rescale = _topk_settings(config, architecture, n)
+    average, sizes, rescale = _topk_settings(config, architecture, n)
+    k = None if average is None or int(average) != average else int(average)
     if old:
         config.choice("activation_fn", ("relu", "topk"), "relu")
         if config.take("finetuning_scaling_factor", (bool, type(None)), False):
@@ -125,6 +126,8 @@ def read(path: Any) -> SparseCheckpoint:
     metadata |= config.take("metadata", dict, {})
     config.take("device", (str, type(None)), None)
     metadata |= config.finish(_TRAINING, lenient=old)
+    if k != average:
+        metadata["average_k"] = average  # not an integer; at inference the threshold is what counts
 
     tensors = Tensors(folder / WEIGHTS, read_safetensors(folder / WEIGHTS))
     arrays = {
@@ -169,7 +172,7 @@ def read(path: Any) -> SparseCheckpoint:
     return fold_decoder_norm(checkpoint)
 
 
-def _topk_settings(config: Config, architecture: str, n: int) -> tuple[int | None, tuple[int, ...] | None, bool]:
+def _topk_settings(config: Config, architecture: str, n: int) -> tuple[float | None, tuple[int, ...] | None, bool]:
     """k, group sizes and whether codes are rescaled by the decoder's norms."""
     if architecture not in _TOPK:
         return None, None, False
@@ -186,10 +189,7 @@ def _topk_settings(config: Config, architecture: str, n: int) -> tuple[int | Non
             raise config.error(f"matryoshka_widths={ends} must be integers")
         ends = ends if ends[-1:] == [n] else [*ends, n]
         sizes = tuple(int(size) for size in np.diff([0, *ends]))
-    if int(average) != average:
-        config.left["average_k"] = average  # no integer; the threshold is what counts at inference
-        return None, sizes, rescale
-    return int(average), sizes, rescale
+    return average, sizes, rescale
 
 
 def _sparsity(path: Path, n: int) -> np.ndarray | None:
