@@ -203,7 +203,7 @@ def saelens_from(config, state):
 
 
 def test_llama_scope_as_saelens_reads_it(tmp_path, monkeypatch):
-    from test_sparse_formats import llama_scope
+    from sparse_files import llama_scope
 
     loaders = local_hub(monkeypatch, tmp_path)
     llama_scope(tmp_path / "L0", P, N)
@@ -217,7 +217,7 @@ def test_llama_scope_as_saelens_reads_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["sae", "transcoder", "affine"])
 def test_gemma_scope_2_as_saelens_reads_it(kind, tmp_path, monkeypatch):
-    from test_sparse_formats import gemma_scope_2
+    from sparse_files import gemma_scope_2
 
     loaders = local_hub(monkeypatch, tmp_path)
     name = "layer_3_resid_post" if kind == "sae" else "layer_3_transcoder"
@@ -231,7 +231,7 @@ def test_gemma_scope_2_as_saelens_reads_it(kind, tmp_path, monkeypatch):
 
 
 def test_gemma_scope_as_saelens_reads_it(tmp_path, monkeypatch):
-    from test_sparse_formats import gemma_scope
+    from sparse_files import gemma_scope
 
     loaders = local_hub(monkeypatch, tmp_path)
     name = "layer_3/width_16k/average_l0_5"

@@ -202,6 +202,12 @@ def test_zip_tricks(path, tmp_path):
         torch_file.read(path)
 
 
+def test_storage_in_a_subfolder_of_the_archive(path):
+    program = tensor(storage("sub/0", 1), 0, (1,), (1,))
+    with pytest.raises(ModelFileError, match="lacks the storage"):
+        torch_file.read(write_program(path, program, {"sub/0": b"1234"}))
+
+
 def test_big_endian(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02" + GOOD + b".")

@@ -13,7 +13,7 @@ ARCHITECTURES = ("relu", "topk", "abs_topk", "batch_topk", "jumprelu", "gated", 
 GATED = ("gate_bias", "magnitude_bias", "magnitude_log_scale")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseCheckpoint:
     """A sparse autoencoder or transcoder, independent of where it came from.
 
@@ -122,6 +122,24 @@ def _check(checkpoint: SparseCheckpoint, where: str) -> None:
         raise fail(f"sparsity has shape {c.sparsity.shape} or NaN, wanted ({n},) log10 frequencies")
 
 
+BLOCK = 1024  # rows that are held in float64 at a time
+
+
+def rows_times(array: np.ndarray, factor: float | np.ndarray) -> np.ndarray:
+    """Rows (n, ...) times a number, or one number each, rounded once."""
+    factors = np.broadcast_to(np.asarray(factor, np.float64), len(array)).reshape(-1, *[1] * (array.ndim - 1))
+    result = np.empty_like(array)
+    for i in range(0, len(array), BLOCK):
+        result[i : i + BLOCK] = array[i : i + BLOCK] * factors[i : i + BLOCK]
+    return result
+
+
+def row_norms(array: np.ndarray) -> np.ndarray:
+    """Lengths of rows, float64."""
+    blocks = (array[i : i + BLOCK].astype(np.float64) for i in range(0, len(array), BLOCK))
+    return np.concatenate([np.linalg.norm(block, axis=1) for block in blocks])
+
+
 def fold_scale(checkpoint: SparseCheckpoint) -> SparseCheckpoint:
     """The same function of raw x without "scale": encoder · s, decoder / s, decoder_bias / s. Codes are unchanged.
 
@@ -138,11 +156,11 @@ def fold_scale(checkpoint: SparseCheckpoint) -> SparseCheckpoint:
 
 def scaled(checkpoint: SparseCheckpoint, into: float, out: float, **changes: object) -> SparseCheckpoint:
     """Weights for raw arrays of a checkpoint whose input was multiplied by ``into`` and whose target by ``out``."""
-    arrays = {name: array.astype(np.float64) for name, array in checkpoint.arrays.items()}
+    arrays = checkpoint.arrays
     new = {
-        "encoder": arrays["encoder"] * into,
-        "decoder": arrays["decoder"] / out,
-        "decoder_bias": arrays["decoder_bias"] / out,
+        "encoder": rows_times(arrays["encoder"], into),
+        "decoder": rows_times(arrays["decoder"], 1 / out),
+        "decoder_bias": rows_times(arrays["decoder_bias"], 1 / out),
     }
     return checkpoint.replace(new, metadata={**checkpoint.metadata, "folded_input_scale": into}, **changes)
 
@@ -157,11 +175,10 @@ def fold_decoder_norm(checkpoint: SparseCheckpoint) -> SparseCheckpoint:
         return c
     if c.architecture not in ("topk", "abs_topk", "batch_topk", "matryoshka"):
         raise ValueError(f"rescale_by_decoder_norm belongs to the top-k kinds, not to {c.architecture}")
-    decoder = c.arrays["decoder"].astype(np.float64)
-    norm = np.linalg.norm(decoder, axis=1)
+    norm = row_norms(c.arrays["decoder"])
     new = {
-        "encoder": c.arrays["encoder"] * norm[:, None],
-        "encoder_bias": c.arrays["encoder_bias"] * norm,
-        "decoder": decoder / np.where(norm > 0, norm, 1)[:, None],
+        "encoder": rows_times(c.arrays["encoder"], norm),
+        "encoder_bias": rows_times(c.arrays["encoder_bias"], norm),
+        "decoder": rows_times(c.arrays["decoder"], 1 / np.where(norm > 0, norm, 1)),
     }
     return c.replace(new, rescale_by_decoder_norm=False, metadata={**c.metadata, "folded_decoder_norm": True})

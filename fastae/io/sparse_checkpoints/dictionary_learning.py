@@ -94,6 +94,6 @@ def read(path: Any) -> SparseCheckpoint:
         if any(type(size) is not int for size in sizes) or config.take("group_sizes", list, list(sizes)) != list(sizes):
             raise config.error(f"trainer.group_sizes is not {sizes}, which {WEIGHTS} has")
     tensors.finish(f"dictionary_learning's {name}")
-    metadata |= config.finish(lenient=True) | ({} if buffer is None else {"buffer": buffer})
+    metadata = config.finish(lenient=True) | metadata | ({} if buffer is None else {"buffer": buffer})
     pre_bias = name not in ("AutoEncoderNew", "JumpReluAutoEncoder")
     return SparseCheckpoint(architecture, arrays, k=k, group_sizes=sizes, pre_bias=pre_bias, metadata=metadata)

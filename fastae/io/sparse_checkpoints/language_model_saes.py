@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import SparseCheckpoint, fold_decoder_norm, scaled
+from .checkpoint import SparseCheckpoint, fold_decoder_norm, row_norms, scaled
 from .files import Config, Tensors, folder_of, read_json, read_safetensors, transposed
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
@@ -62,8 +62,7 @@ def read(path: Any) -> SparseCheckpoint:
     if architecture == "jumprelu":
         threshold = np.exp(tensors.take("activation_function.log_jumprelu_threshold", (n,)).astype(np.float64))
         if by_norm:
-            length = np.linalg.norm(arrays["decoder"].astype(np.float64), axis=1)
-            threshold = threshold / np.maximum(length, np.finfo(np.float32).tiny)
+            threshold = threshold / np.maximum(row_norms(arrays["decoder"]), np.finfo(np.float32).tiny)
         limit = np.finfo(encoder.dtype).max  # a decoder row of zeros never fires
         arrays["threshold"] = np.minimum(threshold, limit).astype(encoder.dtype)
     factors = [1.0, 1.0]

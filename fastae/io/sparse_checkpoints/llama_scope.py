@@ -54,7 +54,7 @@ def read(path: Any) -> SparseCheckpoint:
     }
     tensors.finish("Llama Scope")
     named = {key: hook for key, hook in zip(("hook_name", "hook_name_out"), hooks, strict=True) if hook}
-    metadata = {"format": "llama_scope", **named, **config.finish(lenient=True)}
+    metadata = {**config.finish(lenient=True), **named, "format": "llama_scope"}
     if transcoder and pre_bias:
         raise config.error("apply_decoder_bias_to_pre_encoder=true contradicts different hook points in and out")
     if pre_bias and into != out:

@@ -89,8 +89,8 @@ def _modernised(values: dict) -> dict:
     kwargs = new.pop("activation_fn_kwargs", None)
     if new.get("activation_fn") == "topk":
         new["architecture"] = "topk"
-        if isinstance(kwargs, dict) and kwargs.get("k") is not None:
-            new["k"] = kwargs["k"]
+    if new["architecture"] == "topk" and isinstance(kwargs, dict) and kwargs.get("k") is not None:
+        new["k"] = kwargs["k"]
     normalize = new.get("normalize_activations")
     if normalize is None or isinstance(normalize, bool):
         new["normalize_activations"] = "expected_average_only_in" if normalize else "none"
@@ -122,10 +122,10 @@ def read(path: Any) -> SparseCheckpoint:
         config.choice("activation_fn", ("relu", "topk"), "relu")
         if config.take("finetuning_scaling_factor", (bool, type(None)), False):
             raise config.error("finetuning_scaling_factor=true is not supported; fold it into W_dec with SAELens < 6")
-    metadata = {"format": "saelens", "saelens_architecture": name, "dtype": dtype.removeprefix("torch.")}
-    metadata |= config.take("metadata", dict, {})
+    metadata = config.take("metadata", dict, {})
     config.take("device", (str, type(None)), None)
     metadata |= config.finish(_TRAINING, lenient=old)
+    metadata |= {"format": "saelens", "saelens_architecture": name, "dtype": dtype.removeprefix("torch.")}
     if k != average:
         metadata["average_k"] = average  # not an integer; at inference the threshold is what counts
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import SparseCheckpoint, fold_decoder_norm, fold_scale
+from .checkpoint import SparseCheckpoint, fold_decoder_norm, fold_scale, row_norms
 from .files import Config, Tensors, folder_for, folder_of, read_json, read_safetensors, write_json, write_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -71,7 +71,7 @@ def write(path: Any, checkpoint: SparseCheckpoint) -> None:
     if not (c.pre_bias or c.transcoder):
         product = c.arrays["encoder"].astype(np.float64) @ c.arrays["decoder_bias"].astype(np.float64)
         bias = (bias + product).astype(bias.dtype)
-    norm = np.linalg.norm(c.arrays["decoder"].astype(np.float64), axis=1)
+    norm = row_norms(c.arrays["decoder"])
     config = {
         "activation": "topk",
         "expansion_factor": max(1, n // p),
