@@ -29,14 +29,14 @@ def package(name):
 
 
 def randomise(module, seed=0):
-    """Every parameter random, thresholds positive, decoder rows of different lengths."""
+    """Every parameter random, few thresholds negative, decoder rows of different lengths."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             values = torch.randn(parameter.shape, generator=generator) * (0.4 if parameter.ndim == 1 else 0.6)
-            parameter.copy_(values.abs() if "threshold" in name else values)
+            parameter.copy_(values.abs() - 0.1 if "threshold" in name else values)
     return module.eval()
 
 
@@ -73,6 +73,11 @@ SAELENS = {
     "transcoder": ("Transcoder", {"d_out": 9, "apply_b_dec_to_input": False}, "relu"),
     "skip transcoder": ("SkipTranscoder", {"d_out": 9, "apply_b_dec_to_input": False}, "relu"),
     "jumprelu transcoder": ("JumpReLUTranscoder", {"d_out": 9, "apply_b_dec_to_input": False}, "jumprelu"),
+    "transcoder, layer norm": (
+        "SkipTranscoder",
+        {"d_out": 9, "apply_b_dec_to_input": False, "normalize_activations": "layer_norm"},
+        "relu",
+    ),
     "jumprelu skip": ("JumpReLUSkipTranscoder", {"d_out": 9, "apply_b_dec_to_input": False}, "jumprelu"),
 }
 

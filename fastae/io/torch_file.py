@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import struct
 import sys
 import zipfile
 from collections.abc import Callable
@@ -25,6 +26,9 @@ MAX_PICKLE_BYTES = 16 << 20  # a state dict has a few kilobytes
 MAX_ENTRIES = 1 << 16
 MAX_DIMENSIONS = 32
 MAX_INTEGER_BYTES = 16
+
+# what zipfile and pickletools raise on a damaged file; NotImplementedError is a RuntimeError
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, OverflowError, IndexError, MemoryError)
 
 # storages by name: the element type of the bytes
 STORAGES = {
@@ -61,15 +65,7 @@ def read(path: Any) -> Any:
             return _Machine(path, _Archive(path, archive)).run()
     except ModelFileError:
         raise
-    except (
-        zipfile.BadZipFile,
-        OSError,
-        ValueError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-    ) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile, struct.error) as error:
         raise ModelFileError(f"{str(path)!r} is damaged ({error}); fetch or save it again") from error
 
 

@@ -7,6 +7,7 @@ is applied too. Embedding models of the first release were trained on rows times
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +19,8 @@ from ...exceptions import ModelFileError
 from .checkpoint import SparseCheckpoint
 from .files import Config, Tensors, existing, folder_of, not_negative, read_json, read_safetensors, transposed
 
+# what NumPy and zipfile raise on a damaged archive; NotImplementedError is a RuntimeError
+_UNREADABLE = (OSError, ValueError, KeyError, IndexError, EOFError, MemoryError, TypeError, RuntimeError)
 ARCHIVE, CONFIG, WEIGHTS = "params.npz", "config.json", "params.safetensors"
 
 
@@ -28,7 +31,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise ModelFileError(f"{str(path)!r} is not a readable .npz file ({error}); fetch it again") from error
 
 
