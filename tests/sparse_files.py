@@ -102,7 +102,7 @@ def gemma_scope_2(path, p=P, n=N, kind="sae"):
 
 def llama_scope(path, p=P, n=N, **config):
     base = {"d_model": p, "d_sae": n, "act_fn": "jumprelu", "jump_relu_threshold": 0.4, "use_decoder_bias": True}
-    base |= {"norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 3.5, "out": 3.5}}
+    base |= {"norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 2.1, "out": 2.1}}
     base |= {"apply_decoder_bias_to_pre_encoder": False, "hook_point_in": "blocks.0.x", "hook_point_out": "blocks.0.x"}
     tensors = {"encoder.weight": array(n, p), "decoder.weight": array(p, n, seed=1), "encoder.bias": array(n)}
     files = {"hyperparams.json": base | config, "checkpoints/final.safetensors": tensors | {"decoder.bias": array(p)}}

@@ -286,19 +286,19 @@ def test_gemma_scope_2_across_layers(tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("out", [3.5, 7.0])
+@pytest.mark.parametrize("out", [2.1, 4.2])
 def test_llama_scope(out, tmp_path):
     """From the definition: scale, encode, JumpReLU at θ·s, decode, scale back."""
-    hook = "blocks.0.x" if out == 3.5 else "blocks.0.y"
-    norms = {"in": 3.5, "out": out}
+    hook = "blocks.0.x" if out == 2.1 else "blocks.0.y"
+    norms = {"in": 2.1, "out": out}
     t = llama_scope(tmp_path, dataset_average_activation_norm=norms, hook_point_out=hook)
-    x, s = array(20, P).astype("f8"), P**0.5 / 3.5
+    x, s = array(20, P).astype("f8"), P**0.5 / 2.1
     z = x * s @ t["encoder.weight"].T.astype("f8") + t["encoder.bias"]
     code = z * (z > 0.4 * s)
     y = (code @ t["decoder.weight"].T.astype("f8") + t["decoder.bias"]) / (P**0.5 / out)
     got = read(tmp_path)
     assert detect(tmp_path) == detect(tmp_path / "checkpoints" / "final.safetensors") == "llama_scope"
-    assert got.transcoder == (out != 3.5)
+    assert got.transcoder == (out != 2.1)
     np.testing.assert_allclose(encode(got, x), code, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(decode(got, code, x), y, rtol=1e-5, atol=1e-6)
 

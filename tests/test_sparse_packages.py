@@ -139,10 +139,10 @@ TRAINING = {
 @pytest.mark.parametrize("name", TRAINING)
 def test_saelens_training_checkpoints(name, tmp_path):
     """A training checkpoint and the package's own export of it are the same model; ours of the first is too."""
-    import torch
-
     cls, options, architecture = TRAINING[name]
     make, config = saelens_class(cls)
+    import torch
+
     sae = randomise(make(config(d_in=P, d_sae=N, **options)))
     if "topk_threshold" in dict(sae.named_buffers()):
         sae.topk_threshold.copy_(torch.tensor(1.7))
