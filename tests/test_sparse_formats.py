@@ -33,6 +33,7 @@ from sparse_numpy import decode, encode
 from fastae.exceptions import ModelFileError
 from fastae.io.sparse_checkpoints import detect, read
 from fastae.io.sparse_checkpoints.files import to_precision
+from fastae.io.torch_archive import widen_bfloat16
 
 
 def check(path, format, architecture, **wanted):
@@ -159,6 +160,8 @@ def test_bfloat16_files(tmp_path):
         data += bits
     text = json.dumps(header).encode()
     (path / "sae_weights.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    assert widen_bfloat16(np.array(0x3FC0, "u2")).shape == ()
+    assert widen_bfloat16(np.array(0x3FC0, "u2")) == 1.5
     cut = {name: (np.ascontiguousarray(value).view(np.uint32) & 0xFFFF0000).view("f4") for name, value in W.items()}
     check(path, "saelens", "topk", **cut)
 

@@ -3,7 +3,7 @@
 Such a file is a zip: ``<name>/data.pkl`` describes the object, ``<name>/data/<key>`` holds each storage's bytes. The
 description is a program for a stack machine, and Python's own machine calls whatever function it names. The one here
 is written for tensors alone: it knows the opcodes that `torch.save` writes for numbers, strings, tuples, lists,
-dictionaries and tensors, calls three functions of its own, and refuses every other global by name. Nothing in a file
+dictionaries and tensors, knows four names (OrderedDict, Size and two that rebuild tensors), and refuses every other. Nothing in a file
 can reach a module, an attribute or a ``__setstate__``.
 """
 
@@ -12,42 +12,21 @@ from __future__ import annotations
 import math
 import pickletools
 import struct
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..exceptions import ModelFileError
+from .torch_archive import STORAGES, Archive, widen_bfloat16
 
-MAX_PICKLE_BYTES = 16 << 20  # a state dict has a few kilobytes
-MAX_ENTRIES = 1 << 16
 MAX_DIMENSIONS = 32
 MAX_INTEGER_BYTES = 16
 
 # what zipfile and pickletools raise on a damaged file; NotImplementedError is a RuntimeError
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, OverflowError, IndexError, MemoryError)
-
-# storages by name: the element type of the bytes
-STORAGES = {
-    "DoubleStorage": "f8",
-    "FloatStorage": "f4",
-    "HalfStorage": "f2",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-}
-
-
-def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """float32 of bfloat16's 16 bits: they are its upper half, so nothing is rounded."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def read(path: Any) -> Any:
@@ -62,7 +41,7 @@ def read(path: Any) -> Any:
         if not zipfile.is_zipfile(path):
             raise ModelFileError(_not_a_zip(path))
         with zipfile.ZipFile(path) as archive:
-            return _Machine(path, _Archive(path, archive)).run()
+            return _Machine(path, Archive(path, archive)).run()
     except ModelFileError:
         raise
     except (*_UNREADABLE, zipfile.BadZipFile, struct.error) as error:
@@ -78,62 +57,6 @@ def _not_a_zip(path: Path) -> str:
             "torch.save(torch.load(old, weights_only=True), new)"
         )
     return f"{str(path)!r} is not a PyTorch file (no zip archive), or it is cut short; fetch it again"
-
-
-class _Archive:
-    """The zip: names checked, nothing extracted, nothing decompressed."""
-
-    def __init__(self, path: Path, archive: zipfile.ZipFile):
-        self.path, self.archive = path, archive
-        entries = archive.infolist()
-        names = [entry.filename for entry in entries]
-        if len(names) > MAX_ENTRIES or len(set(names)) != len(names):
-            raise ModelFileError(f"{str(path)!r} has repeated or too many entries ({len(names)}); it is damaged")
-        for entry in entries:
-            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                raise ModelFileError(f"{str(path)!r}: entry {entry.filename!r} is packed; PyTorch stores entries as is")
-            if entry.filename.startswith(("/", "\\")) or ".." in entry.filename.replace("\\", "/").split("/"):
-                raise ModelFileError(f"{str(path)!r}: entry {entry.filename!r} points outside of the archive")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ModelFileError(f"{str(path)!r}: entries overlap or are longer than the file; it is damaged")
-        self.entries = {entry.filename: entry for entry in entries}
-        found = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(found) != 1:
-            raise ModelFileError(f"{str(path)!r} is a zip without PyTorch's data.pkl; give a file of torch.save")
-        self.folder = found[0].removesuffix("data.pkl")
-        order = f"{self.folder}byteorder"
-        word = self._bytes(order, 16) if order in self.entries else sys.byteorder.encode()
-        if word not in (b"little", b"big"):
-            raise ModelFileError(f"{str(path)!r}: byte order {word[:16]!r}; little or big are known")
-        self.order: Literal["<", ">"] = "<" if word == b"little" else ">"
-
-    def _bytes(self, name: str, most: int) -> bytes:
-        if self.entries[name].file_size > most:
-            raise ModelFileError(f"{str(self.path)!r}: {name!r} has more than {most} bytes")
-        return self.archive.read(self.entries[name])
-
-    def program(self) -> bytes:
-        return self._bytes(f"{self.folder}data.pkl", MAX_PICKLE_BYTES)
-
-    def storage(self, kind: str, key: str, numel: int) -> np.ndarray:
-        """The elements of a storage; of bfloat16 its bits."""
-        name = f"{self.folder}data/{key}"
-        if not key.isalnum() or name not in self.entries:
-            raise ModelFileError(f"{str(self.path)!r} lacks the storage {key!r}; it is damaged")
-        word = STORAGES[kind]
-        dtype = np.dtype("u2" if word == "bfloat16" else word).newbyteorder(self.order)
-        size = self.entries[name].file_size
-        if size != numel * dtype.itemsize:
-            raise ModelFileError(
-                f"{str(self.path)!r}: storage {key!r} has {size} bytes; {numel} elements of {kind} need "
-                f"{numel * dtype.itemsize}; it is damaged"
-            )
-        values = np.frombuffer(self.archive.read(self.entries[name]), dtype)
-        if not values.dtype.isnative:
-            values = values.astype(dtype.newbyteorder("="))
-        if word == "?" and values.size and values.view(np.uint8).max() > 1:
-            raise ModelFileError(f"{str(self.path)!r}: storage {key!r} of bool has bytes other than 0 and 1")
-        return values
 
 
 class _Storage:
@@ -170,7 +93,7 @@ _LITERALS = frozenset("BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BI
 class _Machine:
     """Runs the description. Values are ints, floats, strings, None, tuples, lists, dicts, arrays, storages, names."""
 
-    def __init__(self, path: Path, archive: _Archive):
+    def __init__(self, path: Path, archive: Archive):
         self.path, self.archive = path, archive
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}

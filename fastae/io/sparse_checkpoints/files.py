@@ -11,7 +11,7 @@ import numpy as np
 
 from ...exceptions import ModelFileError
 from ..model_file import write_atomically
-from ..torch_file import widen_bfloat16
+from ..torch_archive import widen_bfloat16
 
 MAX_JSON_BYTES = 16 << 20
 _SAFETENSORS = {
