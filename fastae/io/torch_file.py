@@ -3,8 +3,8 @@
 Such a file is a zip: ``<name>/data.pkl`` describes the object, ``<name>/data/<key>`` holds each storage's bytes. The
 description is a program for a stack machine, and Python's own machine calls whatever function it names. The one here
 is written for tensors alone: it knows the opcodes that `torch.save` writes for numbers, strings, tuples, lists,
-dictionaries and tensors, knows four names (OrderedDict, Size and two that rebuild tensors), and refuses every other. Nothing in a file
-can reach a module, an attribute or a ``__setstate__``.
+dictionaries and tensors, knows four names (OrderedDict, Size and two that rebuild tensors), and refuses every other.
+Nothing in a file can reach a module, an attribute or a ``__setstate__``.
 """
 
 from __future__ import annotations
