@@ -273,6 +273,27 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
         return other
 
     @classmethod
+    def from_pretrained(cls, path: Any, format: str = "auto", **parameters: Any) -> Self:
+        """A fitted model from a published checkpoint on disk; nothing is unpickled.
+
+        path : file or folder
+        format : "auto", "saelens", "sparsify", "dictionary_learning", "openai", "gemma_scope", … as
+            `fastae.io.sparse_checkpoints` lists them
+        parameters : of the estimator
+        Raises ModelFileError that names what does not fit. What the source says besides is in ``source_``.
+        """
+        from .sparse_published import from_checkpoint, read
+
+        return from_checkpoint(cls, read(path, format), parameters)  # type: ignore[return-value]
+
+    def save_pretrained(self, path: Any, format: str = "saelens") -> None:
+        """Writes a checkpoint that another library reads: "saelens" (v6) or "sparsify"; a folder."""
+        from .sparse_published import to_checkpoint, write
+
+        self._fitted()
+        write(path, to_checkpoint(self), format)
+
+    @classmethod
     def preset(cls, library: str, n_components: int = 1024, *, sparsity: str = "topk", **parameters: Any) -> Self:
         """An estimator with another library's conventions, listed in `fastae.models.sparse_presets`.
 
