@@ -53,16 +53,17 @@ class SparseReport:
         """
         rows = open_rows(source, model.n_features_in_)
         encode = getattr(model, "encode", None) or model.transform
+        both = getattr(model, "_code_and_reconstruction", None)  # of one encoding
         report: Self | None = None
         for block in rows.blocks(rows_per_block):
             left = block.shape[0] if max_rows is None else max_rows - (report.n_rows if report else 0)
             if left <= 0:
                 break
             block = block[:left]
-            code = encode(block)
+            code, made = both(block) if both is not None else (encode(block), model.reconstruct(block))
             if report is None:
                 report = cls(_width(model, code), rows.n_features)
-            report.update(block, model.reconstruct(block), *(code if isinstance(code, tuple) else (code,)))
+            report.update(block, made, *(code if isinstance(code, tuple) else (code,)))
         if report is None:
             raise ValueError(f"max_rows={max_rows} leaves no rows; wanted 1 or more")
         return report

@@ -403,3 +403,45 @@ def test_float64_is_computed_in_float64():
     m = model(max_iter=2).fit(X.astype(np.float64))
     assert m.arrays_["encoder"].dtype == np.float64 and m.transform(X.astype(np.float64)).dtype == np.float64
     assert m.transform(X).dtype == np.float32
+
+
+# ---- files of codes, reports ---
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+def test_encode_to_files(fitted, kind, tmp_path):
+    m = fitted[kind]
+    manifest = m.encode_to(tmp_path / "codes", X, block_rows=100)
+    assert manifest["complete"] and manifest["rows"] == 600
+    code = fastae.open_codes(tmp_path / "codes")
+    expected = m.encode(X)
+    if kind == "topk":
+        np.testing.assert_array_equal(np.load(tmp_path / "codes" / "values.npy"), expected[0])
+        np.testing.assert_array_equal(np.load(tmp_path / "codes" / "indices.npy"), expected[1])
+        with pytest.raises(ValueError, match="another"):
+            m.encode_to(tmp_path / "codes", X, k=3)
+    else:
+        np.testing.assert_array_equal(code.toarray(), expected.toarray())
+    with pytest.raises(ValueError, match="another"):
+        fitted["abs_topk" if kind == "topk" else "gated"].encode_to(tmp_path / "codes", X)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_report_of_a_model(fitted, kind):
+    from fastae.metrics import SparseReport
+
+    m = fitted[kind]
+    report = SparseReport.of(m, X, rows_per_block=128)
+    made = m.reconstruct(X).astype(np.float64)
+    assert report.fvu == pytest.approx(((X - made) ** 2).sum() / ((X - X.mean(axis=0)) ** 2).sum(), rel=1e-4)
+    assert report.l0 == pytest.approx(m.transform(X).nnz / 600)
+
+
+def test_command_line_encodes_with_a_sparse_model(fitted, tmp_path):
+    fitted["topk"].save(tmp_path / "m.safetensors")
+    np.save(tmp_path / "x.npy", X)
+    command = [sys.executable, "-m", "fastae.cli", "encode", str(tmp_path / "m.safetensors"), str(tmp_path / "x.npy"),
+               str(tmp_path / "out"), "--k", "3"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "600 rows encoded" in done.stdout
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "indices.npy"), fitted["topk"].encode(X, k=3)[1])

@@ -210,7 +210,7 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
         model._set_arrays(network, np.dtype(np.float64 if double else np.float32), {
             name: np.zeros((rows, columns)) if given.get(name) is None else _fitting(name, given[name], rows, columns)
             for name, rows, columns in network.parameters
-        }, 0.0 if threshold is None or isinstance(sparsity, JumpReLU) else float(threshold))  # fmt: skip
+        }, 0.0 if threshold is None or isinstance(sparsity, JumpReLU) else float(np.ravel(threshold)[0]))  # fmt: skip
         model.n_features_in_ = network.n_features
         return model
 
@@ -284,7 +284,7 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
         """
         from .sparse_published import from_checkpoint, read
 
-        return from_checkpoint(cls, read(path, format), parameters)  # type: ignore[return-value]
+        return from_checkpoint(cls, read(path, format), parameters)
 
     def save_pretrained(self, path: Any, format: str = "saelens") -> None:
         """Writes a checkpoint that another library reads: "saelens" (v6) or "sparsify"; a folder."""

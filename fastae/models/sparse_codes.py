@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -274,6 +275,36 @@ class SparseCodes(CompiledModel):
             raise ValueError(f"out is for codes of k latents a row; sparsity={self.network_.sparsity.name!r} gives a "
                              "csr_array")  # fmt: skip
         return self._csr(source, dtype)
+
+    def encode_to(self, path: Any, source: Any, *, k: int | None = None, **options: Any) -> dict:
+        """Codes of any number of rows into .npy files in a folder, block by block; resumable after a crash.
+
+        path : folder; values.npy and indices.npy, or of the kinds with as many latents as pass data.npy, indices.npy
+            and indptr.npy
+        source : what `fastae.stream.open_rows` takes: arrays, .npy files, iterables of blocks
+        k : as of `encode`
+        options : of `fastae.encode_to`: block_rows, resume, dtype, progress
+        returns : the manifest, as `fastae.encode_to` does
+        """
+        from ..encode import encode_to
+
+        k = self._check_k(k) if self._fitted() else None
+        digest = hashlib.sha256(repr((self.network_, k)).encode())
+        digest.update(self._theta.data)
+        known = {"n_components": self.network_.n_components, "model": f"sha256:{digest.hexdigest()}"}
+        return encode_to(lambda block: self.encode(block, k=k), path, source, **{**known, **options})
+
+    def _code_and_reconstruction(self, X: Any) -> tuple[Any, np.ndarray]:
+        """`encode` and `reconstruct`, encoding once where the code is enough to decode."""
+        network = self._fitted()
+        if network.transcoder:
+            raise ValueError(
+                "a transcoder's targets are not its inputs; give report.update targets and reconstructions"
+            )
+        code = self.encode(X)
+        if network.ragged or network.normalization == "layer":
+            return code, self.reconstruct(X)
+        return code, self.decode(*code)
 
     def _prefixed(self, n: int) -> Any:
         cache = self.__dict__.setdefault("_compiled", {})

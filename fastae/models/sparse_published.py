@@ -39,7 +39,7 @@ def from_checkpoint(cls: type, c: SparseCheckpoint, parameters: dict[str, Any]) 
         if len(set(threshold.tolist())) > 1:  # of each latent its own, which is a jumprelu's
             sparsity = JumpReLU(logarithm=False)
         else:
-            threshold = float(threshold[0])
+            threshold = threshold[:1]
     known = {
         "sparsity": sparsity, "pre_bias": c.pre_bias, "normalization": c.normalization,
         # a skip connection, which sparsify's autoencoders may have too, is a transcoder's here
