@@ -48,15 +48,16 @@ template <class T> struct EncodeArgs {
 };
 
 constexpr int64_t kLatentBytes = 1 << 20;  // of a group of latents: in L2 beside a panel of rows
+constexpr int64_t kGroupRuns = 2;          // of float32's, in a group in bfloat16
 
 template <class T> struct Encoding {
   static constexpr int64_t W = 2 * Vec<T>::N;  // rows of a panel
   static constexpr int64_t kBlock = 96;        // latents of a group: a multiple of this
 
   const EncodeArgs<T>& a;
-  int64_t group, room;  // latents of a group, candidates of a row
+  int64_t group, run_of, room;  // latents of a group, and in float32; candidates of a row
   T *panels, *gathered, *limit, *z, *low;
-  int32_t *idx, *held;
+  int32_t *idx, *held, *full;  // full: number of candidates at which the limit is raised
   // of certified candidates
   uint16_t *halves, *tiles;
   float *row_a, *row_size, *norm, *error;
@@ -71,15 +72,17 @@ template <class T> struct Encoding {
     Carve c = {memory};
     const int64_t rows = ceil_div(a.most_m, 64) * 64, p = larger(a.p, 1);
     const int64_t wide = larger(1, kLatentBytes / (kBlock * p * (int64_t)sizeof(T)));
-    group = kBlock * smaller(wide, ceil_div(a.most_n, kBlock));
-    room = a.kind == code_kind::threshold ? 128 : ceil_div(smaller(a.most_n, 4 * a.most_k + 128), 16) * 16;
+    run_of = kBlock * smaller(wide, ceil_div(a.most_n, kBlock));
+    group = has_dots(a.how) ? smaller(kGroupRuns * run_of, ceil_div(a.most_n, kBlock) * kBlock) : run_of;
+    room = a.kind == code_kind::threshold ? 128 : ceil_div(smaller(a.most_n, 6 * a.most_k + 128), 16) * 16;
     panels = c.take<T>(rows * p);
-    gathered = c.take<T>(a.subsets ? group * p : 0);
+    gathered = c.take<T>(a.subsets ? run_of * p : 0);
     limit = c.take<T>(rows);
     z = c.take<T>(rows * room);
     low = c.take<T>(has_dots(a.how) ? rows * room : 0);
     idx = c.take<int32_t>(rows * room);
     held = c.take<int32_t>(rows);
+    full = c.take<int32_t>(rows);
     halves = tiles = nullptr;
     row_a = row_size = norm = error = nullptr;
 #ifdef FASTAE_BF16
@@ -95,6 +98,8 @@ template <class T> struct Encoding {
     bytes = c.used;
   }
 
+  // Candidates that come before a limit is raised: few, so that it rises early, yet enough to pay for it.
+  int64_t some() const { return 2 * a.k + 32; }
   bool magnitude() const { return a.kind == code_kind::abs_topk; }
   int64_t panel_count() const { return ceil_div(a.m, W); }
 
@@ -117,7 +122,7 @@ template <class T> struct Encoding {
     z[at] = value;
     idx[at] = j;
     if (begun) low[at] = score_of(value, magnitude());
-    if (held[r] == room) compact(r);
+    if (held[r] == full[r]) compact(r);
   }
 
   FASTAE_INLINE void take_bounds(int64_t r, int32_t j, T high, T least) {
@@ -126,7 +131,7 @@ template <class T> struct Encoding {
     z[at] = high;
     low[at] = least;
     idx[at] = j;
-    if (held[r] == room) {
+    if (held[r] == full[r]) {
       if (a.kind == code_kind::threshold) make_exact(r, true);
       else compact(r);
     }
@@ -143,6 +148,7 @@ template <class T> struct Encoding {
       ++n;
     });
     held[r] = (int32_t)n;
+    full[r] = (int32_t)smaller(room, n + some());
   }
 
   void compact(int64_t r) {
@@ -150,11 +156,16 @@ template <class T> struct Encoding {
     if (begun) {
       const T floor = kth_largest(low + at, held[r], a.k, limit[r], false);
       limit[r] = floor;
-      const int64_t n = held[r];
-      keep(r, [&](const auto& f) {
-        for (int64_t i = 0; i < n; ++i)
-          if (!(score_of(z[at + i], magnitude()) < floor)) f(i);
-      });
+      int64_t n = 0;
+      for (int64_t i = at; i < at + held[r]; ++i) {
+        const bool kept = !(score_of(z[i], magnitude()) < floor);
+        z[at + n] = z[i];
+        low[at + n] = low[i];
+        idx[at + n] = idx[i];
+        n += kept;
+      }
+      held[r] = (int32_t)n;
+      full[r] = (int32_t)smaller(room, n + some());
       if (held[r] <= room - room / 4) return;
       make_exact(r, true);
     }
@@ -170,27 +181,35 @@ template <class T> struct Encoding {
     if constexpr (sizeof(T) == 4) {
       if (!begun) return;
       const int64_t at = r * room, n = held[r];
-      const float* row[16];
-      int64_t place[16], open = 0, made = 0;
-      const auto flush = [&] {
+      const float* rows[32];  // those of the present chains, and the next ones
+      int64_t places[32], open = 0, made = 0;
+      const auto flush = [&](int64_t some, int64_t then) {
         float sum[16];
-        for (int64_t i = open; i < 16; ++i) row[i] = row[0];
-        exact_chains(a.x.at(r, 0), a.p, row, sum);
-        for (int64_t i = 0; i < open; ++i) {
-          const int64_t c = at + place[i];
+        for (int64_t i = some; i < 16; ++i) rows[i] = rows[0];
+        for (int64_t i = 16 + then; i < 32; ++i) rows[i] = rows[0];
+        exact_chains(a.x.at(r, 0), a.p, rows, rows + 16, sum);
+        for (int64_t i = 0; i < some; ++i) {
+          const int64_t c = at + places[i];
           z[c] = a.b ? sum[i] + a.b[idx[c]] : sum[i];
           low[c] = score_of(z[c], magnitude());
         }
-        made += open;
-        open = 0;
+        made += some;
+        memcpy(rows, rows + 16, 16 * sizeof *rows);
+        memcpy(places, places + 16, 16 * sizeof *places);
       };
       for (int64_t i = 0; i < n; ++i) {
         if (a.kind != code_kind::threshold && low[at + i] == score_of(z[at + i], magnitude())) continue;
-        row[open] = a.w.at(idx[at + i], 0);
-        place[open++] = i;
-        if (open == 16) flush();
+        rows[open] = a.w.at(idx[at + i], 0);
+        places[open++] = i;
+        if (open < 32) continue;
+        flush(16, 16);
+        open = 16;
       }
-      if (open) flush();
+      if (open > 16) {
+        flush(16, open - 16);
+        open -= 16;
+      }
+      if (open) flush(open, 0);
       if (counted) __atomic_fetch_add(&redone, made, __ATOMIC_RELAXED);
       if (a.kind != code_kind::threshold) return;
       for (int64_t i = 0; i < n; ++i)
@@ -229,7 +248,9 @@ template <class T> struct Encoding {
         any_hit |= hits[v];
       }
       if (!any_hit) continue;
+#pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) {
+        if (!hits[v]) continue;
         T each[N];
         value[v].store(each);
         each_lane(hits[v], [&](int lane) { take_exact(r + v * N + lane, j, each[lane]); });
@@ -305,7 +326,7 @@ template <class T> struct Encoding {
     const V long_[2] = {V::load(row_size + r), V::load(row_size + r + 16)};
     for (int64_t i = 0; i < taken; ++i) {
       const int32_t j = a.latent(q + i);
-      const float bias = a.b ? a.b[j] : 0.f, fixed = (bias < 0 ? -bias : bias) * 0x1p-21f + tiny;
+      const float bias = a.b ? a.b[j] : 0.f, fixed = __builtin_fabsf(bias) * 0x1p-21f + tiny;
       V s[C], bound[C];
       uint32_t hits[C], any_hit = 0;
 #pragma GCC unroll 2
@@ -319,7 +340,9 @@ template <class T> struct Encoding {
         any_hit |= hits[v];
       }
       if (!any_hit) continue;
+#pragma GCC unroll 2
       for (int v = 0; v < C; ++v) {
+        if (!hits[v]) continue;
         float high[16], least[16];
         (s[v] + bound[v]).store(high);
         (s[v] - bound[v]).store(least);
@@ -359,12 +382,24 @@ template <class T> struct Encoding {
       Tiles shape;
       if (a.how == bf16_product::tiles) shape.configure(32, 32);
       const int64_t r = task * kCertifyRows, rows = smaller(kCertifyRows, a.m - r);
-      alignas(64) float c[kCertifyLatents * kCertifyRows];
+      // a block's products are begun before the last one's are looked at: tiles work beside the other instructions
+      alignas(64) float c[2][kCertifyLatents * kCertifyRows];
+      const auto begin = [&](int64_t q) {
+        const int64_t i = q - first;
+        certify_block(a.how, from + i * depth, depth, halves + r * depth, rows, c[i / kCertifyLatents % 2]);
+      };
+      // rows that come next, on their way while these are worked at
+      const uint16_t* const coming = halves + smaller(r + kCertifyRows, (blocks - 1) * kCertifyRows) * depth;
+      const int64_t lines = ceil_div(depth, ceil_div(last - first, kCertifyLatents));  // a panel has as many as depth
+      begin(first);
       for (int64_t q = first; q < last; q += kCertifyLatents) {
         const int64_t i = q - first, taken = smaller(kCertifyLatents, last - q);
-        certify_block(a.how, from + i * depth, depth, halves + r * depth, rows, c);
-        if (rows > 16) filter_bounds<KIND, 2>(c, q, taken, r, size + i, slack + i, tiny);
-        else filter_bounds<KIND, 1>(c, q, taken, r, size + i, slack + i, tiny);
+        if (q + kCertifyLatents < last) begin(q + kCertifyLatents);
+        for (int64_t line = i / kCertifyLatents * lines, end = smaller(depth, line + lines); line < end; ++line)
+          __builtin_prefetch(coming + line * 32, 0, 2);
+        const float* done = c[i / kCertifyLatents % 2];
+        if (rows > 16) filter_bounds<KIND, 2>(done, q, taken, r, size + i, slack + i, tiny);
+        else filter_bounds<KIND, 1>(done, q, taken, r, size + i, slack + i, tiny);
       }
       if (a.how == bf16_product::tiles) shape.release();
     });
@@ -409,6 +444,7 @@ template <class T> struct Encoding {
     parallel(useful_threads(a.threads, (double)a.m * a.p / 4), ceil_div(rows, 64), [&](int64_t task) {
       for (int64_t r = task * 64; r < task * 64 + 64; ++r) {
         held[r] = 0;
+        full[r] = (int32_t)(KIND == code_kind::threshold ? room : smaller(room, some()));
         limit[r] = r < a.m && finite_row(a.x.at(r, 0), a.p) ? -kInfinity<T> : kInfinity<T>;
         if (r < a.m) *a.count.at(r, 0) = 0;
       }
@@ -431,7 +467,7 @@ template <class T> struct Encoding {
           }
         }
 #endif
-        float_group<KIND>(first, last);
+        for (int64_t q = first; q < last; q += run_of) float_group<KIND>(q, smaller(last, q + run_of));
       }
     }
     parallel(useful_threads(a.threads, (double)a.m * a.p * 32), ceil_div(a.m, 8), [&](int64_t task) {

@@ -67,22 +67,30 @@ template <class T> FASTAE_INLINE int64_t count_above(const T* z, int64_t n, T li
   return count;
 }
 
-// The largest score, and the smallest above limit.
+// The largest score, and the smallest above limit; NaN is neither.
 template <class T> FASTAE_INLINE T largest_of(const T* z, int64_t n, bool magnitude) {
-  T most = -kInfinity<T>;
-  for (int64_t i = 0; i < n; ++i) {
-    const T s = score_of(z[i], magnitude);
-    most = s > most ? s : most;
-  }
-  return most;
+  Vec<T> most(-kInfinity<T>);
+  over_row<T>(n, [&](int64_t i, int lanes) {
+    const Vec<T> s = score_of(Vec<T>::load(z + i, lanes), magnitude);
+    const Mask<T> more = s > most;
+    most = select(lanes < Vec<T>::N ? more & Mask<T>::first(lanes) : more, s, most);
+  });
+  T each[Vec<T>::N], top = -kInfinity<T>;
+  most.store(each);
+  for (const T s : each) top = s > top ? s : top;
+  return top;
 }
 template <class T> FASTAE_INLINE T smallest_above(const T* z, int64_t n, T limit, bool magnitude) {
-  T least = kInfinity<T>;
-  for (int64_t i = 0; i < n; ++i) {
-    const T s = score_of(z[i], magnitude);
-    least = s > limit && s < least ? s : least;
-  }
-  return least;
+  Vec<T> least(kInfinity<T>);
+  over_row<T>(n, [&](int64_t i, int lanes) {
+    const Vec<T> s = score_of(Vec<T>::load(z + i, lanes), magnitude);
+    const Mask<T> less = (s > Vec<T>(limit)) & (s < least);
+    least = select(lanes < Vec<T>::N ? less & Mask<T>::first(lanes) : less, s, least);
+  });
+  T each[Vec<T>::N], low = kInfinity<T>;
+  least.store(each);
+  for (const T s : each) low = s < low ? s : low;
+  return low;
 }
 
 // The k-th largest number of a set, 1 <= k: above(limit) counts, least(limit) is the smallest beyond limit, most the

@@ -384,3 +384,42 @@ def test_real_activations(any_native, data_dir, path):
     rows = encoded(dense(any_native, arrays), "topk", 32)
     got, _ = run(any_native, "encode", arrays | codes(len(x), 32), k=32, path=path)
     assert_rows(got, rows)
+
+
+# ---- the public op --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_topk(backend, magnitude):
+    for dtype in (np.float32, np.float64):
+        a = whole_numbers(29, 140, 13, dtype)
+        rows = encoded(a["x"] @ a["w"].T + a["b"], "abs_topk" if magnitude else "topk", 10)
+        values, indices = fastae.ops.topk(a["x"], a["w"], a["b"][0], 10, magnitude=magnitude, backend=backend)
+        assert values.dtype == dtype and indices.dtype == np.int32
+        np.testing.assert_array_equal(indices, [row[0] for row in rows])
+        np.testing.assert_array_equal(values, [row[1] for row in rows])
+        out = np.empty_like(values), np.empty_like(indices)
+        got = fastae.ops.topk(a["x"], a["w"], a["b"][0], 10, magnitude=magnitude, backend=backend, out=out)
+        assert got[0] is out[0] and got[1] is out[1]
+        np.testing.assert_array_equal(out[1], indices)
+    none, empty = fastae.ops.topk(np.empty((0, 13), np.float32), a["w"], None, 3, backend=backend)
+    assert none.shape == empty.shape == (0, 3)
+
+
+def test_topk_says_what_is_wrong():
+    x, w = np.ones((5, 3), np.float32), np.ones((8, 3), np.float32)
+    for k, message in [(0, "k=0 must be"), (9, "k=9 must be <= the 8 rows of w; lower k"), (2.5, "k=2.5")]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            fastae.ops.topk(x, w, None, k)
+    with pytest.raises(ValueError, match=r"w has shape \(8, 3\); wanted \(8, 4\)"):
+        fastae.ops.topk(np.ones((5, 4)), w, None, 2)
+    with pytest.raises(ValueError, match="b has 7 elements; wanted 8"):
+        fastae.ops.topk(x, w, np.ones(7), 2)
+    with pytest.raises(TypeError, match=r"out is a ndarray; wanted \(values, indices\)"):
+        fastae.ops.topk(x, w, None, 2, out=np.empty((5, 2), np.float32))
+    with pytest.raises(ValueError, match=r"out\[1\] \(indices\) has shape"):
+        fastae.ops.topk(x, w, None, 2, out=(np.empty((5, 2), np.float32), np.empty((5, 3), np.int32)))
+    x[3, 1] = np.nan
+    x[4, 1] = np.inf
+    with pytest.raises(ValueError, match=r"x has NaN or infinity in row 3.*2 in all"):
+        fastae.ops.topk(x, w, None, 2)

@@ -35,6 +35,7 @@ from ._call import (
     row_vector,
     run_ops,
 )
+from .codes import topk as topk
 
 
 class PackedWeight:
