@@ -35,6 +35,9 @@ from ._call import (
     row_vector,
     run_ops,
 )
+from .sparse import code_grad as code_grad
+from .sparse import decode as decode
+from .sparse import latent_grad as latent_grad
 
 
 class PackedWeight:

@@ -134,7 +134,9 @@ def run_ops(
     """Runs ops over the arrays; those in ``batched`` have a row per batch row. Returns the op's value, if any."""
     if m == 0:
         return 0.0
-    codes = {np.dtype(np.int64): schema.INT64, np.dtype(np.float64): schema.FLOAT64}
+    codes = {
+        np.dtype(np.int32): schema.INT32, np.dtype(np.int64): schema.INT64, np.dtype(np.float64): schema.FLOAT64,
+    }  # fmt: skip
     buffers = tuple(
         (name, _BATCH if name in batched else a.shape[0], a.shape[1],
          schema.REAL if a.dtype == dtype and name != "row_value" else codes[a.dtype])
