@@ -49,7 +49,8 @@ def step_plan(batch: int, ops: tuple[str, ...]):
                                     "capacity": K}),
         "bias_grad": ("bias_grad", {"dy": "y", "db": "db_dec"}),
         "latent_sum": ("latent_sum", {"coef": "dval", "start": "start", "entry": "entry", "sum": "db_enc"}),
-        "latent_grad dec": ("latent_grad", {"coef": "val", "u": "y", "w": "w_dec", "dw": "dw_dec", "unit": 1, **listed}),
+        "latent_grad dec": ("latent_grad", {"coef": "val", "u": "y", "w": "w_dec", "dw": "dw_dec", "unit": 1,
+                                            **listed}),
         "pre_bias_grad": ("pre_bias_grad", {"db": "db_enc", "w": "w_enc", "dbias": "db_dec", "scale": 1.0}),
         "latent_grad enc": ("latent_grad", {"coef": "dval", "u": "centred", "w": "w_enc", "dw": "dw_enc", **listed}),
         "fired": ("fired", code | {"since": "since"}),
@@ -124,9 +125,8 @@ def main() -> None:
             backend.run(handle, job)
             best[name] = min(best[name], time.perf_counter() - begin)
     copy = 2 * source.nbytes / best["copy"] / 1e9
-    print(
-        f"batch {batch}, {options.threads} thread(s), {len(np.unique(idx))} latents with entries; copy {copy:.1f} GB/s"
-    )
+    used = len(np.unique(idx))
+    print(f"batch {batch}, {options.threads} thread(s), {used} latents with entries; copy {copy:.1f} GB/s")
     for name in handles:
         rate = bytes_of(name, batch) / best[name] / 1e9
         print(f"  {name:22} {best[name] * 1e3:8.2f} ms {rate:7.1f} GB/s")

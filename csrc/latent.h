@@ -66,19 +66,17 @@ template <class T> struct LatentGrad {
     const int64_t r = e / code.width;
     if (blocks == 1) return u.at(r, 0);
     const int64_t q = (e - r * code.width) / capacity;
-    return u.at(r, p * (q ? blocks - segments + q : groups.of(latent)));
+    return u.at(r, p * (q ? blocks - segments + q : smaller(groups.of(latent), blocks - segments)));
   }
 
   // g = the gradient of w's row j
   void row(int64_t j, T* g) const noexcept {
-    constexpr int64_t kAhead = 4;  // entries
-    const int64_t first = code.start[j], last = code.start[j + 1], all = code.start[n];
+    const int64_t first = code.start[j], last = code.start[j + 1];
     Chunk<T> chunk;
     for (int64_t s = first; s < last || s == first; s += kChunk) {
       chunk.n = 0;
       for (int64_t e = s; e < smaller(last, s + kChunk); ++e) {
         const int64_t at = code.entry[e], r = at / code.width;
-        if (e + kAhead < all) fetch(row_of(code.entry[e + kAhead], j), p);
         chunk.add(*code.coef.at(r, at - r * code.width), row_of(at, j));
       }
       if (s == first) sum_rows(chunk, (const Chunk<T>*)nullptr, (const T*)nullptr, g, p);
@@ -88,8 +86,11 @@ template <class T> struct LatentGrad {
     for (int64_t s = 0; factor && s < spaces; ++s)
       if (factor[s * n + j] != 0) add_row(x, (T)factor[s * n + j], g, p / spaces * s, p / spaces);
     if (unit && (first < last || factor)) {
-      const double square = square_of(x, p);
-      if (square > 0) add_row(x, (T)(-(double)dot(x, (const T*)g, p) / square), g, 0, p);
+      const T* const both[2] = {g, x};
+      T products[2];
+      dots<T, 2>(x, both, p, products);
+      const double square = safe_square(x, p, (double)products[1]);
+      if (square > 0) add_row(x, (T)(-(double)products[0] / square), g, 0, p);
     }
   }
 

@@ -132,6 +132,9 @@ template <class T> struct Executor {
     return o < end && o->i[at_project::i_kind] == project_kind::unit ? o : nullptr;
   }
 
+  // Whether ops i, i + 1, i + 2 are done by rows.
+  bool by_rows(int64_t i) const { return i >= 0 && i + 2 < plan.n_ops && row_by_row(plan.ops + i); }
+
   // Whether op i is done on the way by the latent_grad behind it, which reads the same weights.
   bool joined(int64_t i) const {
     if (i < 0 || i + 1 >= plan.n_ops || plan.ops[i].kind != op::pre_bias_grad) return false;
@@ -418,9 +421,10 @@ template <class T> struct Executor {
   // The rule on all parameters that no fused gradient has taken care of.
   void apply_update(const OpRecord& o) {
     namespace at = at_update;
-    const Update<T> u = update_of(o, plan.buffers[o.slot[at::s_w]]);
+    Update<T> u = update_of(o, plan.buffers[o.slot[at::s_w]]);
     const T* g = real(o.slot[at::s_g]).p;
     const int64_t n = count(o.slot[at::s_w]);
+    u.ahead = n < kFetchedFrom ? 0 : 1024;
     int64_t first = 0;
     for (int64_t i = plan.n_ops - 1; i >= 0; --i) {  // the backward pass goes from the last layer to the first
       if (!fused(plan.ops[i])) continue;
@@ -494,10 +498,17 @@ template <class T> struct Executor {
         clip_gradient((int)o.i[at_clip_gradient::i_mode], real(o.slot[0]).p, count(o.slot[0]), f[0], sums, threads);
         break;
       case op::gated_code: run_gated_code(*this, o); break;
-      case op::decode: run_decode(*this, o); break;
-      case op::squared_error: run_squared_error(*this, o, f); break;
+      case op::decode:
+        if (by_rows(index)) run_row_by_row(*this, &o, f + kMaxFloats);
+        else run_decode(*this, o);
+        break;
+      case op::squared_error:
+        if (!by_rows(index - 1)) run_squared_error(*this, o, f);
+        break;
       case op::suffix_sum: run_suffix_sum(*this, o); break;
-      case op::code_grad: run_code_grad(*this, o); break;
+      case op::code_grad:
+        if (!by_rows(index - 2)) run_code_grad(*this, o);
+        break;
       case op::code_penalty: run_code_penalty(*this, o, f); break;
       case op::relu_grad: run_relu_grad(*this, o); break;
       case op::jumprelu_grad: run_jumprelu_grad(*this, o, f); break;

@@ -56,19 +56,42 @@ template <class T> FASTAE_INLINE Vec<T> norm_at(const T* norms, const int32_t* i
   return norms ? gathered(norms, idx, lanes) : Vec<T>(T(1));
 }
 
-template <class E> void run_decode(const E& e, const OpRecord& o) {
-  typedef typename E::Real T;
+template <class E, class T = typename E::Real> Decode<T> decode_of(const E& e, const OpRecord& o) {
   namespace at = at_decode;
-  const int64_t p = e.width(o.slot[at::s_w]), width = e.width(o.slot[at::s_val]);
-  const Decode<T> decode = {e.template view<const T>(o.slot[at::s_val]),
-                            e.template view<const int32_t>(o.slot[at::s_idx]),
-                            entries_of(e, o.slot[at::s_count], width),
-                            e.template view<const T>(o.slot[at::s_w]),
-                            e.real(o.slot[at::s_b]).p,
-                            e.real(o.slot[at::s_y]),
-                            groups_of(e, o.slot[at::s_groups]),
-                            p};
-  e.over_rows((double)width * p, [&](int64_t first, int64_t count) { decode.rows(first, count, [](int64_t) {}); });
+  return {e.template view<const T>(o.slot[at::s_val]),
+          e.template view<const int32_t>(o.slot[at::s_idx]),
+          entries_of(e, o.slot[at::s_count], e.width(o.slot[at::s_val])),
+          e.template view<const T>(o.slot[at::s_w]),
+          e.real(o.slot[at::s_b]).p,
+          e.real(o.slot[at::s_y]),
+          groups_of(e, o.slot[at::s_groups]),
+          e.width(o.slot[at::s_w])};
+}
+
+template <class E, class T = typename E::Real> CodeGrad<T> code_grad_of(const E& e, const OpRecord& o) {
+  namespace at = at_code_grad;
+  return {e.template view<const T>(o.slot[at::s_dy]),
+          e.template view<const int32_t>(o.slot[at::s_idx]),
+          entries_of(e, o.slot[at::s_count], e.width(o.slot[at::s_idx])),
+          e.template view<const T>(o.slot[at::s_w]),
+          e.real(o.slot[at::s_dval]),
+          groups_of(e, o.slot[at::s_groups]),
+          e.width(o.slot[at::s_w])};
+}
+
+template <class E> void run_decode(const E& e, const OpRecord& o) {
+  const auto decode = decode_of(e, o);
+  const double width = (double)(decode.entries.segments * decode.entries.capacity);
+  e.over_rows(width * (double)decode.p,
+              [&](int64_t first, int64_t count) { decode.rows(first, count, [](int64_t) {}); });
+}
+
+template <class E> void run_code_grad(const E& e, const OpRecord& o) {
+  const auto grad = code_grad_of(e, o);
+  const double width = (double)(grad.entries.segments * grad.entries.capacity);
+  e.over_rows(width * (double)grad.p, [&](int64_t first, int64_t count) {
+    for (int64_t r = first; r < first + count; ++r) grad.row(r, r + 1 < first + count ? r + 1 : -1);
+  });
 }
 
 // mean over rows of |t - mean t|^2 for t = target - [base]
@@ -86,26 +109,15 @@ template <class E, class T> double variance_of(const E& e, View<const T> target,
   return sum_in_order(e.sums, p) / (double)e.m;
 }
 
-template <class E> void run_squared_error(const E& e, const OpRecord& o, const double* f) {
-  typedef typename E::Real T;
-  namespace at = at_squared_error;
-  const View<const T> y = e.template view<const T>(o.slot[at::s_y]);
-  const View<const T> target = e.template view<const T>(o.slot[at::s_target]);
-  const View<const T> base = e.template view<const T>(o.slot[at::s_base]);
-  const View<const T> weight = e.template view<const T>(o.slot[at::s_weight]);
-  const View<T> dy = e.real(o.slot[at::s_dy]);
-  const int64_t p = e.width(o.slot[at::s_y]), norm = o.i[at::i_norm], k_aux = o.i[at::i_k_aux];
-  double residual = 0, divisor = 1, scale = f[at::f_scale];
-  if (norm == error_norm::residual || o.i[at::i_variance] >= 0) residual = variance_of(e, target, base, p);
-  if (norm == error_norm::residual) divisor = residual;
-  else if (norm == error_norm::target) divisor = variance_of(e, target, View<const T>{nullptr, 0}, p);
-  if (o.i[at::i_variance] >= 0) e.add_value(o.i[at::i_variance], residual);
-  if (k_aux > 0) {
-    const double share = (double)*e.template view<const int32_t>(o.slot[at::s_n_dead]).p / (double)k_aux;
-    scale *= share < 1 ? share : 1;
-  }
-  const double factor = divisor > 0 ? scale / ((double)e.m * divisor) : 0;
-  const double sum = sum_over_rows(e, (double)p * 4, [&](int64_t r) {
+// factor weight_r |y - t|^2 and its gradient
+template <class T> struct SquaredError {
+  View<const T> y, target, base, weight;
+  View<T> dy;
+  int64_t p;
+  double factor;
+
+  // without the factor
+  double row(int64_t r) const noexcept {
     const double c = weight ? (double)*weight.at(r, 0) : 1.0;
     const Vec<T> slope((T)(2 * factor * c));
     return c * row_sum<T>(p, [&](int64_t j, int lanes) {
@@ -115,8 +127,69 @@ template <class E> void run_squared_error(const E& e, const OpRecord& o, const d
              if (dy) (slope * d).store(dy.at(r, j), lanes);
              return d * d;
            });
+  }
+};
+
+template <class E, class T = typename E::Real>
+SquaredError<T> squared_error_of(const E& e, const OpRecord& o, const double* f) {
+  namespace at = at_squared_error;
+  SquaredError<T> error = {e.template view<const T>(o.slot[at::s_y]),
+                           e.template view<const T>(o.slot[at::s_target]),
+                           e.template view<const T>(o.slot[at::s_base]),
+                           e.template view<const T>(o.slot[at::s_weight]),
+                           e.real(o.slot[at::s_dy]),
+                           e.width(o.slot[at::s_y]),
+                           0};
+  const int64_t norm = o.i[at::i_norm], k_aux = o.i[at::i_k_aux];
+  const bool asked = o.i[at::i_variance] >= 0;
+  double residual = 0, divisor = 1, scale = f[at::f_scale];
+  if (norm == error_norm::residual || asked) residual = variance_of(e, error.target, error.base, error.p);
+  if (norm == error_norm::residual) divisor = residual;
+  else if (norm == error_norm::target) divisor = variance_of(e, error.target, View<const T>{nullptr, 0}, error.p);
+  if (asked) e.add_value(o.i[at::i_variance], residual);
+  if (k_aux > 0) {
+    const double share = (double)*e.template view<const int32_t>(o.slot[at::s_n_dead]).p / (double)k_aux;
+    scale *= share < 1 ? share : 1;
+  }
+  error.factor = divisor > 0 ? scale / ((double)e.m * divisor) : 0;
+  return error;
+}
+
+template <class E> void run_squared_error(const E& e, const OpRecord& o, const double* f) {
+  const auto error = squared_error_of(e, o, f);
+  const double sum = sum_over_rows(e, (double)error.p * 4, [&](int64_t r) { return error.row(r); });
+  e.add_value(o.i[at_squared_error::i_value], error.factor * sum);
+}
+
+// Whether decode, squared_error and code_grad follow each other over one code, so that a row can go through all three
+// while its weight rows are in cache.
+FASTAE_INLINE bool row_by_row(const OpRecord* o) {
+  const OpRecord &decode = o[0], &error = o[1], &grad = o[2];
+  const auto same = [](const OpRecord& a, int slot, const OpRecord& b, int other) {
+    return a.slot[slot] == b.slot[other];
+  };
+  return decode.kind == op::decode && error.kind == op::squared_error && grad.kind == op::code_grad &&
+         decode.phase == error.phase && decode.phase == grad.phase && decode.slot[at_decode::s_groups] < 0 &&
+         grad.slot[at_code_grad::s_groups] < 0 && same(decode, at_decode::s_y, error, at_squared_error::s_y) &&
+         same(error, at_squared_error::s_dy, grad, at_code_grad::s_dy) &&
+         same(decode, at_decode::s_w, grad, at_code_grad::s_w) &&
+         same(decode, at_decode::s_idx, grad, at_code_grad::s_idx) &&
+         same(decode, at_decode::s_count, grad, at_code_grad::s_count);
+}
+
+// The three ops from o on; f: floats of the second.
+template <class E> void run_row_by_row(const E& e, const OpRecord* o, const double* f) {
+  const auto decode = decode_of(e, o[0]);
+  const auto error = squared_error_of(e, o[1], f);
+  const auto grad = code_grad_of(e, o[2]);
+  const double width = (double)(decode.entries.segments * decode.entries.capacity);
+  e.over_rows(2 * width * (double)decode.p, [&](int64_t first, int64_t count) {
+    decode.rows(first, count, [&](int64_t r) {
+      e.sums[r] = error.row(r);
+      grad.row(r, -1);
+    });
   });
-  e.add_value(o.i[at::i_value], factor * sum);
+  e.add_value(o[1].i[at_squared_error::i_value], error.factor * sum_in_order(e.sums, e.m));
 }
 
 template <class E> void run_suffix_sum(const E& e, const OpRecord& o) {
@@ -130,22 +203,6 @@ template <class E> void run_suffix_sum(const E& e, const OpRecord& o) {
           T* const to = x.at(r, c + j);
           (Vec<T>::load(to, lanes) + Vec<T>::load(to + p, lanes)).store(to, lanes);
         });
-  });
-}
-
-template <class E> void run_code_grad(const E& e, const OpRecord& o) {
-  typedef typename E::Real T;
-  namespace at = at_code_grad;
-  const int64_t p = e.width(o.slot[at::s_w]), width = e.width(o.slot[at::s_idx]);
-  const CodeGrad<T> grad = {e.template view<const T>(o.slot[at::s_dy]),
-                            e.template view<const int32_t>(o.slot[at::s_idx]),
-                            entries_of(e, o.slot[at::s_count], width),
-                            e.template view<const T>(o.slot[at::s_w]),
-                            e.real(o.slot[at::s_dval]),
-                            groups_of(e, o.slot[at::s_groups]),
-                            p};
-  e.over_rows((double)width * p, [&](int64_t first, int64_t count) {
-    for (int64_t r = first; r < first + count; ++r) grad.row(r, r + 1 < first + count ? r + 1 : -1);
   });
 }
 

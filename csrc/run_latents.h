@@ -80,7 +80,10 @@ void run_latent_grad(const E& e, const OpRecord& o, const OpRecord* pre_bias, co
                               o.slot[at::s_factor] < 0 ? 0 : e.plan.buffers[o.slot[at::s_factor]].rows,
                               o.i[at::i_unit] != 0};
   Update<T> rule;
-  if (at_once) rule = e.update_of(*e.fused_update, e.plan.buffers[o.slot[at::s_w]]);
+  if (at_once) {
+    rule = e.update_of(*e.fused_update, e.plan.buffers[o.slot[at::s_w]]);
+    rule.ahead = p;
+  }
   const T* const pre_db = pre_bias ? e.real(pre_bias->slot[at_pre_bias_grad::s_db]).p : nullptr;
   T* const part = (T*)e.codes + e.threads * gradient_row<T>(p);
   const double work = ((double)code.start[n] + (double)n * (at_once ? 8 : 1)) * (double)(dw ? p : 1);
@@ -90,7 +93,6 @@ void run_latent_grad(const E& e, const OpRecord& o, const OpRecord* pre_bias, co
     for (int64_t j = first; j < first + count; ++j) {
       if (db) db[j] = (T)code.sum(j);
       if (!dw) continue;
-      if (at_once && j + 1 < n) Update<T>::expect(&rule, j + 1, 1, 0, p);
       T* const g = at_once ? own : dw.at(j, 0);
       grad.row(j, g);
       if (!at_once) continue;

@@ -95,11 +95,13 @@ template <class T, int R> FASTAE_INLINE void dots(const T* a, const T* const* ro
   for (int i = 0; i < R; ++i) out[i] = s[i].sum();
 }
 
-// |a|^2; in float64 where float32 could overflow or lose it
-template <class T> FASTAE_INLINE double square_of(const T* a, int64_t n) {
-  const double s = (double)dot(a, a, n);
+// s = |a|^2, made again in float64 where float32 could overflow or lose it
+template <class T> FASTAE_INLINE double safe_square(const T* a, int64_t n, double s) {
   if (s > 1e-30 && s < 1e30) return s;
   return sum_of(n, [&](int64_t j) { return (double)a[j] * (double)a[j]; });
+}
+template <class T> FASTAE_INLINE double square_of(const T* a, int64_t n) {
+  return safe_square(a, n, (double)dot(a, a, n));
 }
 
 // w scaled to norm 1; a row of zeros stays

@@ -9,6 +9,7 @@ namespace fastae {
 namespace {
 
 constexpr int64_t kFlatBlock = 4096;
+constexpr int64_t kFetchedFrom = 1 << 18;  // parameters that are far from fitting a core's cache
 
 // f(first, count) over blocks of [0, n)
 template <class F> FASTAE_INLINE void over_flat(int threads, int64_t n, const F& f) {
@@ -37,6 +38,7 @@ template <class T> struct Update {
   T* state[3];
   int64_t k;
   T c[8], p[kMaxFloats];
+  int64_t ahead;  // elements that are fetched before their turn, where rows follow each other; 0 for none
 
   void rows(const T* g, int64_t ldg, int64_t row, int64_t rows, int64_t column, int64_t columns) const noexcept {
     visit_update<Vec<T>, T>(rule, [&](auto formula) {
@@ -51,6 +53,10 @@ template <class T> struct Update {
       for (int64_t r = 0; r < rows; ++r) {
         over_row<T>(columns, [&](int64_t j, int lanes) {
           Vec<T> v = Vec<T>::load(x + j, lanes), s[S + 1];
+          if (ahead) {
+            __builtin_prefetch(x + j + ahead, 1);
+            for (int q = 0; q < S; ++q) __builtin_prefetch(at[q] + j + ahead, 1);
+          }
           for (int q = 0; q < S; ++q) s[q] = Vec<T>::load(at[q] + j, lanes);
           formula.apply(v, Vec<T>::load(g + j, lanes), s, step, parameter);
           v.store(x + j, lanes);

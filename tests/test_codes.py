@@ -1,9 +1,12 @@
 """Records of codes on every backend and instruction set against the float64 reference; threads, parts, gradients."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 from conftest import assert_close, backend_named
 
+from fastae import ops
 from fastae.backends import get_backend
 from fastae.catalog import INDEX, UPDATE_RULES
 from fastae.plan import schema
@@ -174,7 +177,7 @@ def records(sizes):
     yield "w", [("project", {"kind": schema.PROJECT_KINDS.index("unit")}, slots_of("w"))]
 
 
-def needed(arrays, sizes, ops, seed=1):
+def needed(arrays, sizes, chain, seed=1):
     """The arrays that records name, with those whose shape depends on them."""
     m, n, p, segments, _ = sizes
     rng = np.random.default_rng(seed)
@@ -182,9 +185,11 @@ def needed(arrays, sizes, ops, seed=1):
     extra = {"out_w": rng.normal(size=(n, p)), "x": rng.normal(size=(m, blocks * p)),
              "u": rng.normal(size=(m, (blocks + segments - 1) * p)), "factor": np.ones((1, n)),
              "since": rng.integers(0, 9, (1, n)), "list": np.full((1, n), -1, np.int32)}  # fmt: skip
-    if not any("groups" in slots for _, _, slots in ops):  # u: a block for the first segment, one for each further one
+    if not any(
+        "groups" in slots for _, _, slots in chain
+    ):  # u: a block for the first segment, one for each further one
         extra["u"] = extra["u"][:, : segments * p] if segments > 1 else extra["u"][:, :p]
-    return {name: (arrays | extra)[name] for _, _, slots in ops for name in slots.values()}
+    return {name: (arrays | extra)[name] for _, _, slots in chain for name in slots.values()}
 
 
 def compare(got, want, names, arrays, dtype, length):
@@ -206,31 +211,40 @@ def compare(got, want, names, arrays, dtype, length):
 SCALARS = np.array([[0.8, 1.7]])
 
 
+@lru_cache
+def expected_results(sizes):
+    """(what is written, records, arrays, the reference's arrays and values) of all records."""
+    every = case(sizes)
+    results = []
+    for written, chain in records(sizes):
+        arrays = needed(every, sizes, chain)
+        want, values = run(get_backend("reference"), np.float64, sizes[0], chain, arrays, scalars=SCALARS)
+        results.append((written, chain, arrays, want, values))
+    return results
+
+
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_records(native_backend, sizes, dtype, wide):
-    every = case(sizes)
-    for written, ops in records(sizes):
-        arrays = needed(every, sizes, ops)
-        got, values = run(native_backend, dtype, sizes[0], ops, arrays, scalars=SCALARS, wide=wide)
-        want, expected = run(get_backend("reference"), np.float64, sizes[0], ops, arrays, scalars=SCALARS)
+    for written, chain, arrays, want, expected in expected_results(sizes):
+        got, values = run(native_backend, dtype, sizes[0], chain, arrays, scalars=SCALARS, wide=wide)
         # |t - mean t|^2 of one row is rounding
-        np.testing.assert_allclose(values, expected, rtol=400 * np.finfo(dtype).eps, atol=1e-12, err_msg=ops[-1][0])
+        np.testing.assert_allclose(values, expected, rtol=400 * np.finfo(dtype).eps, atol=1e-12, err_msg=chain[-1][0])
         compare(got, want, written, arrays, dtype, 4 * max(sizes))
 
 
 @pytest.mark.parametrize("sizes", [(300, 5, 400, 2, 3), (257, 1009, 129, 1, 61)], ids=str)
 def test_threads_change_no_bit(native_backend, sizes):
     every = case(sizes)
-    for _, ops in records(sizes):
-        arrays = needed(every, sizes, ops)
-        one, value = run(native_backend, np.float32, sizes[0], ops, arrays, scalars=SCALARS)
+    for _, chain in records(sizes):
+        arrays = needed(every, sizes, chain)
+        one, value = run(native_backend, np.float32, sizes[0], chain, arrays, scalars=SCALARS)
         for threads in (2, 3, 7):
-            many, other = run(native_backend, np.float32, sizes[0], ops, arrays, threads, scalars=SCALARS)
+            many, other = run(native_backend, np.float32, sizes[0], chain, arrays, threads, scalars=SCALARS)
             np.testing.assert_array_equal(value, other)
             for name in arrays:
-                np.testing.assert_array_equal(one[name], many[name], err_msg=f"{ops[-1]}: {name}")
+                np.testing.assert_array_equal(one[name], many[name], err_msg=f"{chain[-1]}: {name}")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -238,12 +252,156 @@ def test_threads_change_no_bit(native_backend, sizes):
 def test_instruction_sets_give_the_same_bits(sizes, dtype):
     both = [backend_named(isa) for isa in ("avx2", "avx512")]
     every = case(sizes)
-    for _, ops in records(sizes):
-        arrays = needed(every, sizes, ops)
-        (one, value), (other, second) = (run(b, dtype, sizes[0], ops, arrays, scalars=SCALARS) for b in both)
+    for _, chain in records(sizes):
+        arrays = needed(every, sizes, chain)
+        (one, value), (other, second) = (run(b, dtype, sizes[0], chain, arrays, scalars=SCALARS) for b in both)
         np.testing.assert_array_equal(value, second)
         for name in arrays:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=f"{ops[-1]}: {name}")
+            np.testing.assert_array_equal(one[name], other[name], err_msg=f"{chain[-1]}: {name}")
+
+
+CHAIN = (("decode", {}, slots_of(*CODE_SLOTS, "w", "b", "y")),
+         ("squared_error", {"scale": 0.7, "value": 0, "variance": 1, "norm": 1},
+          slots_of("y", "target", "base", "weight", "dy")),
+         ("code_grad", {}, slots_of("dy", "idx", "count", "w", "dval")))  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_rows_that_go_through_three_ops_at_once_get_the_same_bits(native_backend, sizes):
+    arrays = needed(case(sizes), sizes, CHAIN)
+    together, value = run(native_backend, np.float32, sizes[0], CHAIN, arrays, threads=3)
+    apart, values = arrays, np.zeros(2)
+    for record in CHAIN:
+        names = set(record[2].values())
+        done, own = run(native_backend, np.float32, sizes[0], [record], {n: apart[n] for n in names})
+        apart, values = apart | done, values + own
+    np.testing.assert_array_equal(value, values)
+    for name in arrays:
+        np.testing.assert_array_equal(together[name], apart[name].astype(together[name].dtype))
+    want, expected = run(get_backend("reference"), float, sizes[0], CHAIN, arrays)
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-9)
+    compare(together, want, "y dy dval", arrays, np.float32, 4 * max(sizes))
+
+
+# ---- gradients of the reference, by finite differences ---------------------------------------------------------------
+
+
+def check_gradient(function, x, gradient, *, samples=8, step=1e-6):
+    """Central differences of function(x) against its gradient at some elements."""
+    rng = np.random.default_rng(0)
+    assert np.abs(gradient).max() > 0
+    for i in rng.permutation(np.flatnonzero(gradient))[:samples]:
+        moved = []
+        for sign in (1, -1):
+            y = x.copy()
+            y.reshape(-1)[i] += sign * step
+            moved.append(function(y))
+        assert (moved[0] - moved[1]) / (2 * step) == pytest.approx(gradient.reshape(-1)[i], rel=2e-5, abs=1e-8)
+
+
+def reference(chain, arrays, m=33):
+    return run(get_backend("reference"), float, m, chain, arrays, scalars=SCALARS)
+
+
+GRADIENT_SIZES = (33, 40, 15, 2, 6)
+
+
+@pytest.mark.parametrize(("norm", "k_aux"), [(0, 0), (1, 7), (2, 2)])
+def test_gradient_of_squared_error(norm, k_aux):
+    """With a variance as divisor, which is taken as constant, as it does not depend on y."""
+    attributes = {"scale": 0.7, "value": 0, "variance": -1, "norm": norm, "k_aux": k_aux}
+    chain = [("squared_error", attributes, slots_of("y", "target", "base", "weight", "n_dead", "dy"))]
+    arrays = needed(case(GRADIENT_SIZES), GRADIENT_SIZES, chain)
+    dy = reference(chain, arrays)[0]["dy"]
+    check_gradient(lambda y: reference(chain, arrays | {"y": y})[1][0], arrays["y"], dy)
+
+
+def test_gradients_of_a_decoder_and_a_penalty_weighted_by_its_norms():
+    """decode, squared_error and code_penalty in val and w: through code_grad, norm_factor and latent_grad."""
+    listed = {"capacity": 6}
+    chain = [*CHAIN[:1], ("squared_error", {"scale": 0.7, "value": 0, "variance": -1}, slots_of("y", "target", "dy")),
+           CHAIN[2], ("code_penalty", {"value": 0, "scalar": 1, "strength": 0.3}, slots_of(*CODE_SLOTS, "w", "dval")),
+           BY_LATENT,
+           ("norm_factor", {"strength": 0.3, "scalar": 1}, slots_of("val", *ENTRY_SLOTS, "w", "factor")),
+           ("latent_grad", listed, slots_of(*ENTRY_SLOTS, "w", "factor", coef="val", u="dy", dw="out_w")),
+           ("bias_grad", {}, slots_of("dy", db="sum_p"))]  # fmt: skip
+    every = case(GRADIENT_SIZES)
+    arrays = needed(every, GRADIENT_SIZES, chain)
+    got = reference(chain, arrays)[0]
+    value = lambda name: lambda x: reference(chain, arrays | {name: x})[1][0]  # noqa: E731
+    inside = entry_mask(arrays) & (arrays["val"] > 0)
+    check_gradient(value("val"), arrays["val"], np.where(inside, got["dval"], 0))
+    check_gradient(value("w"), arrays["w"], got["out_w"])
+    check_gradient(value("b"), arrays["b"], got["sum_p"])
+
+
+def test_gradients_of_the_saturating_penalty_and_of_gates():
+    slots = slots_of("pre", "val", "idx", "count", "threshold", "w", "dval", "dz", "dtheta")
+    attributes = {"value": 0, "l0": -1, "scalar": -1, "penalty": 1, "bandwidth": 1e-9, "strength": 0.3, "p0": 1.3}
+    chain = [("jumprelu_grad", attributes, slots)]
+    arrays = needed(case(GRADIENT_SIZES), GRADIENT_SIZES, chain)
+    mask = entry_mask(arrays)
+    arrays["dval"][...] = 0
+    arrays["threshold"][...] = -9  # all entries count
+    got = reference(chain, arrays)[0]
+    check_gradient(lambda x: reference(chain, arrays | {"val": x})[1][0], arrays["val"], np.where(mask, got["dz"], 0))
+
+    gated = [("gated_code", {}, slots_of("pre", "idx", "count", "r", "b_gate", "b_mag", "val")),
+             ("gated_grad", {"value": 0, "scalar": 1, "strength": 0.3},
+              slots_of("pre", "val", "idx", "count", "r", "b_gate", "w", "dval", "dgate", "dz", "dmag", "dr")),
+             ("by_latent", {}, slots_of("idx", "count", *ENTRY_SLOTS)),
+             ("latent_sum", {}, slots_of(*ENTRY_SLOTS, coef="dr", sum="sum"))]  # fmt: skip
+    arrays = needed(case(GRADIENT_SIZES), GRADIENT_SIZES, gated)
+    slope, gate = arrays["dval"].copy(), arrays["dgate"].copy()
+
+    def loss(changed):  # what has the gradients that come in, and the penalty
+        got, values = reference(gated, arrays | changed)
+        now = (arrays | changed)["pre"]
+        return values[0] + np.where(mask, slope * got["val"] + gate * now, 0).sum()
+
+    got = reference(gated, arrays)[0]
+    # the gate's own share of pre - b_gate: with b_gate fixed, pre moves both
+    check_gradient(lambda x: loss({"pre": x}), arrays["pre"], np.where(mask, got["dz"], 0))
+    check_gradient(lambda x: loss({"r": x}), arrays["r"], got["sum"])
+
+
+# ---- public functions ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "n", "p", "s"), [(1, 1, 1, 1), (7, 33, 17, 5), (64, 512, 96, 8), (5, 9, 3, 0)])
+def test_public_functions(backend, m, n, p, s, dtype):
+    rng = np.random.default_rng(0)
+    values, w, b, dy = (rng.normal(size=shape).astype(dtype) for shape in ((m, s), (n, p), (p,), (m, p)))
+    indices = rng.integers(0, n, (m, s))  # int64, in any order
+    dense = np.zeros((m, n))
+    np.add.at(dense, (np.arange(m)[:, None], indices), values)
+    length = 4 * max(m, s, p)
+    y = np.empty((m, p), dtype)
+    assert ops.decode(values, indices, w, b, out=y, backend=backend) is y
+    assert_close(y, dense @ w + b, length=length, scale=10)
+    assert_close(ops.decode(values, indices, w, backend=backend, n_threads=2), dense @ w, length=length, scale=10)
+    expected = np.take_along_axis(dy.astype(float) @ w.T, indices, axis=1)
+    assert_close(ops.code_grad(dy, indices, w, backend=backend), expected, length=length, scale=10)
+    assert_close(ops.latent_grad(values, indices, dy, n, backend=backend), dense.T @ dy, length=length, scale=10)
+
+
+def test_public_functions_refuse_what_does_not_fit():
+    values, indices, w = np.ones((2, 3), np.float32), np.array([[0, 1, 2], [3, 4, 5]]), np.ones((6, 4), np.float32)
+    with pytest.raises(ValueError, match=r"indices hold 5; wanted 0 \.\. 4"):
+        ops.decode(values, indices, w[:5])
+    with pytest.raises(ValueError, match="indices hold -1"):
+        ops.code_grad(np.ones((2, 4)), indices - 1, w)
+    with pytest.raises(ValueError, match="indices hold 5"):
+        ops.latent_grad(values, indices, np.ones((2, 4)), 5)
+    with pytest.raises(TypeError, match="wanted integers"):
+        ops.decode(values, indices.astype(float), w)
+    with pytest.raises(ValueError, match=r"values has shape \(2, 2\); wanted \(2, 3\)"):
+        ops.decode(values[:, :2], indices, w)
+    with pytest.raises(ValueError, match=r"u has shape \(3, 4\); wanted \(2, 4\)"):
+        ops.latent_grad(values, indices, np.ones((3, 4)), 6)
+    with pytest.raises(ValueError, match="out shares memory"):
+        ops.decode(values, indices, w, out=w[:2])
 
 
 # ---- updates within the gradient ------------------------------------------------------------------------------------

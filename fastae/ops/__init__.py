@@ -36,6 +36,9 @@ from ._call import (
     run_ops,
 )
 from .codes import topk as topk
+from .sparse import code_grad as code_grad
+from .sparse import decode as decode
+from .sparse import latent_grad as latent_grad
 
 
 class PackedWeight:

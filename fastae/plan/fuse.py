@@ -12,7 +12,7 @@ FUSIBLE = ("dense_grad", "latent_grad")
 
 
 def fuse_updates(plan: Plan) -> Plan:
-    """The training plan with ``fused`` set on each `dense_grad` and `latent_grad` that may update its weights itself.
+    """The training plan with ``fused`` set on each gradient of weights that may be updated within it.
 
     That is where nothing else touches the gradient, clipping included, and no later op of the gradient phase reads the
     weights. A projection to unit rows is then done within a `latent_grad` too, so that between the two no other op of
