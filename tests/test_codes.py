@@ -21,7 +21,7 @@ DOUBLE = {"factor"}
 
 # rows, latents, features, segments, capacity of a segment
 SIZES = [(1, 1, 1, 1, 1), (7, 33, 17, 1, 5), (64, 96, 48, 2, 8), (33, 7, 101, 1, 7), (300, 5, 400, 2, 3),
-         (13, 1009, 129, 3, 31), (700, 3, 33, 1, 3), (3, 600, 1537, 1, 520)]  # fmt: skip
+         (13, 1009, 129, 3, 31), (700, 3, 33, 1, 3), (3, 600, 530, 1, 520)]  # fmt: skip
 
 
 def code(rng, m, n, segments, capacity):
