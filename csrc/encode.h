@@ -317,37 +317,79 @@ template <class T> struct Encoding {
     for (int64_t r = 0; r < a.m; ++r) largest_row = row_size[r] > largest_row ? row_size[r] : largest_row;
   }
 
+  // Rows of a panel, for bounds: s and its bound for latent i of a block c (32,32), j by name.
+  struct PanelBounds {
+    Vec<float> wide[2], size[2];
+    PanelBounds(const Encoding& e, int64_t r)
+        : wide{Vec<float>::load(e.row_a + r), Vec<float>::load(e.row_a + r + 16)},
+          size{Vec<float>::load(e.row_size + r), Vec<float>::load(e.row_size + r + 16)} {}
+    template <int KIND>
+    FASTAE_INLINE void of(const float* c, int v, float bias, float norm, float error, float tiny, Vec<float>* s,
+                          Vec<float>* bound) const {
+      *s = Vec<float>::load(c + v * 16) + Vec<float>(bias);
+      if constexpr (KIND == code_kind::abs_topk) *s = fabs(*s);
+      const Vec<float> fixed(__builtin_fabsf(bias) * 0x1p-21f + tiny);
+      *bound = fma(wide[v], Vec<float>(norm), fma(size[v], Vec<float>(error), fixed));
+    }
+  };
+
   // c (32,32): latents [q, q + taken) and the rows from r on
   template <int KIND, int C>
-  FASTAE_INLINE void filter_bounds(const float* c, int64_t q, int64_t taken, int64_t r, const float* size,
-                                   const float* slack, float tiny) {
+  FASTAE_INLINE void filter_bounds(const PanelBounds& rows, const float* c, int64_t q, int64_t taken, int64_t r,
+                                   const float* size, const float* slack, float tiny) {
     typedef Vec<float> V;
-    const V wide[2] = {V::load(row_a + r), V::load(row_a + r + 16)};
-    const V long_[2] = {V::load(row_size + r), V::load(row_size + r + 16)};
     for (int64_t i = 0; i < taken; ++i) {
       const int32_t j = a.latent(q + i);
-      const float bias = a.b ? a.b[j] : 0.f, fixed = __builtin_fabsf(bias) * 0x1p-21f + tiny;
+      const float bias = a.b ? a.b[j] : 0.f;
       V s[C], bound[C];
-      uint32_t hits[C], any_hit = 0;
+      uint32_t hits = 0;
 #pragma GCC unroll 2
       for (int v = 0; v < C; ++v) {
-        s[v] = V::load(c + i * 32 + v * 16) + V(bias);
-        if constexpr (KIND == code_kind::abs_topk) s[v] = fabs(s[v]);
-        bound[v] = fma(wide[v], V(size[i]), fma(long_[v], V(slack[i]), V(fixed)));
+        rows.template of<KIND>(c + i * 32, v, bias, size[i], slack[i], tiny, s + v, bound + v);
         const V least = V::load((const float*)limit + r + v * 16), high = s[v] + bound[v];
-        if constexpr (KIND == code_kind::threshold) hits[v] = lane_bits(high > at_least(least, V((float)a.limit(j))));
-        else hits[v] = lane_bits(high > least);
-        any_hit |= hits[v];
+        if constexpr (KIND == code_kind::threshold)
+          hits |= lane_bits(high > at_least(least, V((float)a.limit(j)))) << (16 * v);
+        else hits |= lane_bits(high > least) << (16 * v);
       }
-      if (!any_hit) continue;
+      if (!hits) continue;
+      float high[16 * C], least[16 * C];
 #pragma GCC unroll 2
       for (int v = 0; v < C; ++v) {
-        if (!hits[v]) continue;
-        float high[16], least[16];
-        (s[v] + bound[v]).store(high);
-        (s[v] - bound[v]).store(least);
-        each_lane(hits[v], [&](int lane) { take_bounds(r + v * 16 + lane, j, high[lane], least[lane]); });
+        (s[v] + bound[v]).store(high + 16 * v);
+        (s[v] - bound[v]).store(least + 16 * v);
       }
+      each_lane(hits, [&](int lane) { take_bounds(r + lane, j, high[lane], least[lane]); });
+    }
+  }
+
+  // Limits to begin with: latents are dealt out to 2 k heaps, and the k-th largest of the heaps' tops is reached by k
+  // latents. Without it half of all candidates would come from the first few latents.
+  static constexpr int64_t kMostSeeded = 64;
+  bool worth_seeding(int64_t latents) const {
+    return a.kind != code_kind::threshold && a.k <= kMostSeeded && latents >= 8 * a.k && a.n >= 4 * latents;
+  }
+  template <int KIND, int C>
+  FASTAE_INLINE void seed(const PanelBounds& rows, const float* c, int64_t q, int64_t taken, const float* size,
+                          const float* slack, float tiny, float* top) {
+    for (int64_t i = 0; i < taken; ++i) {
+      const float bias = a.b ? a.b[a.latent(q + i)] : 0.f;
+      float* const heap = top + (q + i) % (2 * a.k) * 32;
+#pragma GCC unroll 2
+      for (int v = 0; v < C; ++v) {
+        Vec<float> s, bound;
+        rows.template of<KIND>(c + i * 32, v, bias, size[i], slack[i], tiny, &s, &bound);
+        at_least(Vec<float>::load(heap + 16 * v), s - bound).store(heap + 16 * v);
+      }
+    }
+  }
+  void set_limits(int64_t r, int64_t rows, const float* top) {
+    for (int64_t i = 0; i < rows; ++i) {
+      float each[2 * kMostSeeded];
+      for (int64_t h = 0; h < 2 * a.k; ++h) each[h] = top[h * 32 + i];
+      const float reached = kth_largest(each, 2 * a.k, a.k, -kInfinity<float>, false);
+      // the number below: what equals it may come before those that reach it
+      if (limit[r + i] != kInfinity<T> && reached > -kInfinity<float>)
+        limit[r + i] = (T)number_at<float>(order_of(reached) - 1);
     }
   }
 
@@ -388,19 +430,32 @@ template <class T> struct Encoding {
         const int64_t i = q - first;
         certify_block(a.how, from + i * depth, depth, halves + r * depth, rows, c[i / kCertifyLatents % 2]);
       };
+      const auto each_block = [&](const auto& f) {
+        begin(first);
+        for (int64_t q = first; q < last; q += kCertifyLatents) {
+          if (q + kCertifyLatents < last) begin(q + kCertifyLatents);
+          f(q, smaller(kCertifyLatents, last - q), c[(q - first) / kCertifyLatents % 2]);
+        }
+      };
+      const PanelBounds panel(*this, r);
+      if (first == 0 && worth_seeding(last)) {
+        alignas(64) float top[2 * kMostSeeded * 32];
+        for (float& t : top) t = -kInfinity<float>;
+        each_block([&](int64_t q, int64_t taken, const float* done) {
+          if (rows > 16) seed<KIND, 2>(panel, done, q, taken, size + q, slack + q, tiny, top);
+          else seed<KIND, 1>(panel, done, q, taken, size + q, slack + q, tiny, top);
+        });
+        set_limits(r, rows, top);
+      }
       // rows that come next, on their way while these are worked at
       const uint16_t* const coming = halves + smaller(r + kCertifyRows, (blocks - 1) * kCertifyRows) * depth;
       const int64_t lines = ceil_div(depth, ceil_div(last - first, kCertifyLatents));  // a panel has as many as depth
-      begin(first);
-      for (int64_t q = first; q < last; q += kCertifyLatents) {
-        const int64_t i = q - first, taken = smaller(kCertifyLatents, last - q);
-        if (q + kCertifyLatents < last) begin(q + kCertifyLatents);
-        for (int64_t line = i / kCertifyLatents * lines, end = smaller(depth, line + lines); line < end; ++line)
-          __builtin_prefetch(coming + line * 32, 0, 2);
-        const float* done = c[i / kCertifyLatents % 2];
-        if (rows > 16) filter_bounds<KIND, 2>(done, q, taken, r, size + i, slack + i, tiny);
-        else filter_bounds<KIND, 1>(done, q, taken, r, size + i, slack + i, tiny);
-      }
+      each_block([&](int64_t q, int64_t taken, const float* done) {
+        const int64_t i = q - first, line = i / kCertifyLatents * lines;
+        for (int64_t l = line; l < smaller(depth, line + lines); ++l) __builtin_prefetch(coming + l * 32, 0, 2);
+        if (rows > 16) filter_bounds<KIND, 2>(panel, done, q, taken, r, size + i, slack + i, tiny);
+        else filter_bounds<KIND, 1>(panel, done, q, taken, r, size + i, slack + i, tiny);
+      });
       if (a.how == bf16_product::tiles) shape.release();
     });
     return true;
