@@ -176,7 +176,8 @@ template <class T> struct Encoding {
   }
 
   // The chains of candidates that have only bounds. A threshold code's are written and forgotten.
-  void make_exact(int64_t r, bool counted) {
+  // next: a row whose candidates come after, or -1.
+  void make_exact(int64_t r, bool counted, int64_t next = -1) {
 #ifdef FASTAE_BF16
     if constexpr (sizeof(T) == 4) {
       if (!begun) return;
@@ -209,7 +210,11 @@ template <class T> struct Encoding {
         flush(16, open - 16);
         open -= 16;
       }
-      if (open) flush(open, 0);
+      if (open) {
+        const int64_t coming = next < 0 ? 0 : smaller(16, held[next]);
+        for (int64_t i = 0; i < coming; ++i) rows[16 + i] = a.w.at(idx[next * room + i], 0);
+        flush(open, coming);
+      }
       if (counted) __atomic_fetch_add(&redone, made, __ATOMIC_RELAXED);
       if (a.kind != code_kind::threshold) return;
       for (int64_t i = 0; i < n; ++i)
@@ -447,6 +452,12 @@ template <class T> struct Encoding {
         });
         set_limits(r, rows, top);
       }
+      for (int64_t i = r; i < r + rows; ++i) {  // where candidates will go
+        const int64_t at = i * room + held[i];
+        __builtin_prefetch(z + at, 1);
+        __builtin_prefetch(low + at, 1);
+        __builtin_prefetch(idx + at, 1);
+      }
       // rows that come next, on their way while these are worked at
       const uint16_t* const coming = halves + smaller(r + kCertifyRows, (blocks - 1) * kCertifyRows) * depth;
       const int64_t lines = ceil_div(depth, ceil_div(last - first, kCertifyLatents));  // a panel has as many as depth
@@ -469,13 +480,13 @@ template <class T> struct Encoding {
     return all(sum == Vec<T>(T(0)));
   }
 
-  void finish(int64_t r) {
+  void finish(int64_t r, int64_t next) {
     int32_t& count = *a.count.at(r, 0);
     if (limit[r] == kInfinity<T> && !finite_row(a.x.at(r, 0), a.p)) {
       count = -1;
       return;
     }
-    make_exact(r, false);
+    make_exact(r, false, next);
     if (a.kind == code_kind::threshold) {
       if (count > a.capacity) __atomic_store_n(&overflow, true, __ATOMIC_RELAXED);
       return;
@@ -526,7 +537,8 @@ template <class T> struct Encoding {
       }
     }
     parallel(useful_threads(a.threads, (double)a.m * a.p * 32), ceil_div(a.m, 8), [&](int64_t task) {
-      for (int64_t r = task * 8; r < smaller(a.m, task * 8 + 8); ++r) finish(r);
+      const int64_t end = smaller(a.m, task * 8 + 8);
+      for (int64_t r = task * 8; r < end; ++r) finish(r, r + 1 < end ? r + 1 : -1);
     });
   }
 
