@@ -9,11 +9,11 @@ namespace fastae {
 namespace {
 
 template <class T> struct BatchTopK {
-  EncodeArgs<T> a;   // val, idx, count: the op's outputs
-  int64_t wanted;    // entries
-  double k;          // of them a row
+  EncodeArgs<T> a;  // val, idx, count: the op's outputs
+  int64_t wanted;   // entries
+  double k;         // of them a row
   T tau = 0;
-  View<T> val;       // candidates
+  View<T> val;  // candidates
   View<int32_t> idx, count;
   char* work;
   int64_t room, total = 0, bytes = 0;

@@ -26,18 +26,18 @@ struct Carve {
 };
 
 template <class T> struct EncodeArgs {
-  View<T> x, w;                   // (m,p), (all latents,p)
-  const T *b, *threshold;         // (1,n); threshold (1,1) where single
+  View<T> x, w;            // (m,p), (all latents,p)
+  const T *b, *threshold;  // (1,n); threshold (1,1) where single
   bool single;
   T margin;
-  int kind, path, how;            // code_kind, encode_path, bf16_product
-  int64_t m, n, p, k;             // n: latents that take part
-  const int32_t* subset;          // their names, or null
-  const uint16_t* packed;         // of all latents: pack_encoder
+  int kind, path, how;     // code_kind, encode_path, bf16_product
+  int64_t m, n, p, k;      // n: latents that take part
+  const int32_t* subset;   // their names, or null
+  const uint16_t* packed;  // of all latents: pack_encoder
   View<T> val, pre;
   View<int32_t> idx;
   View<int32_t> count;
-  int64_t capacity;               // columns of val
+  int64_t capacity;  // columns of val
   int threads;
   // largest values: what memory was given for
   int64_t most_m, most_n, most_k;
@@ -266,7 +266,8 @@ template <class T> struct Encoding {
   template <int KIND, int NV> void float_block(const T* w, int64_t ldw, int64_t r, int64_t first, int64_t last) {
     alignas(64) T c[kPanelRows * NV * Vec<T>::N];
     for (int64_t q = first; q < last;) {
-      const TileArgs<T> t = {a.p, w + (q - first) * ldw, ldw, panels + r * a.p, c, NV * Vec<T>::N, NV * Vec<T>::N, kSet};
+      const TileArgs<T> t = {a.p, w + (q - first) * ldw, ldw, panels + r * a.p, c, NV * Vec<T>::N, NV * Vec<T>::N,
+                             kSet};
       const int taken = run_tile<T, NV, false>(last - q, t);
       filter<KIND, NV>(c, q, taken, r);
       q += taken;
