@@ -78,7 +78,7 @@ template <class T> struct BatchTopK {
       const double least = (double)smallest_above(val.at(r, 0), *count.at(r, 0), -kInfinity<T>, false);
       if (least - least == 0) sum += least, ++n;
     }
-    return n ? (T)(0.8 * sum / (double)n) : T(0);
+    return n ? (T)(0.9 * sum / (double)n) : T(0);
   }
 
   static T between(T low, T high) {

@@ -24,7 +24,9 @@ def any_native(request):
     return backend_named(request.param)
 
 
-def run(backend, record, arrays, dtype=np.float32, threads=1, batch=None, scalars=None, doubles=(), prepare=None, **given):
+def run(
+    backend, record, arrays, dtype=np.float32, threads=1, batch=None, scalars=None, doubles=(), prepare=None, **given
+):
     """Runs one record over copies of the arrays; returns them, and what the step reported."""
     arrays = {name: np.array(a) for name, a in arrays.items()}
     m = next(len(a) for name, a in arrays.items() if name in BY_ROW)
@@ -63,7 +65,7 @@ def whole_numbers(m, n, p, dtype=np.float32, most=2):
             for name, shape in (("x", (m, p)), ("w", (n, p)), ("b", (1, n)))}  # fmt: skip
 
 
-def assert_same_codes(got, want, segments=False):
+def assert_same_codes(got, want):
     np.testing.assert_array_equal(got["count"], want["count"])
     width = want["val"].shape[1]
     mask = np.arange(width)[None] < want["count"]
@@ -161,7 +163,8 @@ def test_batch_topk(tested_backend, sizes, most, dtype):
     arrays = whole_numbers(m, n, p, dtype, most)
     for capacity in {n, min(n, 2 * k), k}:
         for guess in (0.0, 1e9, 0.5):
-            state = {"threshold": np.full((1, 1), -1.0 if guess else 7.0, dtype), "guess": np.full((1, 1), guess, dtype)}
+            old = -1.0 if guess else 7.0
+            state = {"threshold": np.full((1, 1), old, dtype), "guess": np.full((1, 1), guess, dtype)}
             given = arrays | codes(m, capacity, dtype, pre=False) | state
             args = {"k": k, "overflow": 0, "decay": 0.9}
             got, value = run(tested_backend, "batch_topk", given, dtype, **args)
