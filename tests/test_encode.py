@@ -302,15 +302,14 @@ def test_every_path_has_the_bits_of_a_dense_product(any_native, make, shape):
         given = arrays | codes(m, k if kind != "threshold" else n)
         if kind == "threshold":
             given["threshold"] = threshold
-        for path in PATHS:
-            for packed in (False, True):
-                more, prepare = {}, None
-                if packed:
-                    more = {"packed": np.zeros((-(-n // 64) * 64, schema.pack_columns(p)), np.int8)}
-                    prepare = ("pack_encoder", "w", "packed")
-                got, _ = run(any_native, "encode", given | more, kind=schema.CODE_KINDS.index(kind), k=k, path=path,
-                             margin=float(margin), prepare=prepare)  # fmt: skip
-                assert_rows(got, rows)
+        for path, packed in ((1, False), (2, False), (2, True)):
+            more, prepare = {}, None
+            if packed:
+                more = {"packed": np.zeros((-(-n // 64) * 64, schema.pack_columns(p)), np.int8)}
+                prepare = ("pack_encoder", "w", "packed")
+            got, _ = run(any_native, "encode", given | more, kind=schema.CODE_KINDS.index(kind), k=k, path=path,
+                         margin=float(margin), prepare=prepare)  # fmt: skip
+            assert_rows(got, rows)
 
 
 def test_automatic_path_and_no_bias(any_native):
