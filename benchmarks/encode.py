@@ -1,4 +1,6 @@
-"""Sparse encoding by path, against the ceiling of float32, in CPU time of one thread: ``python -m benchmarks.encode [isa …]``.
+"""Sparse encoding by path against the ceiling of float32: ``python -m benchmarks.encode [isa …]``.
+
+Times are CPU time of one thread, as the machine is shared.
 
 FLOPs are those of the product of (m × p) with (p × n), whatever a path computes, so that more than 100 % of the
 ceiling, the rate of float32's multiply-adds from registers, is what candidates in fewer bits gain. As in training

@@ -9,11 +9,11 @@ namespace fastae {
 namespace {
 
 template <class T> struct BatchTopK {
-  EncodeArgs<T> a;   // val, idx, count: the op's outputs
-  int64_t wanted;    // entries
-  double k;          // of them a row
+  EncodeArgs<T> a;  // val, idx, count: the op's outputs
+  int64_t wanted;   // entries
+  double k;         // of them a row
   T tau = 0;
-  View<T> val;       // candidates
+  View<T> val;  // candidates
   View<int32_t> idx, count;
   char* work;
   int64_t room, total = 0, bytes = 0;
@@ -78,7 +78,7 @@ template <class T> struct BatchTopK {
       const double least = (double)smallest_above(val.at(r, 0), *count.at(r, 0), -kInfinity<T>, false);
       if (least - least == 0) sum += least, ++n;
     }
-    return n ? (T)(0.8 * sum / (double)n) : T(0);
+    return n ? (T)(0.9 * sum / (double)n) : T(0);
   }
 
   static T between(T low, T high) {

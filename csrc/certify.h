@@ -95,8 +95,13 @@ FASTAE_BF16_TARGET void round_latents(const float* w, int64_t ldw, const int32_t
       continue;
     }
     float squares, residual;
-    round_with_norms(w + (ids ? ids[i] : i) * ldw, p, &squares, &residual,
-                     [&](int64_t t, __m512i r) { _mm512_storeu_si512(out + t * 16, r); });
+    const float* const row = w + (ids ? ids[i] : i) * ldw;
+    const float* const later = w + (ids ? ids[smaller(i + 3, count - 1)] : i + 3) * ldw;  // memory ahead of its use
+    round_with_norms(row, p, &squares, &residual, [&](int64_t t, __m512i r) {
+      __builtin_prefetch(later + t);
+      __builtin_prefetch(later + t + 16);
+      _mm512_storeu_si512(out + t * 16, r);
+    });
     const float rest = bounds.norm(residual, p);
     norm[i] = bounds.norm(squares, p);
     error[i] = (rest + bounds.g2 * (norm[i] + rest)) * bounds.more;

@@ -2,222 +2,24 @@
 //
 // Latents go by in groups that stay in cache, each group past every panel of rows; products are made with latents as
 // the rows of a tile and rows of x as its columns, so that w is read where it lies and a vector holds one latent's z of
-// as many rows. What passes a row's limit is appended to the row's candidates; when these are full, the k-th largest
-// becomes the limit. A candidate is (z, low): low <= score(z) with equality where z is exact, otherwise z is a bound
-// from above (certify.h) and the float32 chain is made up for before the last selection. So every path gives the same.
+// as many rows. What passes a row's limit becomes a candidate (candidates.h). Every path gives the same bits.
 #pragma once
-#include "certify.h"
-#include "gemm.h"
-#include "kernels.h"
-#include "topk.h"
+#include "certified.h"
 
 namespace fastae {
 namespace {
 
-// Memory cut into arrays on cache lines; without memory it only counts.
-struct Carve {
-  char* p;
-  int64_t used = 0;
-  template <class U> U* take(int64_t n) {
-    U* const here = (U*)(p ? p + used : nullptr);
-    used += ((n > 0 ? n : 1) * (int64_t)sizeof(U) + 63) / 64 * 64;
-    return here;
-  }
-};
-
-template <class T> struct EncodeArgs {
-  View<T> x, w;                   // (m,p), (all latents,p)
-  const T *b, *threshold;         // (1,n); threshold (1,1) where single
-  bool single;
-  T margin;
-  int kind, path, how;            // code_kind, encode_path, bf16_product
-  int64_t m, n, p, k;             // n: latents that take part
-  const int32_t* subset;          // their names, or null
-  const uint16_t* packed;         // of all latents: pack_encoder
-  View<T> val, pre;
-  View<int32_t> idx;
-  View<int32_t> count;
-  int64_t capacity;               // columns of val
-  int threads;
-  // largest values: what memory was given for
-  int64_t most_m, most_n, most_k;
-  bool subsets;
-
-  int32_t latent(int64_t q) const { return subset ? subset[q] : (int32_t)q; }
-  T limit(int32_t j) const { return (threshold ? threshold[single ? 0 : j] : T(0)) - margin; }
-};
-
-constexpr int64_t kLatentBytes = 1 << 20;  // of a group of latents: in L2 beside a panel of rows
-constexpr int64_t kGroupRuns = 2;          // of float32's, in a group in bfloat16
-
-template <class T> struct Encoding {
-  static constexpr int64_t W = 2 * Vec<T>::N;  // rows of a panel
-  static constexpr int64_t kBlock = 96;        // latents of a group: a multiple of this
-
-  const EncodeArgs<T>& a;
-  int64_t group, run_of, room;  // latents of a group, and in float32; candidates of a row
-  T *panels, *gathered, *limit, *z, *low;
-  int32_t *idx, *held, *full;  // full: number of candidates at which the limit is raised
-  // of certified candidates
-  uint16_t *halves, *tiles;
-  float *row_a, *row_size, *norm, *error;
-  bool certified = false, begun = false, panels_made = false, overflow = false;
-  float largest_row = 0;
-  int64_t redone = 0;
-  int64_t bytes;
-
-  static bool has_dots(int how) { return sizeof(T) == 4 && how != bf16_product::rounded; }
-
-  Encoding(const EncodeArgs<T>& args, char* memory) : a(args) {
-    Carve c = {memory};
-    const int64_t rows = ceil_div(a.most_m, 64) * 64, p = larger(a.p, 1);
-    const int64_t wide = larger(1, kLatentBytes / (kBlock * p * (int64_t)sizeof(T)));
-    run_of = kBlock * smaller(wide, ceil_div(a.most_n, kBlock));
-    group = has_dots(a.how) ? smaller(kGroupRuns * run_of, ceil_div(a.most_n, kBlock) * kBlock) : run_of;
-    room = a.kind == code_kind::threshold ? 128 : ceil_div(smaller(a.most_n, 6 * a.most_k + 128), 16) * 16;
-    panels = c.take<T>(rows * p);
-    gathered = c.take<T>(a.subsets ? run_of * p : 0);
-    limit = c.take<T>(rows);
-    z = c.take<T>(rows * room);
-    low = c.take<T>(has_dots(a.how) ? rows * room : 0);
-    idx = c.take<int32_t>(rows * room);
-    held = c.take<int32_t>(rows);
-    full = c.take<int32_t>(rows);
-    halves = tiles = nullptr;
-    row_a = row_size = norm = error = nullptr;
 #ifdef FASTAE_BF16
-    if (has_dots(a.how)) {
-      halves = c.take<uint16_t>(rows * whole_tiles(p));
-      tiles = c.take<uint16_t>(group * whole_tiles(p));
-      row_a = c.take<float>(rows);
-      row_size = c.take<float>(rows);
-      norm = c.take<float>(group);
-      error = c.take<float>(group);
-    }
+template <class T> using EncodingBase = Certified<T>;
+#else
+template <class T> using EncodingBase = Candidates<T>;
 #endif
-    bytes = c.used;
-  }
 
-  // Candidates that come before a limit is raised: few, so that it rises early, yet enough to pay for it.
-  int64_t some() const { return 2 * a.k + 32; }
-  bool magnitude() const { return a.kind == code_kind::abs_topk; }
-  int64_t panel_count() const { return ceil_div(a.m, W); }
-
-  // ---- a row's candidates --------------------------------------------------------------------------------------------
-  // held: candidates of a row; for threshold codes those whose z is still to be made, count holds the entries.
-  FASTAE_INLINE void emit(int64_t r, int32_t j, T value) {
-    const int32_t at = (*a.count.at(r, 0))++;
-    if (at < a.capacity) {
-      const T t = a.threshold ? a.threshold[a.single ? 0 : j] : T(0);
-      *a.idx.at(r, at) = j;
-      *a.val.at(r, at) = value > t ? value : T(0);
-      if (a.pre) *a.pre.at(r, at) = value;
-    }
-  }
-
-  FASTAE_INLINE void take_exact(int64_t r, int32_t j, T value) {
-    if (limit[r] == kInfinity<T>) return;
-    if (a.kind == code_kind::threshold) return emit(r, j, value);
-    const int64_t at = r * room + held[r]++;
-    z[at] = value;
-    idx[at] = j;
-    if (begun) low[at] = score_of(value, magnitude());
-    if (held[r] == full[r]) compact(r);
-  }
-
-  FASTAE_INLINE void take_bounds(int64_t r, int32_t j, T high, T least) {
-    if (limit[r] == kInfinity<T>) return;
-    const int64_t at = r * room + held[r]++;
-    z[at] = high;
-    low[at] = least;
-    idx[at] = j;
-    if (held[r] == full[r]) {
-      if (a.kind == code_kind::threshold) make_exact(r, true);
-      else compact(r);
-    }
-  }
-
-  // Keeps the candidates that f names, in order.
-  template <class F> void keep(int64_t r, const F& each) {
-    int64_t n = 0;
-    const int64_t at = r * room;
-    each([&](int64_t i) {
-      z[at + n] = z[at + i];
-      if (begun) low[at + n] = low[at + i];
-      idx[at + n] = idx[at + i];
-      ++n;
-    });
-    held[r] = (int32_t)n;
-    full[r] = (int32_t)smaller(room, n + some());
-  }
-
-  void compact(int64_t r) {
-    const int64_t at = r * room;
-    if (begun) {
-      const T floor = kth_largest(low + at, held[r], a.k, limit[r], false);
-      limit[r] = floor;
-      int64_t n = 0;
-      for (int64_t i = at; i < at + held[r]; ++i) {
-        const bool kept = !(score_of(z[i], magnitude()) < floor);
-        z[at + n] = z[i];
-        low[at + n] = low[i];
-        idx[at + n] = idx[i];
-        n += kept;
-      }
-      held[r] = (int32_t)n;
-      full[r] = (int32_t)smaller(room, n + some());
-      if (held[r] <= room - room / 4) return;
-      make_exact(r, true);
-    }
-    const T kth = kth_largest(z + at, held[r], a.k, limit[r], magnitude());
-    limit[r] = kth;
-    const int64_t n = held[r];
-    keep(r, [&](const auto& f) { each_of_largest(z + at, n, smaller(n, a.k), kth, magnitude(), f); });
-  }
-
-  // The chains of candidates that have only bounds. A threshold code's are written and forgotten.
-  void make_exact(int64_t r, bool counted) {
-#ifdef FASTAE_BF16
-    if constexpr (sizeof(T) == 4) {
-      if (!begun) return;
-      const int64_t at = r * room, n = held[r];
-      const float* rows[32];  // those of the present chains, and the next ones
-      int64_t places[32], open = 0, made = 0;
-      const auto flush = [&](int64_t some, int64_t then) {
-        float sum[16];
-        for (int64_t i = some; i < 16; ++i) rows[i] = rows[0];
-        for (int64_t i = 16 + then; i < 32; ++i) rows[i] = rows[0];
-        exact_chains(a.x.at(r, 0), a.p, rows, rows + 16, sum);
-        for (int64_t i = 0; i < some; ++i) {
-          const int64_t c = at + places[i];
-          z[c] = a.b ? sum[i] + a.b[idx[c]] : sum[i];
-          low[c] = score_of(z[c], magnitude());
-        }
-        made += some;
-        memcpy(rows, rows + 16, 16 * sizeof *rows);
-        memcpy(places, places + 16, 16 * sizeof *places);
-      };
-      for (int64_t i = 0; i < n; ++i) {
-        if (a.kind != code_kind::threshold && low[at + i] == score_of(z[at + i], magnitude())) continue;
-        rows[open] = a.w.at(idx[at + i], 0);
-        places[open++] = i;
-        if (open < 32) continue;
-        flush(16, 16);
-        open = 16;
-      }
-      if (open > 16) {
-        flush(16, open - 16);
-        open -= 16;
-      }
-      if (open) flush(open, 0);
-      if (counted) __atomic_fetch_add(&redone, made, __ATOMIC_RELAXED);
-      if (a.kind != code_kind::threshold) return;
-      for (int64_t i = 0; i < n; ++i)
-        if (z[at + i] > a.limit(idx[at + i])) emit(r, idx[at + i], z[at + i]);
-      held[r] = 0;
-    }
-#endif
-  }
+template <class T> struct Encoding : EncodingBase<T> {
+  typedef EncodingBase<T> Base;
+  using Base::Base, Base::a, Base::group, Base::run_of, Base::room, Base::panels, Base::gathered, Base::limit, Base::z;
+  using Base::idx, Base::held, Base::full, Base::certified, Base::begun, Base::panels_made, Base::overflow;
+  using Base::redone, Base::W, Base::magnitude, Base::some, Base::take_exact, Base::make_exact, Base::panel_count;
 
   // ---- products in float32 ---------------------------------------------------------------------------------------------
   void make_panels() {
@@ -261,7 +63,8 @@ template <class T> struct Encoding {
   template <int KIND, int NV> void float_block(const T* w, int64_t ldw, int64_t r, int64_t first, int64_t last) {
     alignas(64) T c[kPanelRows * NV * Vec<T>::N];
     for (int64_t q = first; q < last;) {
-      const TileArgs<T> t = {a.p, w + (q - first) * ldw, ldw, panels + r * a.p, c, NV * Vec<T>::N, NV * Vec<T>::N, kSet};
+      const TileArgs<T> t = {a.p, w + (q - first) * ldw, ldw, panels + r * a.p, c, NV * Vec<T>::N, NV * Vec<T>::N,
+                             kSet};
       const int taken = run_tile<T, NV, false>(last - q, t);
       filter<KIND, NV>(c, q, taken, r);
       q += taken;
@@ -288,125 +91,6 @@ template <class T> struct Encoding {
     });
   }
 
-  // ---- certified candidates --------------------------------------------------------------------------------------------
-#ifdef FASTAE_BF16
-  // Whether bounds can save work, and the memory for them is there.
-  bool may_certify() const {
-    if (!has_dots(a.how) || !Bounds::possible(a.p) || a.p < 1) return false;
-    if (a.path == encode_path::bfloat16) return true;
-    if (a.path != encode_path::automatic || !fast_dots(a.how)) return false;
-    return a.p >= 64 && a.n >= 1024 && (a.kind == code_kind::threshold || a.n >= 16 * a.k);
-  }
-
-  void make_halves() {
-    const Bounds bounds(a.p);
-    const int64_t depth = whole_tiles(a.p);
-    parallel(useful_threads(a.threads, (double)a.m * a.p), ceil_div(a.m, kCertifyRows), [&](int64_t i) {
-      const int64_t r0 = i * kCertifyRows, rows = smaller(kCertifyRows, a.m - r0);
-      pair_transposed((const float*)a.x.at(r0, 0), a.x.ld, rows, a.p, kCertifyRows, halves + r0 * depth);
-      for (int64_t r = r0; r < r0 + kCertifyRows; ++r) {
-        row_a[r] = row_size[r] = 0;
-        if (limit[r] == kInfinity<T>) continue;
-        float squares, residual;
-        row_norms((const float*)a.x.at(r, 0), a.p, &squares, &residual);
-        const float size = bounds.norm(squares, a.p), rest = bounds.norm(residual, a.p);
-        row_a[r] = (rest + bounds.g1 * size) * bounds.more;
-        row_size[r] = (size + rest) * bounds.more;
-      }
-    });
-    for (int64_t r = 0; r < a.m; ++r) largest_row = row_size[r] > largest_row ? row_size[r] : largest_row;
-  }
-
-  // c (32,32): latents [q, q + taken) and the rows from r on
-  template <int KIND, int C>
-  FASTAE_INLINE void filter_bounds(const float* c, int64_t q, int64_t taken, int64_t r, const float* size,
-                                   const float* slack, float tiny) {
-    typedef Vec<float> V;
-    const V wide[2] = {V::load(row_a + r), V::load(row_a + r + 16)};
-    const V long_[2] = {V::load(row_size + r), V::load(row_size + r + 16)};
-    for (int64_t i = 0; i < taken; ++i) {
-      const int32_t j = a.latent(q + i);
-      const float bias = a.b ? a.b[j] : 0.f, fixed = __builtin_fabsf(bias) * 0x1p-21f + tiny;
-      V s[C], bound[C];
-      uint32_t hits[C], any_hit = 0;
-#pragma GCC unroll 2
-      for (int v = 0; v < C; ++v) {
-        s[v] = V::load(c + i * 32 + v * 16) + V(bias);
-        if constexpr (KIND == code_kind::abs_topk) s[v] = fabs(s[v]);
-        bound[v] = fma(wide[v], V(size[i]), fma(long_[v], V(slack[i]), V(fixed)));
-        const V least = V::load((const float*)limit + r + v * 16), high = s[v] + bound[v];
-        if constexpr (KIND == code_kind::threshold) hits[v] = lane_bits(high > at_least(least, V((float)a.limit(j))));
-        else hits[v] = lane_bits(high > least);
-        any_hit |= hits[v];
-      }
-      if (!any_hit) continue;
-#pragma GCC unroll 2
-      for (int v = 0; v < C; ++v) {
-        if (!hits[v]) continue;
-        float high[16], least[16];
-        (s[v] + bound[v]).store(high);
-        (s[v] - bound[v]).store(least);
-        each_lane(hits[v], [&](int lane) { take_bounds(r + v * 16 + lane, j, high[lane], least[lane]); });
-      }
-    }
-  }
-
-  // False, and nothing done, where bounds could overflow.
-  template <int KIND> bool certified_group(int64_t first, int64_t last) {
-    const int64_t depth = whole_tiles(a.p), runs = ceil_div(last - first, 16);
-    const uint16_t* from = tiles;
-    const float *size = norm, *slack = error;
-    if (a.packed && !a.subset) {
-      const int64_t all = ceil_div(a.n, 64) * 64;
-      from = a.packed + first * depth;
-      size = (const float*)(a.packed + all * depth) + first;
-      slack = size + all;
-    } else {
-      parallel(useful_threads(a.threads, (double)(last - first) * a.p), ceil_div(runs, 2) * 2, [&](int64_t i) {
-        const int64_t q = first + i * 16, some = larger(0, smaller(16, last - q));
-        const float* w = (const float*)(a.subset || !some ? a.w.p : a.w.at(q, 0));
-        round_latents(w, a.w.ld, a.subset ? a.subset + q : nullptr, some, a.p, tiles + i * 16 * depth, norm + i * 16,
-                      error + i * 16);
-      });
-    }
-    float most = 0, most_b = 0;
-    for (int64_t q = first; q < last; ++q) {
-      const float s = size[q - first], b = a.b ? (float)a.b[a.latent(q)] : 0.f;
-      most = s > most ? s : most;
-      most_b = b > most_b ? b : -b > most_b ? -b : most_b;
-    }
-    if (!(most * largest_row < kSafeSize) || !(most < kSafeSize) || !(most_b < kSafeSize)) return false;
-    const float tiny = Bounds(a.p).tiny;
-    const int64_t blocks = ceil_div(a.m, kCertifyRows);
-    parallel(useful_threads(a.threads, (double)a.m * (last - first) * a.p / 4), blocks, [&](int64_t task) {
-      Tiles shape;
-      if (a.how == bf16_product::tiles) shape.configure(32, 32);
-      const int64_t r = task * kCertifyRows, rows = smaller(kCertifyRows, a.m - r);
-      // a block's products are begun before the last one's are looked at: tiles work beside the other instructions
-      alignas(64) float c[2][kCertifyLatents * kCertifyRows];
-      const auto begin = [&](int64_t q) {
-        const int64_t i = q - first;
-        certify_block(a.how, from + i * depth, depth, halves + r * depth, rows, c[i / kCertifyLatents % 2]);
-      };
-      // rows that come next, on their way while these are worked at
-      const uint16_t* const coming = halves + smaller(r + kCertifyRows, (blocks - 1) * kCertifyRows) * depth;
-      const int64_t lines = ceil_div(depth, ceil_div(last - first, kCertifyLatents));  // a panel has as many as depth
-      begin(first);
-      for (int64_t q = first; q < last; q += kCertifyLatents) {
-        const int64_t i = q - first, taken = smaller(kCertifyLatents, last - q);
-        if (q + kCertifyLatents < last) begin(q + kCertifyLatents);
-        for (int64_t line = i / kCertifyLatents * lines, end = smaller(depth, line + lines); line < end; ++line)
-          __builtin_prefetch(coming + line * 32, 0, 2);
-        const float* done = c[i / kCertifyLatents % 2];
-        if (rows > 16) filter_bounds<KIND, 2>(done, q, taken, r, size + i, slack + i, tiny);
-        else filter_bounds<KIND, 1>(done, q, taken, r, size + i, slack + i, tiny);
-      }
-      if (a.how == bf16_product::tiles) shape.release();
-    });
-    return true;
-  }
-#endif
-
   // ---- the whole ------------------------------------------------------------------------------------------------------
   static bool finite_row(const T* x, int64_t p) {
     Vec<T> sum(T(0));
@@ -414,13 +98,13 @@ template <class T> struct Encoding {
     return all(sum == Vec<T>(T(0)));
   }
 
-  void finish(int64_t r) {
+  void finish(int64_t r, int64_t next) {
     int32_t& count = *a.count.at(r, 0);
     if (limit[r] == kInfinity<T> && !finite_row(a.x.at(r, 0), a.p)) {
       count = -1;
       return;
     }
-    make_exact(r, false);
+    make_exact(r, false, next);
     if (a.kind == code_kind::threshold) {
       if (count > a.capacity) __atomic_store_n(&overflow, true, __ATOMIC_RELAXED);
       return;
@@ -452,15 +136,15 @@ template <class T> struct Encoding {
     if (KIND == code_kind::threshold || a.k > 0) {
 #ifdef FASTAE_BF16
       if constexpr (sizeof(T) == 4) {
-        certified = begun = may_certify();
-        if (certified) make_halves();
+        certified = begun = Base::may_certify();
+        if (certified) Base::make_halves();
       }
 #endif
       for (int64_t first = 0; first < a.n; first += group) {
         const int64_t last = smaller(a.n, first + group);
 #ifdef FASTAE_BF16
         if constexpr (sizeof(T) == 4) {
-          if (certified && certified_group<KIND>(first, last)) {
+          if (certified && Base::template certified_group<KIND>(first, last)) {
             // more than a few chains over again: bounds don't tell these numbers apart
             certified = redone * 25 <= a.m * last || a.path == encode_path::bfloat16;
             continue;
@@ -471,7 +155,8 @@ template <class T> struct Encoding {
       }
     }
     parallel(useful_threads(a.threads, (double)a.m * a.p * 32), ceil_div(a.m, 8), [&](int64_t task) {
-      for (int64_t r = task * 8; r < smaller(a.m, task * 8 + 8); ++r) finish(r);
+      const int64_t end = smaller(a.m, task * 8 + 8);
+      for (int64_t r = task * 8; r < end; ++r) finish(r, r + 1 < end ? r + 1 : -1);
     });
   }
 

@@ -189,7 +189,8 @@ template <class E> void run_narrow(const E& e, const OpRecord& o) {
   typedef typename E::Real T;
   namespace at = at_narrow;
   const View<T> val = e.real(o.slot[at::s_val]), out = e.real(o.slot[at::s_val_out]);
-  const View<int32_t> idx = e.template view<int32_t>(o.slot[at::s_idx]), to = e.template view<int32_t>(o.slot[at::s_idx_out]);
+  const View<int32_t> idx = e.template view<int32_t>(o.slot[at::s_idx]),
+                      to = e.template view<int32_t>(o.slot[at::s_idx_out]);
   const View<int32_t> count = e.template view<int32_t>(o.slot[at::s_count]);
   const View<int32_t> count_out = e.template view<int32_t>(o.slot[at::s_count_out]);
   const int64_t k = present_k(e, o.i[at::i_k], o.i[at::i_k_scalar]), width = e.width(o.slot[at::s_val]);

@@ -1,0 +1,227 @@
+// A row's candidates for its code, and what an encode op is given.
+//
+// A candidate is (z, low): low <= score(z) with equality where z is exact, otherwise z is a bound from above (certify.h)
+// and the float32 chain is made up for before the last selection. When candidates are many the k-th largest low becomes
+// the row's limit, which others have to pass.
+#pragma once
+#include "certify.h"
+#include "gemm.h"
+#include "kernels.h"
+#include "topk.h"
+
+namespace fastae {
+namespace {
+
+// Memory cut into arrays on cache lines; without memory it only counts.
+struct Carve {
+  char* p;
+  int64_t used = 0;
+  template <class U> U* take(int64_t n) {
+    U* const here = (U*)(p ? p + used : nullptr);
+    used += ((n > 0 ? n : 1) * (int64_t)sizeof(U) + 63) / 64 * 64;
+    return here;
+  }
+};
+
+template <class T> struct EncodeArgs {
+  View<T> x, w;            // (m,p), (all latents,p)
+  const T *b, *threshold;  // (1,n); threshold (1,1) where single
+  bool single;
+  T margin;
+  int kind, path, how;     // code_kind, encode_path, bf16_product
+  int64_t m, n, p, k;      // n: latents that take part
+  const int32_t* subset;   // their names, or null
+  const uint16_t* packed;  // of all latents: pack_encoder
+  View<T> val, pre;
+  View<int32_t> idx;
+  View<int32_t> count;
+  int64_t capacity;  // columns of val
+  int threads;
+  // largest values: what memory was given for
+  int64_t most_m, most_n, most_k;
+  bool subsets;
+
+  int32_t latent(int64_t q) const { return subset ? subset[q] : (int32_t)q; }
+  T limit(int32_t j) const { return (threshold ? threshold[single ? 0 : j] : T(0)) - margin; }
+};
+
+constexpr int64_t kLatentBytes = 1 << 20;  // of a group of latents: in L2 beside a panel of rows
+constexpr int64_t kGroupRuns = 2;          // of float32's, in a group in bfloat16
+
+template <class T> struct Candidates {
+  static constexpr int64_t W = 2 * Vec<T>::N;  // rows of a panel
+  static constexpr int64_t kBlock = 96;        // latents of a group: a multiple of this
+
+  const EncodeArgs<T>& a;
+  int64_t group, run_of, room;  // latents of a group, and in float32; candidates of a row
+  T *panels, *gathered, *limit, *z, *low;
+  int32_t *idx, *held, *full;  // full: number of candidates at which the limit is raised
+  // of certified candidates
+  uint16_t *halves, *tiles;
+  float *row_a, *row_size, *norm, *error;
+  bool certified = false, begun = false, panels_made = false, overflow = false;
+  float largest_row = 0;
+  int64_t redone = 0;
+  int64_t bytes;
+
+  static bool has_dots(int how) { return sizeof(T) == 4 && how != bf16_product::rounded; }
+
+  Candidates(const EncodeArgs<T>& args, char* memory) : a(args) {
+    Carve c = {memory};
+    const int64_t rows = ceil_div(a.most_m, 64) * 64, p = larger(a.p, 1);
+    const int64_t wide = larger(1, kLatentBytes / (kBlock * p * (int64_t)sizeof(T)));
+    run_of = kBlock * smaller(wide, ceil_div(a.most_n, kBlock));
+    group = has_dots(a.how) ? smaller(kGroupRuns * run_of, ceil_div(a.most_n, kBlock) * kBlock) : run_of;
+    room = a.kind == code_kind::threshold ? 128 : ceil_div(smaller(a.most_n, 6 * a.most_k + 128), 16) * 16;
+    panels = c.take<T>(rows * p);
+    gathered = c.take<T>(a.subsets ? run_of * p : 0);
+    limit = c.take<T>(rows);
+    z = c.take<T>(rows * room);
+    low = c.take<T>(has_dots(a.how) ? rows * room : 0);
+    idx = c.take<int32_t>(rows * room);
+    held = c.take<int32_t>(rows);
+    full = c.take<int32_t>(rows);
+    halves = tiles = nullptr;
+    row_a = row_size = norm = error = nullptr;
+#ifdef FASTAE_BF16
+    if (has_dots(a.how)) {
+      halves = c.take<uint16_t>(rows * whole_tiles(p));
+      tiles = c.take<uint16_t>(group * whole_tiles(p));
+      row_a = c.take<float>(rows);
+      row_size = c.take<float>(rows);
+      norm = c.take<float>(group);
+      error = c.take<float>(group);
+    }
+#endif
+    bytes = c.used;
+  }
+
+  // Candidates that come before a limit is raised: few, so that it rises early, yet enough to pay for it.
+  int64_t some() const { return 2 * a.k + 32; }
+  bool magnitude() const { return a.kind == code_kind::abs_topk; }
+  int64_t panel_count() const { return ceil_div(a.m, W); }
+
+  // ---- a row's candidates --------------------------------------------------------------------------------------------
+  // held: candidates of a row; for threshold codes those whose z is still to be made, count holds the entries.
+  FASTAE_INLINE void emit(int64_t r, int32_t j, T value) {
+    const int32_t at = (*a.count.at(r, 0))++;
+    if (at < a.capacity) {
+      const T t = a.threshold ? a.threshold[a.single ? 0 : j] : T(0);
+      *a.idx.at(r, at) = j;
+      *a.val.at(r, at) = value > t ? value : T(0);
+      if (a.pre) *a.pre.at(r, at) = value;
+    }
+  }
+
+  FASTAE_INLINE void take_exact(int64_t r, int32_t j, T value) {
+    if (limit[r] == kInfinity<T>) return;
+    if (a.kind == code_kind::threshold) return emit(r, j, value);
+    const int64_t at = r * room + held[r]++;
+    z[at] = value;
+    idx[at] = j;
+    if (begun) low[at] = score_of(value, magnitude());
+    if (held[r] == full[r]) compact(r);
+  }
+
+  FASTAE_INLINE void take_bounds(int64_t r, int32_t j, T high, T least) {
+    if (limit[r] == kInfinity<T>) return;
+    const int64_t at = r * room + held[r]++;
+    z[at] = high;
+    low[at] = least;
+    idx[at] = j;
+    if (held[r] == full[r]) {
+      if (a.kind == code_kind::threshold) make_exact(r, true);
+      else compact(r);
+    }
+  }
+
+  // Keeps the candidates that f names, in order.
+  template <class F> void keep(int64_t r, const F& each) {
+    int64_t n = 0;
+    const int64_t at = r * room;
+    each([&](int64_t i) {
+      z[at + n] = z[at + i];
+      if (begun) low[at + n] = low[at + i];
+      idx[at + n] = idx[at + i];
+      ++n;
+    });
+    held[r] = (int32_t)n;
+    full[r] = (int32_t)smaller(room, n + some());
+  }
+
+  void compact(int64_t r) {
+    const int64_t at = r * room;
+    if (begun) {
+      const T floor = kth_largest(low + at, held[r], a.k, limit[r], false);
+      limit[r] = floor;
+      int64_t n = 0;
+      for (int64_t i = at; i < at + held[r]; ++i) {
+        const bool kept = !(score_of(z[i], magnitude()) < floor);
+        z[at + n] = z[i];
+        low[at + n] = low[i];
+        idx[at + n] = idx[i];
+        n += kept;
+      }
+      held[r] = (int32_t)n;
+      full[r] = (int32_t)smaller(room, n + some());
+      if (held[r] <= room - room / 4) return;
+      make_exact(r, true);
+    }
+    const T kth = kth_largest(z + at, held[r], a.k, limit[r], magnitude());
+    limit[r] = kth;
+    const int64_t n = held[r];
+    keep(r, [&](const auto& f) { each_of_largest(z + at, n, smaller(n, a.k), kth, magnitude(), f); });
+  }
+
+  // The chains of candidates that have only bounds. A threshold code's are written and forgotten.
+  // next: a row whose candidates come after, or -1.
+  void make_exact(int64_t r, bool counted, int64_t next = -1) {
+#ifdef FASTAE_BF16
+    if constexpr (sizeof(T) == 4) {
+      if (!begun) return;
+      const int64_t at = r * room, n = held[r];
+      const float* rows[32];  // those of the present chains, and the next ones
+      int64_t places[32], open = 0, made = 0;
+      const auto flush = [&](int64_t some, int64_t then) {
+        float sum[16];
+        for (int64_t i = some; i < 16; ++i) rows[i] = rows[0];
+        for (int64_t i = 16 + then; i < 32; ++i) rows[i] = rows[0];
+        exact_chains(a.x.at(r, 0), a.p, rows, rows + 16, sum);
+        for (int64_t i = 0; i < some; ++i) {
+          const int64_t c = at + places[i];
+          z[c] = a.b ? sum[i] + a.b[idx[c]] : sum[i];
+          low[c] = score_of(z[c], magnitude());
+        }
+        made += some;
+        memcpy(rows, rows + 16, 16 * sizeof *rows);
+        memcpy(places, places + 16, 16 * sizeof *places);
+      };
+      for (int64_t i = 0; i < n; ++i) {
+        if (a.kind != code_kind::threshold && low[at + i] == score_of(z[at + i], magnitude())) continue;
+        rows[open] = a.w.at(idx[at + i], 0);
+        places[open++] = i;
+        if (open < 32) continue;
+        flush(16, 16);
+        open = 16;
+      }
+      if (open > 16) {
+        flush(16, open - 16);
+        open -= 16;
+      }
+      if (open) {
+        const int64_t coming = next < 0 ? 0 : smaller(16, held[next]);
+        for (int64_t i = 0; i < coming; ++i) rows[16 + i] = a.w.at(idx[next * room + i], 0);
+        flush(open, coming);
+      }
+      if (counted) __atomic_fetch_add(&redone, made, __ATOMIC_RELAXED);
+      if (a.kind != code_kind::threshold) return;
+      for (int64_t i = 0; i < n; ++i)
+        if (z[at + i] > a.limit(idx[at + i])) emit(r, idx[at + i], z[at + i]);
+      held[r] = 0;
+    }
+#endif
+  }
+};
+
+}  // namespace
+}  // namespace fastae
