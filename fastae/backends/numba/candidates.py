@@ -5,7 +5,7 @@ from numba import njit
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
 _sum = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
-SPAN = 64  # products that are looked at together
+SPAN = 16  # products that are looked at together
 
 
 @_sum
@@ -22,7 +22,7 @@ def pre_activation(x, w, b, j):
     return z + b[j] if len(b) else z
 
 
-@_jit
+@_sum
 def norm(x):
     """In float64; NaN where x is not finite."""
     total = 0.0
@@ -127,22 +127,29 @@ def settle(x, w, b, magnitude, score, row, latent, n, k, scratch):
 
 
 @_jit
+def outside(z, lower, upper):
+    """How many are not between the bounds, NaN among them."""
+    n = np.int32(0)
+    for j in range(len(z)):
+        n += np.int32(not lower < z[j] < upper)
+    return n
+
+
+@_jit
 def collect(z, top, latents, x, w, b, error, k, magnitude, bound, size, score, row, latent, scratch):
     """Candidates among the products z of rows from ``top`` on; row i of z goes to pool i, or to the only one."""
-    capacity = score.shape[1]
+    capacity, infinite = score.shape[1], z.dtype.type(np.inf)
     for i in range(z.shape[0]):
         r, q = top + i, i if len(size) > 1 else 0
         if error[r] != error[r]:
             continue
         limit = z.dtype.type(bound[q] - error[r])
+        lower = -limit if magnitude else -infinite
         for start in range(0, z.shape[1], SPAN):
-            stop = min(start + SPAN, z.shape[1])
-            hits = 0
-            for j in range(start, stop):
-                hits += not (abs(z[i, j]) if magnitude else z[i, j]) < limit
+            hits = outside(z[i, start : start + SPAN], lower, limit)
             if hits == 0:
                 continue
-            for j in range(start, stop):
+            for j in range(start, min(start + SPAN, z.shape[1])):
                 s = abs(z[i, j]) if magnitude else z[i, j]
                 if s < limit:
                     continue
@@ -158,6 +165,7 @@ def collect(z, top, latents, x, w, b, error, k, magnitude, bound, size, score, r
                             least = min(least, score[q, c])
                     bound[q] = max(bound[q], least)
                     limit = z.dtype.type(bound[q] - error[r])
+                    lower = -limit if magnitude else -infinite
                 size[q] = n
 
 

@@ -15,7 +15,7 @@ from .candidates import SPAN, collect, decide, largest_norm, pre_activation, rou
 from .codes import optional, wide
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
-ROWS, LATENTS = 256, 1024  # of a block of products
+ROWS, LATENTS = 512, 2048  # of a block of products; large, as each product wakes the threads of BLAS
 
 
 def pack_encoder(step, op, v):
