@@ -229,7 +229,7 @@ def code_grad(step, op, v):
                   wide(v["dval"]), optional(v, "groups", np.int32))  # fmt: skip
 
 
-@_jit
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
 def space_norms(w, spaces):
     """|w_j| over each of equal blocks of columns, (spaces, n)."""
     p = w.shape[1] // spaces

@@ -52,7 +52,7 @@ def totals(v, name, positive=False):
     return total
 
 
-@_jit
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
 def project_out(dw, w):
     """dw −= (dw . w) w / |w|²."""
     along = square = 0.0
