@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from .. import interpreter
-from ..reference import codes
-from . import activities, dense, encoding, losses, norm, random, regularisers, update
+from . import activities, codes, dense, encoding, gates, latents, losses, norm, random, regularisers, selection, update
 
-MODULES = (activities, codes, dense, encoding, losses, norm, random, regularisers, update)
+MODULES = (activities, codes, dense, encoding, gates, latents, losses, norm, random, regularisers, selection, update)
+TAKE_GAPS = {module.__name__ for module in (codes, gates, latents, selection)}  # arrays with gaps between rows
 
 
 def on_contiguous(kernel):
@@ -35,7 +35,10 @@ class NumbaBackend(interpreter.Interpreter):
     """Computes in the plan's dtype; compiled code is cached on disk between processes."""
 
     name = "numba"
-    kernels = {kind: on_contiguous(kernel) for kind, kernel in interpreter.kernel_table(*MODULES).items()}
+    kernels = {
+        kind: kernel if kernel.__module__ in TAKE_GAPS else on_contiguous(kernel)
+        for kind, kernel in interpreter.kernel_table(*MODULES).items()
+    }
 
     def permutation(self, seed: int, epoch: int, n: int) -> np.ndarray:
         """Order of n rows in an epoch, int64; a function of (seed, epoch)."""

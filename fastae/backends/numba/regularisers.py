@@ -35,6 +35,18 @@ def limit_norms(w, limit):
                 w[r, j] *= limit / norm
 
 
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def to_unit_rows(w):
+    for r in range(w.shape[0]):
+        square = 0.0
+        for j in range(w.shape[1]):
+            square += np.float64(w[r, j]) * w[r, j]
+        if square > 0:
+            norm = np.sqrt(square)
+            for j in range(w.shape[1]):
+                w[r, j] /= norm
+
+
 def project(step, op, v):
     w = v["w"]
     p = parameters(op, w.dtype)
@@ -47,7 +59,6 @@ def project(step, op, v):
     elif kind == "range":
         np.clip(w, p[0], p[1], out=w)
     elif kind == "unit":
-        norm = np.sqrt((w.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
-        w[...] = np.divide(w, norm, out=w.astype(np.float64), where=norm > 0)
+        to_unit_rows(w)
     else:
         np.maximum(w, 0, out=w)
