@@ -285,7 +285,7 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
         """
         from .sparse_published import from_checkpoint, read
 
-        return from_checkpoint(cls, read(path, format), parameters)  # type: ignore[return-value]
+        return from_checkpoint(cls, read(path, format), parameters)
 
     def save_pretrained(self, path: Any, format: str = "saelens") -> None:
         """Writes a checkpoint that another library reads: "saelens" (v6) or "sparsify"; a folder."""
