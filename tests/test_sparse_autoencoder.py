@@ -405,6 +405,39 @@ def test_float64_is_computed_in_float64():
     assert m.transform(X).dtype == np.float32
 
 
+@pytest.mark.parametrize("normalization", [None, "layer", "scale"])
+@pytest.mark.parametrize("kind", ["topk", "relu", "transcoder"])
+def test_callers_rows_are_never_altered(kind, normalization, backend):
+    """In order, rows of the right dtype are read where they lie."""
+    a, b = X.copy(), X[:, ::-1].copy()
+    options = {"transcoder": True, "pre_bias": False, "skip": True} if kind == "transcoder" else {}
+    m = model("topk" if kind == "transcoder" else kind, normalization=normalization, shuffle=False, max_iter=2,
+              backend=backend.name, **options)  # fmt: skip
+    y = (b,) if options else ()
+    for call in (m.fit, m.partial_fit, m.score):
+        call(a, *y)
+    for call in (m.transform, m.encode, m.reconstruct):
+        call(a)
+    np.testing.assert_array_equal(a, X)
+    np.testing.assert_array_equal(b, X[:, ::-1])
+
+
+def test_layer_norm_of_a_transcoder():
+    """The encoder sees rows of deviation 1, the skip connection and the target are as they are."""
+    x = X[:200] * np.linspace(0.5, 2, 200, dtype=np.float32)[:, None]
+    y = x[:, :5] * 3 + 7
+    m = SparseAutoencoder(
+        64, sparsity=fastae.ReLUCode(0.01), transcoder=True, skip=True, pre_bias=False, normalization="layer",
+        max_iter=200, learning_rate=0.01, batch_size=50, random_state=0,
+    ).fit(x, y)  # fmt: skip
+    assert m.score(x, y) > -0.02 * y.var()
+    x = x.astype(np.float64)
+    z = (x - x.mean(1, keepdims=True)) / (x.std(1, ddof=1, keepdims=True) + 1e-5)
+    code = np.maximum(z @ m.arrays_["encoder"].T + m.arrays_["encoder_bias"], 0)
+    wanted = code @ m.dictionary_ + m.arrays_["decoder_bias"] + x @ m.arrays_["skip"].T
+    np.testing.assert_allclose(m.reconstruct(x.astype(np.float32)), wanted, rtol=1e-4, atol=1e-4)
+
+
 # ---- files of codes, reports ---
 
 

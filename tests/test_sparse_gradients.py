@@ -32,6 +32,14 @@ CASES = {
     "gated, SAELens": {"sparsity": s.Gated(0.3, weighted=True, detached=False), "unit_norm": False},
     "transcoder": {"sparsity": s.TopK(aux=None), **TRANSCODER},
     "transcoder, skip": {"sparsity": "relu", "skip": True, **TRANSCODER},
+    "transcoder, skip, layer": {"sparsity": "relu", "skip": True, "normalization": "layer", **TRANSCODER},
+    "transcoder, skip, scale": {
+        "sparsity": "relu",
+        "skip": True,
+        "normalization": "scale",
+        "input_scale": 2.5,
+        **TRANSCODER,
+    },
     "aux": {"sparsity": s.TopK(aux=s.AuxK(5, 0.5)), "dead_after": 10},
     "aux, target": {"sparsity": s.BatchTopK(aux=s.AuxK(9, 0.5, "target", scaled=True)), "dead_after": 10},
     "matryoshka, aux": {"sparsity": s.Matryoshka(over=s.TopK(aux=s.AuxK(4, 0.5, "none"))), "dead_after": 10},
@@ -89,7 +97,9 @@ class Problem:
         if where.strength >= 0:
             scalars[0, where.strength] = 0.7
         job = Job(self.spaces, self.sources, self.m, phases=phases, scalars=scalars, values=values, n_threads=threads)
+        before = [source.data.copy() for source in self.sources]
         assert self.backend.run(self.handle, job) == 1
+        assert all(np.array_equal(a, b.data) for a, b in zip(before, self.sources, strict=True)), "rows were altered"
         return values[0]
 
 

@@ -33,8 +33,9 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
     pre_bias : bool
         Whether the decoder's bias is subtracted from the input first.
     normalization : None, "layer" or "scale"
-        Of the input: none; each row to mean 0 and (unbiased) deviation 1, restored in reconstructions; or all by the
-        number that brings the mean norm of a sample to √p (`fold` puts it into the weights).
+        Of the input: none; each row to mean 0 and (unbiased) deviation 1, restored in reconstructions (a transcoder's
+        targets and its skip connection's input stay as they are); or all by the number that brings the mean norm of a
+        sample to √p (`fold` puts it into the weights).
     unit_norm : bool
         Whether decoder rows are kept at norm 1, gradients along them removed.
     transcoder, skip : bool

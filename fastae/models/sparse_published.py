@@ -18,7 +18,7 @@ _ARRAYS = {"encoder_bias": "b_enc", "decoder_bias": "b_dec"}
 def from_checkpoint(cls: type, c: SparseCheckpoint, parameters: dict[str, Any]) -> SparseAutoencoder:
     """A fitted model that gives a checkpoint's codes; ``parameters`` of the estimator go before the checkpoint's."""
     arrays = dict(c.arrays)
-    threshold = arrays.pop("threshold", None)
+    threshold: Any = arrays.pop("threshold", None)
     k = c.k
     match c.architecture:
         case "topk":
@@ -66,10 +66,12 @@ def to_checkpoint(model: SparseAutoencoder) -> SparseCheckpoint:
         if isinstance(sparsity, JumpReLU) or threshold[0] >= 0:
             arrays["threshold"] = threshold
     ends = np.array(network.groups or (), dtype=np.int64)
+    # sparsify's autoencoders with a skip connection, which subtract the bias from x, go back to what they were
+    transcoder = network.transcoder and not (network.skip and network.pre_bias)
     sizes = tuple(np.diff(ends, prepend=0).tolist()) if architecture == "matryoshka" else None
     return SparseCheckpoint(
         architecture, arrays, k=network.k, group_sizes=sizes, pre_bias=network.pre_bias,
-        normalization=network.normalization, input_scale=network.input_scale, transcoder=network.transcoder,
+        normalization=network.normalization, input_scale=network.input_scale, transcoder=transcoder,
         metadata=getattr(model, "source_", {}),
     )  # fmt: skip
 

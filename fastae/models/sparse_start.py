@@ -52,7 +52,9 @@ def starting_arrays(
 ) -> dict[str, np.ndarray]:
     """Arrays by parameter, float64; x, y: a sample of inputs and targets in the data's units."""
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0x5AE]))
-    x, y = in_training_units(network, x), in_training_units(network, y)
+    x = in_training_units(network, x)
+    if not (network.transcoder and network.normalization == "layer"):
+        y = in_training_units(network, y)
     n, p, q = network.n_components, network.n_features, network.n_targets
     centre = {"geometric_median": geometric_median, "mean": lambda a: a.mean(axis=0), "zeros": lambda a: a[0] * 0.0}
     arrays = {name: np.zeros((rows, columns)) for name, rows, columns in network.parameters}

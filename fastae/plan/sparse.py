@@ -71,21 +71,30 @@ class _Builder:
             self.plan.buffer("groups", 1, len(network.groups), THETA, INT32)
 
     def rows(self, *, targets: bool = True, statistics: bool = False) -> tuple[str, str]:
-        """The encoder's input and the target (with ``targets``), both in the units of training."""
+        """The encoder's input and the target (with ``targets``), both in the units of training.
+
+        What is gathered is only read: the compiled backend leaves it where the caller has it.
+        """
         network = self.network
-        x = target = self.batch("x", network.n_features)
+        x = self.batch("x", network.n_features)
         self.op("gather", x=x, source=0)
+        inner, other = x, None
         if network.transcoder and targets:
-            target = self.batch("target", network.n_targets)
-            self.op("gather", x=target, source=1)
-        if network.normalization == "layer":
+            other = self.batch("target", network.n_targets)
+            self.op("gather", x=other, source=1)
+        if network.normalization == "layer":  # of a transcoder, the encoder's input alone
             kept = self.batch("statistics", 2, FLOAT64) if statistics else None
-            for a in sorted({x, target}):
-                self.op("standardize", x=a, y=a, epsilon=EPSILON, statistics=kept if a == x else None)
+            inner = self.batch("normalized", network.n_features)
+            self.op("standardize", x=x, y=inner, epsilon=EPSILON, statistics=kept)
         elif network.normalization == "scale":
-            for a in sorted({x, target}):
-                self.op("centre", x=a, y=a, scale=network.input_scale)
-        return self.centred(x), target
+            inner = self.batch("normalized", network.n_features)
+            self.op("centre", x=x, y=inner, scale=network.input_scale)
+            if other is not None:
+                scaled = self.batch("normalized_target", network.n_targets)
+                self.op("centre", x=other, y=scaled, scale=network.input_scale)
+                other = scaled
+        self.skip_input = inner if network.normalization == "scale" else x
+        return self.centred(inner), inner if other is None else other
 
     def centred(self, x: str) -> str:
         network = self.network
@@ -229,7 +238,7 @@ class _Training(_Builder):
             full.append(groups)
         if network.skip:
             self.batch("skipped", network.n_targets)
-            self.op("dense", x="x", w="skip", y="skipped")
+            self.op("dense", x=self.skip_input, w="skip", y="skipped")
             for b in full:
                 self.op("add", x="skipped", y=self.block(b), sum=self.block(b))
         if self.aux is not None:
@@ -325,9 +334,9 @@ class _Training(_Builder):
         if network.pre_bias:
             self.pre_bias(lists)
         if network.skip:
-            self.op("dense_grad", dz=self.block(0), x="x", w="skip", dw="dskip")
+            self.op("dense_grad", dz=self.block(0), x=self.skip_input, w="skip", dw="dskip")
             if self.multi is not None:
-                self.op("dense_grad", dz=self.block(self.n_groups), x="x", w="skip", dw="dskip", add=1)
+                self.op("dense_grad", dz=self.block(self.n_groups), x=self.skip_input, w="skip", dw="dskip", add=1)
         self.op("latent_grad", coef=code_value, **every, u="delta", w="decoder", dw="ddecoder", factor=factor, **groups,
                 capacity=self.width, unit=network.unit_norm)  # fmt: skip
         own = first if self.own_gate else "dval"
@@ -372,6 +381,7 @@ def sparse_inference_plan(
     builder = _Builder(network, dtype, batch, part)
     builder.constants()
     sparsity = network.selection
+    restored = network.normalization == "layer" and part == "reconstruct" and not network.transcoder
     by_rank = sparsity.name in ("topk", "abs_topk") or k is not None
     k = k if k is not None else network.k or 1
     width = k if by_rank else capacity or capacity_of(network, batch)
@@ -383,7 +393,7 @@ def sparse_inference_plan(
     if part != "encode":
         builder.plan.external("out", BATCH_ROWS, network.n_targets)
     if part != "decode":
-        x, _ = builder.rows(targets=False, statistics=part == "reconstruct" and network.normalization == "layer")
+        x, _ = builder.rows(targets=False, statistics=restored)
         n = -(-network.n_components // 64) * 64
         packed = builder.plan.buffer("packed", n, schema.pack_columns(network.n_features), ARENA, INT8)
         builder.op("pack_encoder", PREPARE, w="encoder", packed=packed)
@@ -406,9 +416,9 @@ def sparse_inference_plan(
         builder.op("decode", **code, w="decoder", b="decoder_bias", y="out")
         if network.skip and part == "reconstruct":
             builder.batch("skipped", network.n_targets)
-            builder.op("dense", x="x", w="skip", y="skipped")
+            builder.op("dense", x=builder.skip_input, w="skip", y="skipped")
             builder.op("add", x="skipped", y="out", sum="out")
-        if network.normalization == "layer" and part == "reconstruct":
+        if restored:
             builder.op("restore", y="out", statistics="statistics", out="out")
         elif network.normalization == "scale":
             builder.op("centre", x="out", y="out", scale=1.0 / network.input_scale)
