@@ -50,8 +50,8 @@ def main() -> None:
                 print(f"  {label:12} {fastest * 1e3:10.2f} ms{part}{loss}")
                 figures[label] = {"best_seconds": fastest, "ratio_best": fastest / best, "ratio_median": median,
                                   "loss": theirs[-1]["loss"]}  # fmt: skip
-            record("sparse_peers", {"workload": workload, "batch": batch, "threads": options.threads,
-                                    "rounds": options.rounds, "ceiling_gflops": ceiling, "figures": figures})  # fmt: skip
+            settings = {"workload": workload, "batch": batch, "threads": options.threads, "rounds": options.rounds}
+            record("sparse_peers", settings | {"ceiling_gflops": ceiling, "figures": figures})
 
 
 if __name__ == "__main__":

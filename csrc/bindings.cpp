@@ -76,11 +76,25 @@ const Kernels& kernels_of(const std::string& isa) {
 }
 
 // Asks the operating system, once a process, for what the kernels of bfloat16 need.
-void allow_tiles(const Kernels& kernels) {
-  if (std::strcmp(kernels.name, "avx512_amx") != 0) return;
+bool tiles_allowed(const Kernels& kernels) {
+  if (std::strcmp(kernels.name, "avx512_amx") != 0) return true;
   static const bool allowed = fastae::cpu_allow_tiles();
-  if (!allowed)
+  return allowed;
+}
+
+void allow_tiles(const Kernels& kernels) {
+  if (!tiles_allowed(kernels))
     throw std::runtime_error("the operating system refuses the use of AMX to this process; set FASTAE_ISA=avx512_bf16");
+}
+
+// The set's kernels; where they would use tiles on the way to float32 results and may not, those without: same bits.
+const Kernels& kernels_for(const std::string& isa, bool is_double, const dense_array<int64_t>& ops) {
+  const Kernels& kernels = kernels_of(isa);
+  if (is_double || ops.ndim() != 2) return kernels;
+  for (int64_t i = 0; i < ops.shape(0); ++i)
+    if (fastae::may_use_bf16(*reinterpret_cast<const fastae::OpRecord*>(ops.data(i, 0))) && !tiles_allowed(kernels))
+      return kernels_of("avx512");
+  return kernels;
 }
 
 int64_t item_size(const fastae::BufferRecord& b, bool is_double) {
@@ -196,7 +210,7 @@ class Plan : public fastae::CompiledPlan {
   Plan(const std::string& isa, bool is_double, int64_t batch, const dense_array<int64_t>& buffers,
        const dense_array<int64_t>& ops, const dense_array<double>& floats, const std::vector<int64_t>& sizes,
        int64_t n_values, int64_t n_scalars, bool row_local, const std::vector<py::tuple>& formulas, bool vnni)
-      : CompiledPlan(kernels_of(isa), sizes), formulas_(formulas) {
+      : CompiledPlan(kernels_for(isa, is_double, ops), sizes), formulas_(formulas) {
     constexpr int64_t kOp = 2 + fastae::kMaxSlots + fastae::kMaxInts;
     static_assert(sizeof(fastae::OpRecord) == kOp * sizeof(int64_t), "records are read from NumPy as they are");
     if (buffers.ndim() != 2 || buffers.shape(1) != 7 || ops.ndim() != 2 || ops.shape(1) != kOp || floats.ndim() != 2 ||
@@ -216,9 +230,8 @@ class Plan : public fastae::CompiledPlan {
       if (o.kind < 0 || o.kind >= fastae::op::count) refuse("plan has an op of unknown kind");
       if (fastae::in_bf16(o)) {
         if (is_double) refuse("a float64 plan cannot have products in bfloat16");
-        allow_tiles(kernels_);
+        allow_tiles(kernels_of(isa));
       }
-      if (!is_double && fastae::may_use_bf16(o)) allow_tiles(kernels_);
       if (fastae::formula_id(o) >= fastae::kFirstRegistered && !formulas_.has(fastae::formula_id(o)))
         refuse("plan uses a registered formula that was not given with it");
       for (const int64_t s : o.slot) {

@@ -7,7 +7,7 @@
 namespace fastae {
 namespace {
 
-FASTAE_INLINE double clock_seconds() {
+inline double clock_seconds() {  // also called through a pointer
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;

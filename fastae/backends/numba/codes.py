@@ -72,6 +72,10 @@ def restore_rows(y, p, statistics, out):
             out[r, j] = y[r, j] * statistics[r, 1] + statistics[r, 0]
 
 
+def exponential(step, op, v):
+    np.exp(v["x"], out=v["y"])
+
+
 def restore(step, op, v):
     restore_rows(wide(v["y"]), v["y"].shape[1], wide(v["statistics"]), wide(v["out"]))
 
