@@ -185,3 +185,13 @@ def test_aux_reaches_the_encoder_of_dead_latents(backend):
     dead = problem.view("since")[0] >= 100  # before and after
     moved = np.abs(problem.view("encoder") - before).sum(axis=1) > 0
     assert dead.sum() > 10 and (moved & dead).sum() >= 5
+
+
+def test_thresholds_stay_positive(backend):
+    """θ that is learned itself stops at 0, as SAELens's; below it, negative pre-activations would pass."""
+    problem = Problem(network_of("jumprelu, plain"), backend)
+    problem.view("threshold")[...] = 1e-6  # less than a step, and the penalty pushes some of them down
+    problem.view("dthreshold")[...] = 1.0
+    problem.run(schema.UPDATE)
+    theta = problem.view("threshold")[0]
+    assert (theta == 0).all()

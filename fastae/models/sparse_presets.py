@@ -8,15 +8,20 @@
 | objective | e² / variance | e² / variance | Σ e² | Σ e² |
 | AuxK | 1/32, of the residual's variance | off; on: of the target's, scaled by dead / k | 1/32, of the residual's | 1, plain, scaled by dead / k |
 | dead after | 10 million rows | 10 million | 10 million | 1,000 steps |
-| Adam's ε | 6.25e-10 | 1e-8 | 1e-8, gradient norm clipped to 1 | 1e-8 |
+| Adam's ε | 6.25e-10 | 1e-8 | 1e-8, gradient norm clipped to 1 but of ReLU and Gated | 1e-8 |
+| Adam's β₁ | 0.9 | 0.9 | 0.9; 0 of JumpReLU and Gated | 0.9 |
 | learning rate | 2e-4 / √(n / 2¹⁴) | the same | the same | 3e-4 |
 | weights averaged | 0.999 | no | no | no |
-| JumpReLU | | | θ, ε = θ₀ = 0.001, (L0 / target − 1)² | log θ, ε = 0.05, θ₀ = 0.01, λ L0 |
+| JumpReLU | | | θ, ε = θ₀ = 0.001, (L0 / target − 1)², no pre-bias | θ ≥ 0, ε = 0.05, θ₀ = 0.01, λ L0, free norms |
 | Gated | | | l1 of gates; decoder left alone | weighted by norms; decoder learns |
 | ReLU | | | Σ f | Σ f ‖d‖, free norms |
 
-All keep decoder rows at unit norm but ReLU and Gated of SAELens, which weights by norms; its TopK selects by z ‖d‖
-with free norms, the same functions as unit norms. Schedules of rates are not part of a preset.
+All keep decoder rows at unit norm but ReLU, Gated and JumpReLU of SAELens, the first two of which weight by norms; its
+TopK selects by z ‖d‖ with free norms, the same functions as unit norms. Schedules of rates are not part of a preset.
+
+Checked against SAELens 6.54, sparsify 1.3 and dictionary_learning 0.1 (tests/test_sparse_parity.py). What a preset leaves
+out: SAELens's AuxK decodes negative pre-activations too, and its quadratic penalty is of each row's L0; earlier versions
+of it learned log θ. dictionary_learning's JumpReLU counts the upper half of the window alone in the penalty's estimate.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -62,7 +67,9 @@ def _dictionary_learning(sparsity: str) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "sparsity": _chosen("dictionary_learning", sparsity, table), "dead_after": 10_000_000,
-        "solver": _adam(clip_norm=1.0),
+        "solver": _adam(beta1=0.0 if sparsity in ("jumprelu", "gated") else 0.9,
+                        clip_norm=None if sparsity in ("relu", "gated") else 1.0),
+        "pre_bias": sparsity != "jumprelu",
     }  # fmt: skip
 
 
@@ -70,12 +77,12 @@ def _saelens(sparsity: str) -> dict[str, Any]:
     aux = AuxK(strength=1.0, norm="none", scaled=True)
     table = {
         "topk": TopK(aux=aux), "batch_topk": BatchTopK(aux=aux), "matryoshka": Matryoshka(over=BatchTopK(aux=aux)),
-        "jumprelu": JumpReLU(1.0, bandwidth=0.05, threshold=0.01), "relu": ReLUCode(1.0),
+        "jumprelu": JumpReLU(1.0, bandwidth=0.05, threshold=0.01, logarithm=False), "relu": ReLUCode(1.0),
         "gated": Gated(1.0, weighted=True, detached=False),
     }  # fmt: skip
     return {
         "sparsity": _chosen("saelens", sparsity, table), "bias_initializer": "zeros", "learning_rate": 3e-4,
-        "dead_after": 4_096_000, "solver": _adam(), "unit_norm": sparsity not in ("relu", "gated"),
+        "dead_after": 4_096_000, "solver": _adam(), "unit_norm": sparsity not in ("relu", "gated", "jumprelu"),
     }  # fmt: skip
 
 

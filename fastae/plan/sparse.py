@@ -177,6 +177,8 @@ class _Training(_Builder):
         rule(self.plan, network.solver, self.scalars.rule)
         if network.unit_norm:
             self.op("project", UPDATE, w="decoder", kind=schema.PROJECT_KINDS.index("unit"))
+        if isinstance(network.sparsity, JumpReLU) and not network.sparsity.logarithm:
+            self.op("project", UPDATE, w="threshold", kind=schema.PROJECT_KINDS.index("non_negative"))
         self.op("fired", UPDATE, **self.code(0), since="since")
         if network.ema is not None:
             self.op("average", UPDATE, w="theta", mean="ema", decay=network.ema)

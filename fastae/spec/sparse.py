@@ -230,7 +230,7 @@ class JumpReLU(Sparsity):
     target_l0 : wanted by "quadratic"
     tanh_scale : of "tanh"
     bandwidth, threshold : of the estimate, and θ at the start
-    logarithm : whether log θ is learned (SAELens, Gemma Scope), so that θ stays positive
+    logarithm : whether log θ is learned (Gemma Scope); else θ, set to 0 where a step made it negative (SAELens)
     warmup : part of the steps over which the strength rises from 0
     """
 
