@@ -20,6 +20,7 @@ from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_
 from .spec.sparse import Resample, SparseNetwork
 from .training import Settings, State, step_scalars
 
+_KEEP_STEPS = 100  # between copies of the weights, for when a loss is not finite
 Block = tuple[tuple[Source, ...], int]  # sources of some batches, and their number of rows
 
 
@@ -79,6 +80,8 @@ class Trainer:
         self._plan(self.position.capacity or capacity_of(network, batch))
         self.state = State(self.plan.allocate()) if state is None else state
         self.history = SparseHistory()
+        self.kept: np.ndarray | None = None
+        self.kept_at = 0
         self.rates: Scalars = scalars_of(network)
 
     def _plan(self, capacity: int) -> None:
@@ -141,7 +144,7 @@ class Trainer:
         if values[OVERFLOW] != np.inf or capacity >= n:
             raise NonFiniteLossError(
                 f"loss became NaN or infinite in epoch {self.state.epochs + 1}, step {self.position.step + 1}; the "
-                "weights before that step were kept; lower learning_rate, scale X (normalization='scale'), or set the "
+                "last good weights were kept; lower learning_rate, scale X (normalization='scale'), or set the "
                 "solver's clip_norm"
             )
         self._plan(min(n, 2 * capacity))
@@ -149,40 +152,57 @@ class Trainer:
 
     # ---- epochs ---
 
-    def epoch(
-        self, blocks: Iterator[Block], stop: Callable[[int], int], between: Callable[[], None],
-        check: Callable[[Block], None] | None = None,
-    ) -> None:  # fmt: skip
+    def epoch(self, blocks: Iterator[Block], stop: Callable[[int], int], between: Callable[[], None]) -> None:
         """The rest of an epoch: ``blocks`` begin at the position's step.
 
         stop : step of the whole training → the next one at which ``between`` is to be called, a checkpoint's
         """
-        for block in blocks:
-            if check is not None:
-                check(block)
-            first, n_steps = 0, -(-block[1] // self.batch)
-            backup = self.state.spaces[schema.THETA].copy() if self._backed_up else None
-            while first < n_steps:
-                until = min(stop(self.state.steps), self.next_resample(self.state.steps))
-                count = min(n_steps - first, until - self.state.steps)
-                self.run(block, first, count)
-                first += count
-                if self.state.steps == self.next_resample(self.state.steps - 1):
-                    self.revive(block)
-                between()
-            theta = self.view("theta")
-            if not self.backend.all_finite(theta, self.settings.n_threads):
-                if backup is not None:
-                    self.state.spaces[schema.THETA][:] = backup
+        self.keep()
+        try:
+            for block in blocks:
+                first, n_steps = 0, -(-block[1] // self.batch)
+                while first < n_steps:
+                    until = min(stop(self.state.steps), self.next_resample(self.state.steps))
+                    count = min(n_steps - first, until - self.state.steps)
+                    self.run(block, first, count)
+                    first += count
+                    if self.state.steps == self.next_resample(self.state.steps - 1):
+                        self.revive(block)
+                    between()
+                self.keep()
+            if not self.finite():
                 raise NonFiniteLossError(
-                    f"weights became NaN or infinite in epoch {self.state.epochs + 1}, before step "
-                    f"{self.position.step + 1}; lower learning_rate or set the solver's clip_norm"
+                    f"weights became NaN or infinite in epoch {self.state.epochs + 1}; lower learning_rate or set the "
+                    "solver's clip_norm"
                 )
+        except NonFiniteLossError:
+            self.put_back()
+            raise
         self.finish_epoch()
 
-    @property
-    def _backed_up(self) -> bool:
-        return self.state.spaces[schema.THETA].nbytes <= 1 << 31
+    # ---- the last weights that were good ---
+
+    def finite(self) -> bool:
+        return self.backend.all_finite(self.view("theta"), self.settings.n_threads)
+
+    def keep(self) -> None:
+        """Copies the weights aside, every hundred steps or so, when they are finite."""
+        if self.kept is not None and self.state.steps < self.kept_at + _KEEP_STEPS:
+            return
+        theta = self.state.spaces[schema.THETA]
+        if self.kept is None:
+            self.kept = theta.copy()
+        elif self.finite():
+            self.kept[:] = theta
+        self.kept_at = self.state.steps
+
+    def put_back(self) -> None:
+        """After a loss that is not finite: the weights kept aside, as those now led to it."""
+        if self.kept is None:
+            return
+        self.state.spaces[schema.THETA][:] = self.kept
+        self.state.spaces[schema.STATE][:] = 0  # it may hold infinities too
+        self.state.steps = 0
 
     def finish_epoch(self) -> None:
         t, history = self.position.totals, self.history

@@ -478,3 +478,23 @@ def test_command_line_encodes_with_a_sparse_model(fitted, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "600 rows encoded" in done.stdout
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "indices.npy"), fitted["topk"].encode(X, k=3)[1])
+
+
+def test_weights_that_were_good_are_put_back():
+    m = model(unit_norm=False).fit(X)
+    good = m.arrays_["encoder"].copy()
+    m.set_params(learning_rate=1e38)
+    with pytest.raises(fastae.NonFiniteLossError, match="lower learning_rate"):
+        m.partial_fit(X)
+    np.testing.assert_array_equal(m.arrays_["encoder"], good)
+    assert m.set_params(learning_rate=0.01).partial_fit(X).t_ == 10
+
+
+def test_partial_fits_are_the_same_with_memory_kept_and_anew():
+    kept, anew = model().partial_fit(X), model().partial_fit(X)
+    for _ in range(3):
+        kept.partial_fit(X)
+        anew = pickle.loads(pickle.dumps(anew)).partial_fit(X)
+    np.testing.assert_array_equal(kept.arrays_["encoder"], anew.arrays_["encoder"])
+    kept.set_params(batch_size=100).partial_fit(X)
+    assert kept.t_ == 46

@@ -47,6 +47,7 @@ class SparseCodes(CompiledModel):
     _theta: np.ndarray  # the plan's space that arrays_ are views of
     _dtype: np.dtype
     _state: Any
+    _live: Any
     _left_behind = ("_compiled", "_live", "_theta")
 
     # ---- arrays ---

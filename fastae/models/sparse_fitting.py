@@ -93,13 +93,25 @@ class SparseFitting(SparseCodes):
                 trainer, blocks = self._begun(feed, dtype, settings, backend)
             else:
                 settings.seed = feed.seed = self.seed_
-                trainer = self._continued(feed, settings, backend)
+                trainer = self._same_trainer(feed, settings, backend)
                 blocks = feed.blocks(trainer.state.epochs, 0)
         try:
             trainer.epoch(blocks, lambda step: _NEVER, lambda: None)
         finally:
             self._finish(trainer)
+        self._live = trainer
         return self
+
+    def _same_trainer(self, feed: Feed, settings: Settings, backend: Any) -> Trainer:
+        """The trainer of the last ``partial_fit``, which has its memory, or one that goes on where it was."""
+        live: Trainer | None = self.__dict__.get("_live")
+        if live is None or self._state is None or self._state.memory is not live.state.spaces[schema.STATE] or (
+            live.backend is not backend or live.batch != feed.batch or live.resample != self.resample
+            or live.network != replace(self._same_network(feed), dead_after=live.network.dead_after)
+        ):  # fmt: skip
+            return self._continued(feed, settings, backend)
+        live.settings, live.steps_per_epoch = settings, feed.steps_per_epoch
+        return live
 
     # ---- what the parameters mean ---
 
