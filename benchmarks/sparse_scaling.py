@@ -51,7 +51,8 @@ def by_latents(threads: int) -> dict:
         m = model(n, 384, threads)
         found[n] = seconds(lambda m=m: m.encode(x), max(3, 131_072 // n)) / len(x) / n
         print(
-            f"{n:9,} latents  {found[n] * 1e12:8.1f} ps a row and latent  {found[n] / found[LATENTS[0]]:.2f} × the first"
+            f"{n:9,} latents  {found[n] * 1e12:8.1f} ps a row and latent  "
+            f"{found[n] / found[LATENTS[0]]:.2f} × the first"
         )
     return found
 
@@ -103,8 +104,8 @@ def main() -> None:
     print(f"131,072 latents of width 384, 65,536 rows: weights {mb['weights']:.0f} MB, bfloat16 pack "
           f"{mb['bfloat16_pack']:.0f} MB, codes {mb['result']:.0f} MB; the process grew by "
           f"{mb['peak'] - mb['before']:.0f} MB while encoding, {beyond:.0f} MB beyond pack and codes")  # fmt: skip
-    record("sparse_scaling", {"threads": options.threads, "memory": used, "beyond_mb": beyond,
-                              "latents": by_latents(options.threads), "batches": by_batch(options.threads)})  # fmt: skip
+    grown = {"latents": by_latents(options.threads), "batches": by_batch(options.threads)}
+    record("sparse_scaling", {"threads": options.threads, "memory": used, "beyond_mb": beyond} | grown)
 
 
 if __name__ == "__main__":
