@@ -232,6 +232,7 @@ class Plan : public fastae::CompiledPlan {
         if (is_double) refuse("a float64 plan cannot have products in bfloat16");
         allow_tiles(kernels_of(isa));
       }
+      check_room(o);
       if (fastae::formula_id(o) >= fastae::kFirstRegistered && !formulas_.has(fastae::formula_id(o)))
         refuse("plan uses a registered formula that was not given with it");
       for (const int64_t s : o.slot) {
@@ -315,6 +316,16 @@ class Plan : public fastae::CompiledPlan {
   }
 
  private:
+  // A code of k latents a row must have room for them.
+  void check_room(const fastae::OpRecord& o) const {
+    int64_t k = 0, slot = -1;
+    if (o.kind == fastae::op::encode && o.i[fastae::at_encode::i_kind] != fastae::code_kind::threshold)
+      k = o.i[fastae::at_encode::i_k], slot = o.slot[fastae::at_encode::s_val];
+    if (o.kind == fastae::op::narrow) k = o.i[fastae::at_narrow::i_k], slot = o.slot[fastae::at_narrow::s_val_out];
+    if (slot >= 0 && slot < static_cast<int64_t>(buffers_.size()) && k > buffers_[static_cast<size_t>(slot)].columns)
+      refuse("plan has a code with room for fewer than its k latents");
+  }
+
   int64_t bytes_of(const fastae::BufferRecord& b, int64_t batch) const {
     return (b.rows < 0 ? batch : b.rows) * b.columns * item_size(b, record_.is_double);
   }

@@ -145,18 +145,32 @@ template <class T> struct Certified : Candidates<T> {
       Tiles shape;
       if (a.how == bf16_product::tiles) shape.configure(32, 32);
       const int64_t r = task * kCertifyRows, rows = smaller(kCertifyRows, a.m - r);
+      // What a panel of rows takes of the first-level cache: deeper ones go by parts, and then results are all kept.
+      constexpr int64_t kPart = 448, kParted = 1152, kSize = kCertifyLatents * kCertifyRows;  // groups are no larger
+      const int64_t parts = a.how == bf16_product::tiles && last - first <= kParted ? ceil_div(depth, kPart) : 1;
+      const int64_t part = parts > 1 ? whole_tiles(ceil_div(depth, parts)) : depth, end = (parts - 1) * part;
+      alignas(64) float c[kParted / kCertifyLatents * kSize];
+      const auto place = [&](int64_t q) {
+        const int64_t i = (q - first) / kCertifyLatents;
+        return c + (parts > 1 ? i : i % 2) * kSize;
+      };
+      const auto product = [&](int64_t q, int64_t at, int64_t some) {
+        certify_block(a.how, from + (q - first) * depth, depth, halves + r * depth, rows, at, some, place(q));
+      };
+      for (int64_t at = 0; at < end; at += part)
+        for (int64_t q = first; q < last; q += kCertifyLatents) product(q, at, part);
       // a block's products are begun before the last one's are looked at: tiles work beside the other instructions
-      alignas(64) float c[2][kCertifyLatents * kCertifyRows];
+      bool made = false;
       const auto begin = [&](int64_t q) {
-        const int64_t i = q - first;
-        certify_block(a.how, from + i * depth, depth, halves + r * depth, rows, c[i / kCertifyLatents % 2]);
+        if (!made) product(q, end, depth - end);
       };
       const auto each_block = [&](const auto& f) {
         begin(first);
         for (int64_t q = first; q < last; q += kCertifyLatents) {
           if (q + kCertifyLatents < last) begin(q + kCertifyLatents);
-          f(q, smaller(kCertifyLatents, last - q), c[(q - first) / kCertifyLatents % 2]);
+          f(q, smaller(kCertifyLatents, last - q), place(q));
         }
+        made = parts > 1;
       };
       const PanelBounds panel(*this, r);
       if (first == 0 && worth_seeding(last)) {

@@ -113,15 +113,26 @@ FASTAE_BF16_TARGET void round_latents(const float* w, int64_t ldw, const int32_t
 #define FASTAE_TILE_STREAM(tile, p, stride) \
   __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #tile : : "r"(p), "r"((int64_t)(stride)) : "memory")
 
-// c (32,32) = 32 latents (two runs of tiles) times the rows of a panel [p / 2][32][2], 16 of them where C is 1
+// c (32,32) (+)= 32 latents (two runs of tiles, `run` elements apart) times the rows of a panel [p / 2][32][2], 16 of
+// them where C is 1, over a part of the depth.
 template <int C>
-__attribute__((noinline)) void certify_tiles(const uint16_t* a, int64_t depth, const uint16_t* b, float* c) noexcept {
-  const uint16_t* a2 = a + 16 * depth;
-  FASTAE_TILE_ZERO(0);
-  FASTAE_TILE_ZERO(2);
-  if constexpr (C == 2) {
-    FASTAE_TILE_ZERO(1);
-    FASTAE_TILE_ZERO(3);
+__attribute__((noinline)) void certify_tiles(const uint16_t* a, int64_t run, const uint16_t* b, int64_t depth,
+                                             bool go_on, float* c) noexcept {
+  const uint16_t* a2 = a + run;
+  if (go_on) {
+    FASTAE_TILE_LOAD(0, c, 128);
+    FASTAE_TILE_LOAD(2, c + 16 * 32, 128);
+    if constexpr (C == 2) {
+      FASTAE_TILE_LOAD(1, c + 16, 128);
+      FASTAE_TILE_LOAD(3, c + 16 * 32 + 16, 128);
+    }
+  } else {
+    FASTAE_TILE_ZERO(0);
+    FASTAE_TILE_ZERO(2);
+    if constexpr (C == 2) {
+      FASTAE_TILE_ZERO(1);
+      FASTAE_TILE_ZERO(3);
+    }
   }
   for (int64_t p = 0; p < depth; p += kTileDepth) {
     FASTAE_TILE_LOAD(6, b, 128);
@@ -174,10 +185,14 @@ FASTAE_BF16_TARGET void certify_dots(const uint16_t* a, int64_t depth, const uin
     for (int v = 0; v < C; ++v) _mm512_storeu_ps(c + i * 32 + 16 * v, acc[i][v]);
 }
 
-FASTAE_INLINE void certify_block(int how, const uint16_t* a, int64_t depth, const uint16_t* b, int64_t rows, float* c) {
+// The part [from, from + part) of the depth of a block of 32 latents and a panel of rows; tiles only where it is a part.
+FASTAE_INLINE void certify_block(int how, const uint16_t* a, int64_t depth, const uint16_t* b, int64_t rows,
+                                 int64_t from, int64_t part, float* c) {
   if (how == bf16_product::tiles) {
-    if (rows > 16) certify_tiles<2>(a, depth, b, c);
-    else certify_tiles<1>(a, depth, b, c);
+    a += from * 16;
+    b += from * kCertifyRows;
+    if (rows > 16) certify_tiles<2>(a, 16 * depth, b, part, from > 0, c);
+    else certify_tiles<1>(a, 16 * depth, b, part, from > 0, c);
     return;
   }
   for (int run = 0; run < 2; ++run, a += 16 * depth, c += 16 * 32)

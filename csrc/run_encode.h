@@ -38,7 +38,9 @@ template <class E> void run_standardize(const E& e, const OpRecord& o, const dou
         const double d = (double)row[j] - mean;
         return d * d;
       });
-      const double spread = p > 1 ? __builtin_sqrt(squares / (double)(p - 1)) : 0, deviation = spread + f[0];
+      const double spread = p > 1 ? __builtin_sqrt(squares / (double)(p - 1)) : 0;
+      // a row whose squares overflow must not pass for zeros
+      const double deviation = spread < 1e300 ? spread + f[0] : __builtin_nan("");
       if (statistics) {
         *statistics.at(r, 0) = mean;
         *statistics.at(r, 1) = deviation;

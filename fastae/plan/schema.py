@@ -320,7 +320,7 @@ OP_KINDS: tuple[OpKind, ...] = (
         ("epsilon",),
         doc=(
             "y = (x - mean_r) / deviation_r by rows; [statistics] (m,2) float64 <- mean_r, deviation_r = unbiased "
-            "deviation + epsilon (p = 1: epsilon); y may be x"
+            "deviation + epsilon (NaN where it overflows) (p = 1: epsilon); y may be x"
         ),
     ),
     OpKind("exponential", ("x", "y"), doc="y = exp(x), both (1,n) parameters"),

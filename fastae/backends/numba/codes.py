@@ -54,6 +54,8 @@ def standardize_rows(x, p, epsilon, statistics, y):
             d = x[r, j] - mean
             square += d * d
         deviation = (math.sqrt(square / (p - 1)) if p > 1 else 0.0) + epsilon
+        if not deviation < 1e300:
+            deviation = math.nan
         statistics[r, 0], statistics[r, 1] = mean, deviation
         for j in range(p):
             y[r, j] = (x[r, j] - mean) / deviation

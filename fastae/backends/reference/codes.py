@@ -38,7 +38,7 @@ def standardize(step, op, v):
     x = _double(v, "x")
     mean = x.mean(axis=1, keepdims=True)
     spread = x.std(axis=1, ddof=1, keepdims=True) if x.shape[1] > 1 else np.zeros_like(mean)
-    deviation = spread + op.floats["epsilon"]
+    deviation = np.where(spread < 1e300, spread + op.floats["epsilon"], np.nan)  # overflow must not pass for zeros
     if "statistics" in v:
         v["statistics"][...] = np.concatenate([mean, deviation], axis=1)
     v["y"][...] = (x - mean) / deviation
