@@ -302,7 +302,7 @@ def test_every_path_has_the_bits_of_a_dense_product(any_native, make, shape):
         given = arrays | codes(m, k if kind != "threshold" else n)
         if kind == "threshold":
             given["threshold"] = threshold
-        for path, packed in ((1, False), (2, False), (2, True)):
+        for path, packed in ((1, False), (2, False), (2, True), (3, True), (0, True)):
             more, prepare = {}, None
             if packed:
                 more = {"packed": np.zeros((-(-n // 64) * 64, schema.pack_columns(p)), np.int8)}
