@@ -29,6 +29,7 @@ constexpr float kByteError = 0x1p-19f;   // g3
 constexpr int64_t kByteDepth = 1 << 16;  // 127^2 p and 128 127 p fit 32 bits
 constexpr int64_t kByteRows = 8,
                   kByteRowsAlone = 32;  // a batch's rows up to which it pays: where bfloat16 is fast, or not
+constexpr int64_t kByteTiled = 3;        // rows from which on tiles are faster
 constexpr int64_t kByteAhead = 4096;    // bytes that are fetched ahead
 
 // Where they lie in `packed`: beyond what there is for products in bfloat16.
@@ -103,16 +104,12 @@ __attribute__((noinline)) void quantize_halves(const float* x, int64_t p, int8_t
   row->residual = sum_of_lanes(rest);
 }
 
-// c[i] (64) = start[i] + x[i] . panel for R rows of words
+// c[i] (64) = x[i] . panel for R rows of words
 template <int R>
 __attribute__((noinline)) void byte_panel(const uint8_t* w, int64_t words, const int32_t* x, int64_t ldx,
-                                          const int32_t* start, int32_t* c) noexcept {
+                                          int32_t* c) noexcept {
   typedef Native<float>::ints ints;
-  ints sum[R][4];
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) sum[i][v] = IntVec<float>(start[i]).v;
+  ints sum[R][4] = {};
   for (int64_t t = 0; t < words; ++t, w += 256, ++x) {
     ints q[4];
 #pragma GCC unroll 4
@@ -131,6 +128,33 @@ __attribute__((noinline)) void byte_panel(const uint8_t* w, int64_t words, const
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) memcpy(c + i * 64 + 16 * v, &sum[i][v], 64);
+}
+
+// The same for rows of h and l in turn, as many as tiles are configured for. The next panel is on its way meanwhile.
+__attribute__((noinline)) void byte_tiles(const uint8_t* w, int64_t depth, const int8_t* x, int32_t* c) noexcept {
+  const uint8_t* ahead = w + depth * kByteLatents;
+  for (int half = 0; half < 2; ++half, w += 128, c += 32) {
+    FASTAE_TILE_ZERO(0);
+    FASTAE_TILE_ZERO(1);
+    FASTAE_TILE_ZERO(2);
+    FASTAE_TILE_ZERO(3);
+    for (int64_t p = 0; p < depth; p += 64) {
+      for (int i = 0; i < 32; ++i) __builtin_prefetch(ahead + 64 * i, 0, 2);
+      ahead += 2048;
+      FASTAE_TILE_LOAD(4, x + p, 2 * depth);
+      FASTAE_TILE_LOAD(5, x + p + depth, 2 * depth);
+      FASTAE_TILE_LOAD(6, w + p * kByteLatents, 256);
+      FASTAE_TILE_BYTES(4, 6, 0);
+      FASTAE_TILE_BYTES(5, 6, 2);
+      FASTAE_TILE_LOAD(7, w + p * kByteLatents + 64, 256);
+      FASTAE_TILE_BYTES(4, 7, 1);
+      FASTAE_TILE_BYTES(5, 7, 3);
+    }
+    FASTAE_TILE_STORE(0, c, 512);
+    FASTAE_TILE_STORE(1, c + 16, 512);
+    FASTAE_TILE_STORE(2, c + 64, 512);
+    FASTAE_TILE_STORE(3, c + 80, 512);
+  }
 }
 
 template <class T> struct Quantized : Certified<T> {
@@ -176,10 +200,12 @@ template <class T> struct Quantized : Certified<T> {
   FASTAE_INLINE void filter_bytes(const BytePanels& w, const PanelFacts& facts, const int32_t* c, int64_t q,
                                   int64_t taken, int64_t r) {
     typedef Vec<float> V;
+    const IntVec<float> start_high(rows_x[r].start[0]), start_low(rows_x[r].start[1]);
     const V scale(rows_x[r].scale), wide(row_a[r]), size(row_size[r]);
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      const V high = to_float(IntVec<float>::load(c + 16 * v)), low = to_float(IntVec<float>::load(c + 64 + 16 * v));
+      const V high = to_float(IntVec<float>::load(c + 16 * v) + start_high);
+      const V low = to_float(IntVec<float>::load(c + 64 + 16 * v) + start_low);
       V s = fma(fma(high, V(128), low) * scale, V::load(w.scale + q + 16 * v), V::load(facts.bias + 16 * v));
       if constexpr (KIND == code_kind::abs_topk) s = fabs(s);
       const V bound = fma(wide, V::load(w.norm + q + 16 * v),
@@ -207,6 +233,9 @@ template <class T> struct Quantized : Certified<T> {
   template <int KIND> void byte_rows(const BytePanels& w, int64_t first, int64_t last, int64_t r0, int64_t r1) {
     const int64_t depth = whole_lines(a.p), words = ceil_div(a.p, 4), ldx = depth / 4;
     const V tiny(Bounds(a.p).tiny);
+    const bool tiled = a.how == bf16_product::tiles && r1 - r0 >= kByteTiled;
+    Tiles shape;
+    if (tiled) shape.configure_bytes(r1 - r0);
     for (int64_t q = first; q < last; q += kByteLatents) {
       const int64_t taken = smaller(kByteLatents, last - q);
       PanelFacts facts;
@@ -215,19 +244,23 @@ template <class T> struct Quantized : Certified<T> {
         b.store(facts.bias + 16 * v);
         fma(fabs(b), V(0x1p-21f), tiny).store(facts.fixed + 16 * v);
       }
-      alignas(64) int32_t c[6 * kByteLatents];
+      const uint8_t* const panel = w.panels + q * depth;
+      alignas(64) int32_t c[32 * kByteLatents];
+      if (tiled) {
+        byte_tiles(panel, depth, halves_of(r0), c);
+        for (int64_t r = r0; r < r1; ++r) filter_bytes<KIND>(w, facts, c + 128 * (r - r0), q, taken, r);
+        continue;
+      }
       for (int64_t r = r0; r < r1;) {
         const int64_t left = r1 - r, some = left == 4 ? 2 : smaller(left, 3);
-        int32_t start[6];
-        for (int64_t i = 0; i < 2 * some; ++i) start[i] = rows_x[r + i / 2].start[i % 2];
-        const uint8_t* panel = w.panels + q * depth;
         const int32_t* x = (const int32_t*)halves_of(r);
-        if (some == 3) byte_panel<6>(panel, words, x, ldx, start, c);
-        else if (some == 2) byte_panel<4>(panel, words, x, ldx, start, c);
-        else byte_panel<2>(panel, words, x, ldx, start, c);
+        if (some == 3) byte_panel<6>(panel, words, x, ldx, c);
+        else if (some == 2) byte_panel<4>(panel, words, x, ldx, c);
+        else byte_panel<2>(panel, words, x, ldx, c);
         for (int64_t i = 0; i < some; ++i, ++r) filter_bytes<KIND>(w, facts, c + 128 * i, q, taken, r);
       }
     }
+    if (tiled) shape.release();
   }
 
   // Whether no bound of these latents can overflow.
