@@ -27,8 +27,9 @@ constexpr int64_t kBytePanels = 16;      // that go by before anything is decide
 constexpr float kRowSteps = 127 * 128;   // of a row's largest magnitude
 constexpr float kByteError = 0x1p-19f;   // g3
 constexpr int64_t kByteDepth = 1 << 16;  // 127^2 p and 128 127 p fit 32 bits
-constexpr int64_t kByteRows = 8,
-                  kByteRowsAlone = 32;  // a batch's rows up to which it pays: where bfloat16 is fast, or not
+constexpr int64_t kByteRows = 16;        // of a batch up to which this is faster than bfloat16 by dot products
+constexpr int64_t kByteTileRows = 32;    // and by tiles
+constexpr int64_t kDecided = 2 * kBytePanels * kByteLatents;  // latents after which candidates tell what is to come
 constexpr int64_t kByteTiled = 3;        // rows from which on tiles are faster
 constexpr int64_t kByteAhead = 4096;    // bytes that are fetched ahead
 
@@ -166,7 +167,7 @@ template <class T> struct Quantized : Certified<T> {
     if (!a.eight || !a.packed || !Bounds::possible(a.p) || a.p < 1 || a.p > kByteDepth) return false;
     if (a.path == encode_path::int8) return true;
     if (a.p < 64 || a.n < 64 * a.k || a.n < 4096) return false;
-    return a.m <= (fast_dots(a.how) ? kByteRows : kByteRowsAlone);
+    return !fast_dots(a.how) || a.m <= (a.how == bf16_product::tiles ? kByteTileRows : kByteRows);
   }
 
   int8_t* halves_of(int64_t r) const { return bytes_x + 2 * r * whole_lines(a.p); }
@@ -276,6 +277,20 @@ template <class T> struct Quantized : Certified<T> {
     return safe;
   }
 
+  // Whether few enough latents pass: a chain costs as much as what some five latents save.
+  bool worth_going_on(int kind, int64_t first) {
+    const int64_t rows = larger(1, fast_dots(a.how) ? 1 : a.m / 4);  // float32 is slower by the row
+    if (redone * 10 > first * rows) return false;
+    if (first != kDecided || kind == code_kind::threshold) return true;
+    int64_t more = 0;
+    for (int64_t r = 0; r < a.m; ++r) {
+      if (limit[r] == kInfinity<T> || held[r] < a.k) continue;
+      Base::drop(r);
+      more += held[r] - a.k;
+    }
+    return more * 4 <= (a.n - first) * rows;
+  }
+
   // Returns the latents that it has been through. in_float(first, last): a group by products in float32
   template <int KIND, class F> int64_t by_bytes(const F& in_float) {
     const BytePanels w(a.packed, a.n, a.p);
@@ -287,8 +302,7 @@ template <class T> struct Quantized : Certified<T> {
                  [&](int64_t task) { byte_rows<KIND>(w, first, last, task * 16, smaller(a.m, task * 16 + 16)); });
       else in_float(first, last);
       first = last;
-      // chains over again: one costs as much as the bytes of some ten latents
-      if (a.path == encode_path::automatic && redone * 10 > first) return first;
+      if (a.path == encode_path::automatic && first < a.n && !worth_going_on(KIND, first)) return first;
     }
     return a.n;
   }
