@@ -30,8 +30,8 @@ constexpr int64_t kByteDepth = 1 << 16;  // 127^2 p and 128 127 p fit 32 bits
 constexpr int64_t kByteRows = 16;        // of a batch up to which this is faster than bfloat16 by dot products
 constexpr int64_t kByteTileRows = 32;    // and by tiles
 constexpr int64_t kDecided = 2 * kBytePanels * kByteLatents;  // latents after which candidates tell what is to come
-constexpr int64_t kByteTiled = 3;        // rows from which on tiles are faster
-constexpr int64_t kByteAhead = 4096;    // bytes that are fetched ahead
+constexpr int64_t kByteTiled = 3;                             // rows from which on tiles are faster
+constexpr int64_t kByteAhead = 4096;                          // bytes that are fetched ahead
 
 // Where they lie in `packed`: beyond what there is for products in bfloat16.
 struct BytePanels {
