@@ -23,7 +23,7 @@ from .common import record
 
 P, N, K = 768, 24576, 32  # W3, W4b
 CASES = [  # rows, packed
-    (1, True), (16, True), (192, True), (1024, True), (192, False), (1024, False), (4096, False),
+    (1, True), (4, True), (16, True), (32, True), (192, True), (1024, True), (192, False), (1024, False), (4096, False),
 ]  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def main() -> None:
         results = []
         for m, packed in CASES:
             x = rng.normal(size=(m, P)).astype(np.float32)
-            calls = {path: encoder(backend, x, w, path, packed) for path in ("float32", "bfloat16", "auto")}
+            calls = {path: encoder(backend, x, w, path, packed) for path in ("float32", "bfloat16", "int8", "auto")
+                     if packed or path != "int8"}  # fmt: skip
             best = dict.fromkeys(calls, np.inf)
             for _ in range(3 if m > 1024 else 7):  # in turn, as the machine's speed varies
                 for path, call in calls.items():

@@ -118,6 +118,16 @@ struct Tiles {
     }
     __asm__ volatile("ldtilecfg %0" : : "m"(s) : "memory");
   }
+  // For 8-bit operands: two of a, each of `r` rows, and two of b.
+  void configure_bytes(int64_t r) noexcept {
+    Shape s = {1, 0, {}, {}, {}};
+    for (int i = 0; i < 8; ++i) {
+      s.rows[i] = i < 6 ? (uint8_t)r : 16;
+      s.row_bytes[i] = 64;
+    }
+    rows = columns = 0;
+    __asm__ volatile("ldtilecfg %0" : : "m"(s) : "memory");
+  }
   void release() noexcept { __asm__ volatile("tilerelease" : : : "memory"); }
 };
 
@@ -127,6 +137,9 @@ struct Tiles {
   __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
 #define FASTAE_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
 #define FASTAE_TILE_PRODUCT(a, b, c) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
+
+// of signed a and unsigned b, in bytes
+#define FASTAE_TILE_BYTES(a, b, c) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
 
 // R x C tiles of results
 template <int R, int C> __attribute__((noinline)) void amx_tile(const StripArgs& t) noexcept {

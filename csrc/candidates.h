@@ -23,6 +23,13 @@ struct Carve {
   }
 };
 
+// A row of x in 8-bit integers (quantized.h): its scale, norms, and what sums of either byte begin with.
+struct QuantizedRow {
+  float scale, squares, residual;
+  int32_t start[2];
+};
+FASTAE_INLINE int64_t whole_lines(int64_t p) { return ceil_div(p, 64) * 64; }
+
 template <class T> struct EncodeArgs {
   View<T> x, w;            // (m,p), (all latents,p)
   const T *b, *threshold;  // (1,n); threshold (1,1) where single
@@ -37,6 +44,7 @@ template <class T> struct EncodeArgs {
   View<int32_t> count;
   int64_t capacity;  // columns of val
   int threads;
+  bool eight;  // products of 8-bit integers are there, and weights packed for them
   // largest values: what memory was given for
   int64_t most_m, most_n, most_k;
   bool subsets;
@@ -58,6 +66,8 @@ template <class T> struct Candidates {
   int32_t *idx, *held, *full;  // full: number of candidates at which the limit is raised
   // of certified candidates
   uint16_t *halves, *tiles;
+  int8_t* bytes_x;
+  QuantizedRow* rows_x;
   float *row_a, *row_size, *norm, *error;
   bool certified = false, begun = false, panels_made = false, overflow = false;
   float largest_row = 0;
@@ -65,6 +75,7 @@ template <class T> struct Candidates {
   int64_t bytes;
 
   static bool has_dots(int how) { return sizeof(T) == 4 && how != bf16_product::rounded; }
+  static bool has_bounds(const EncodeArgs<T>& a) { return has_dots(a.how) || a.eight; }
 
   Candidates(const EncodeArgs<T>& args, char* memory) : a(args) {
     Carve c = {memory};
@@ -77,18 +88,26 @@ template <class T> struct Candidates {
     gathered = c.take<T>(a.subsets ? run_of * p : 0);
     limit = c.take<T>(rows);
     z = c.take<T>(rows * room);
-    low = c.take<T>(has_dots(a.how) ? rows * room : 0);
+    low = c.take<T>(has_bounds(a) ? rows * room : 0);
     idx = c.take<int32_t>(rows * room);
     held = c.take<int32_t>(rows);
     full = c.take<int32_t>(rows);
     halves = tiles = nullptr;
     row_a = row_size = norm = error = nullptr;
+    bytes_x = nullptr;
+    rows_x = nullptr;
 #ifdef FASTAE_BF16
+    if (a.eight) {
+      bytes_x = c.take<int8_t>(rows * 2 * whole_lines(p));
+      rows_x = c.take<QuantizedRow>(rows);
+    }
+    if (has_bounds(a)) {
+      row_a = c.take<float>(rows);
+      row_size = c.take<float>(rows);
+    }
     if (has_dots(a.how)) {
       halves = c.take<uint16_t>(rows * whole_tiles(p));
       tiles = c.take<uint16_t>(group * whole_tiles(p));
-      row_a = c.take<float>(rows);
-      row_size = c.take<float>(rows);
       norm = c.take<float>(group);
       error = c.take<float>(group);
     }
@@ -149,21 +168,37 @@ template <class T> struct Candidates {
     full[r] = (int32_t)smaller(room, n + some());
   }
 
+  // Raises the limit to the k-th largest low, and leaves out what cannot reach it.
+  void drop(int64_t r) {
+    const int64_t at = r * room;
+    const T floor = kth_largest(low + at, held[r], a.k, limit[r], false);
+    limit[r] = floor;
+    int64_t n = 0;
+    for (int64_t i = at; i < at + held[r]; ++i) {
+      const bool kept = !(score_of(z[i], magnitude()) < floor);
+      z[at + n] = z[i];
+      low[at + n] = low[i];
+      idx[at + n] = idx[i];
+      n += kept;
+    }
+    held[r] = (int32_t)n;
+    full[r] = (int32_t)smaller(room, n + some());
+  }
+
+  // The k largest bounds' chains first: these raise the limit by twice the bounds' width.
+  void sharpen(int64_t r, bool counted) {
+    if (held[r] <= a.k) return;
+    const T least = kth_largest(z + r * room, held[r], a.k, -kInfinity<T>, magnitude());
+    make_exact(r, counted, -1, least);
+    drop(r);
+  }
+
   void compact(int64_t r) {
     const int64_t at = r * room;
     if (begun) {
-      const T floor = kth_largest(low + at, held[r], a.k, limit[r], false);
-      limit[r] = floor;
-      int64_t n = 0;
-      for (int64_t i = at; i < at + held[r]; ++i) {
-        const bool kept = !(score_of(z[i], magnitude()) < floor);
-        z[at + n] = z[i];
-        low[at + n] = low[i];
-        idx[at + n] = idx[i];
-        n += kept;
-      }
-      held[r] = (int32_t)n;
-      full[r] = (int32_t)smaller(room, n + some());
+      drop(r);
+      if (held[r] <= room - room / 4) return;
+      sharpen(r, true);
       if (held[r] <= room - room / 4) return;
       make_exact(r, true);
     }
@@ -174,8 +209,8 @@ template <class T> struct Candidates {
   }
 
   // The chains of candidates that have only bounds. A threshold code's are written and forgotten.
-  // next: a row whose candidates come after, or -1.
-  void make_exact(int64_t r, bool counted, int64_t next = -1) {
+  // next: a row whose candidates come after, or -1. least: only of those that may reach it.
+  void make_exact(int64_t r, bool counted, int64_t next = -1, T least = -kInfinity<T>) {
 #ifdef FASTAE_BF16
     if constexpr (sizeof(T) == 4) {
       if (!begun) return;
@@ -197,7 +232,8 @@ template <class T> struct Candidates {
         memcpy(places, places + 16, 16 * sizeof *places);
       };
       for (int64_t i = 0; i < n; ++i) {
-        if (a.kind != code_kind::threshold && low[at + i] == score_of(z[at + i], magnitude())) continue;
+        const T high = score_of(z[at + i], magnitude());
+        if (a.kind != code_kind::threshold && (low[at + i] == high || high < least)) continue;
         rows[open] = a.w.at(idx[at + i], 0);
         places[open++] = i;
         if (open < 32) continue;

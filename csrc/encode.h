@@ -4,13 +4,13 @@
 // the rows of a tile and rows of x as its columns, so that w is read where it lies and a vector holds one latent's z of
 // as many rows. What passes a row's limit becomes a candidate (candidates.h). Every path gives the same bits.
 #pragma once
-#include "certified.h"
+#include "quantized.h"
 
 namespace fastae {
 namespace {
 
 #ifdef FASTAE_BF16
-template <class T> using EncodingBase = Certified<T>;
+template <class T> using EncodingBase = Quantized<T>;
 #else
 template <class T> using EncodingBase = Candidates<T>;
 #endif
@@ -104,6 +104,7 @@ template <class T> struct Encoding : EncodingBase<T> {
       count = -1;
       return;
     }
+    if (begun && a.kind != code_kind::threshold && held[r] >= a.k + 32) Base::sharpen(r, false);
     make_exact(r, false, next);
     if (a.kind == code_kind::threshold) {
       if (count > a.capacity) __atomic_store_n(&overflow, true, __ATOMIC_RELAXED);
@@ -134,13 +135,21 @@ template <class T> struct Encoding : EncodingBase<T> {
       }
     });
     if (KIND == code_kind::threshold || a.k > 0) {
+      int64_t first = 0;
 #ifdef FASTAE_BF16
       if constexpr (sizeof(T) == 4) {
-        certified = begun = Base::may_certify();
-        if (certified) Base::make_halves();
+        const bool quantized = Base::may_quantize();
+        certified = Base::may_certify();
+        begun = certified || quantized;
+        if (quantized)
+          first = Base::template by_bytes<KIND>([&](int64_t from, int64_t to) {
+            for (int64_t q = from; q < to; q += run_of) float_group<KIND>(q, smaller(to, q + run_of));
+          });
+        redone = 0;
+        if (certified && first < a.n) Base::make_halves();
       }
 #endif
-      for (int64_t first = 0; first < a.n; first += group) {
+      for (; first < a.n; first += group) {
         const int64_t last = smaller(a.n, first + group);
 #ifdef FASTAE_BF16
         if constexpr (sizeof(T) == 4) {

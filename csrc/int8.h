@@ -54,8 +54,9 @@ template <class F> FASTAE_INLINE void visit_words(bool vnni, const F& f) {
   f(PairWords());
 }
 
-// store(column, q + shift as int32, lanes); returns the scale. A row with NaN or infinity becomes 0 with scale NaN.
-template <class F> FASTAE_INLINE float quantize_row(const float* x, int64_t n, int shift, const F& store) {
+// store(column, q + shift as int32, lanes), |q| <= steps; returns the scale. A row with NaN or infinity becomes 0 with scale NaN.
+template <class F>
+FASTAE_INLINE float quantize_row(const float* x, int64_t n, int shift, const F& store, float steps = kQuantizeMost) {
   typedef Vec<float> V;
   typedef IntVec<float> I;
   // as integers, magnitudes are ordered like the numbers, with infinity and NaN on top
@@ -78,11 +79,11 @@ template <class F> FASTAE_INLINE float quantize_row(const float* x, int64_t n, i
     over_row<float>(n, [&](int64_t j, int lanes) { store(j, I(shift), lanes); });
     return (most - most) * 0;
   }
-  const V inverse(kQuantizeMost / most), magic(Lane<float>::magic);  // adding it rounds to even, in the lower bits
+  const V inverse(steps / most), magic(Lane<float>::magic);  // adding it rounds to even, in the lower bits
   over_row<float>(n, [&](int64_t j, int lanes) {
     store(j, bits(V::load(x + j, lanes) * inverse + magic) - (bits(magic) - shift), lanes);
   });
-  return most / kQuantizeMost;
+  return most / steps;
 }
 
 // The lanes' lower bits to out[0 .. lanes); what they hold fits P.

@@ -72,17 +72,26 @@ template <class E> void run_restore(const E& e, const OpRecord& o) {
   });
 }
 
-// packed: tiles of all latents, up to a multiple of 64, then their norms and errors (certify.h).
+// packed: tiles of all latents, up to a multiple of 64, then their norms and errors (certify.h), then the same in 8-bit
+// integers (quantized.h), each where this processor multiplies them.
 template <class E> void run_pack_encoder(const E& e, const OpRecord& o) {
 #ifdef FASTAE_BF16
   namespace at = at_pack_encoder;
   if constexpr (sizeof(typename E::Real) == 4) {
-    if (e.plan.bf16_product == bf16_product::rounded) return;
     const View<float> w = e.real(o.slot[at::s_w]);
     const BufferRecord& r = e.plan.buffers[o.slot[at::s_w]];
     const int64_t n = r.rows, p = r.columns, depth = whole_tiles(p), all = ceil_div(n, 64) * 64;
     uint16_t* tiles = e.template view<uint16_t>(o.slot[at::s_packed]).p;
     float* norm = (float*)(tiles + all * depth);
+    if (e.plan.vnni && Bounds::possible(p)) {
+      const BytePanels out(tiles, n, p);
+      parallel(useful_threads(e.threads, (double)n * p), all / kByteLatents, [&](int64_t i) {
+        const int64_t j = i * kByteLatents;
+        quantize_latents(w.at(j, 0), w.ld, smaller(kByteLatents, n - j), p, out.panels + j * whole_lines(p),
+                         out.scale + j, out.norm + j, out.error + j);
+      });
+    }
+    if (e.plan.bf16_product == bf16_product::rounded) return;
     parallel(useful_threads(e.threads, (double)n * p), all / 16, [&](int64_t i) {
       const int64_t j = i * 16, some = larger(0, smaller(16, n - j));
       round_latents(some ? w.at(j, 0) : w.p, w.ld, nullptr, some, p, tiles + j * depth, norm + j, norm + all + j);
@@ -110,6 +119,10 @@ template <class T> EncodeArgs<T> encode_sizes(const PlanRecord& plan, const OpRe
   a.k = a.most_k = smaller(w.rows, batch ? o.i[at_batch_topk::i_k] : o.i[at_encode::i_k]);
   a.capacity = plan.buffers[o.slot[batch ? (int)at_batch_topk::s_val : (int)at_encode::s_val]].columns;
   a.subsets = !batch && o.slot[at_encode::s_subset] >= 0;
+#ifdef FASTAE_BF16
+  a.eight = !batch && sizeof(T) == 4 && plan.vnni && !a.subsets && o.slot[at_encode::s_packed] >= 0 &&
+            (a.path == encode_path::automatic || a.path == encode_path::int8);
+#endif
   return a;
 }
 

@@ -302,7 +302,7 @@ def test_every_path_has_the_bits_of_a_dense_product(any_native, make, shape):
         given = arrays | codes(m, k if kind != "threshold" else n)
         if kind == "threshold":
             given["threshold"] = threshold
-        for path, packed in ((1, False), (2, False), (2, True)):
+        for path, packed in ((1, False), (2, False), (2, True), (3, True), (0, True)):
             more, prepare = {}, None
             if packed:
                 more = {"packed": np.zeros((-(-n // 64) * 64, schema.pack_columns(p)), np.int8)}
@@ -310,6 +310,39 @@ def test_every_path_has_the_bits_of_a_dense_product(any_native, make, shape):
             got, _ = run(any_native, "encode", given | more, kind=schema.CODE_KINDS.index(kind), k=k, path=path,
                          margin=float(margin), prepare=prepare)  # fmt: skip
             assert_rows(got, rows)
+
+
+@pytest.mark.parametrize("make", DATA, ids=lambda f: f.__name__)
+def test_a_few_rows_on_packed_weights(any_native, make):
+    """Enough latents that 8-bit candidates may be chosen, and given up again."""
+    n, p, k = 5000, 100, 24
+    for m in (1, 2, 3, 4, 6, 16, 21):
+        arrays = make(m, n, p)
+        z = dense(any_native, arrays)
+        packed = np.zeros((-(-n // 64) * 64, schema.pack_columns(p)), np.int8)
+        for kind in (0, 1):
+            rows = encoded(z, schema.CODE_KINDS[kind], k)
+            for path in (0, 3):
+                got, _ = run(any_native, "encode", arrays | codes(m, k) | {"packed": packed}, kind=kind, k=k, path=path,
+                             prepare=("pack_encoder", "w", "packed"))  # fmt: skip
+                assert_rows(got, rows)
+
+
+@pytest.mark.parametrize("path", (0, 3))
+def test_weights_that_overflow_bounds(any_native, path):
+    """Huge weights and biases among ordinary ones, with rows that are not finite."""
+    m, n, p, k = 9, 4500, 70, 16
+    arrays = real_numbers(m, n, p)
+    arrays["w"][1500] *= np.float32(1e34)
+    arrays["b"][0, 3000] = 1e33
+    z = dense(any_native, arrays)
+    rows = encoded(z, "topk", k)
+    arrays["x"] = np.concatenate([arrays["x"], np.full((1, p), np.nan, np.float32)])
+    packed = np.zeros((-(-n // 64) * 64, schema.pack_columns(p)), np.int8)
+    got, _ = run(any_native, "encode", arrays | codes(m + 1, k) | {"packed": packed}, k=k, path=path,
+                 prepare=("pack_encoder", "w", "packed"))  # fmt: skip
+    assert got["count"][m, 0] == -1
+    assert_rows({name: a[:m] for name, a in got.items()}, rows)
 
 
 def test_automatic_path_and_no_bias(any_native):
@@ -340,9 +373,13 @@ def test_threads_and_batches_change_no_bit(any_native, path):
     subset = {"subset": np.pad(named, ((0, 0), (0, n // 2))), "n_subset": np.array([[n // 2]], np.int32)}
     cases = [("encode", {"kind": kind, "path": path, "margin": -4.0}, extra)
              for kind in range(3) for extra in ({}, subset)]  # fmt: skip
+    packed = {"packed": np.zeros((-(-n // 64) * 64, schema.pack_columns(p)), np.int8)}
+    cases += [("encode", {"kind": kind, "path": path, "margin": -4.0}, packed) for kind in range(3)]
     cases.append(("batch_topk", {"decay": 0.5}, {"guess": np.ones((1, 1), np.float32)}))
     for kind, args, extra in cases:
         given = arrays | codes(m, 60, pre=kind == "encode") | extra
+        if "packed" in extra:
+            args = args | {"prepare": ("pack_encoder", "w", "packed")}
         one, _ = run(any_native, kind, given, k=k, **args)
         for threads in (2, 3, 7):
             many, _ = run(any_native, kind, given, k=k, threads=threads, **args)
@@ -370,7 +407,7 @@ def test_the_guess_changes_no_bit(any_native):
             np.testing.assert_array_equal(got["val"][r, : got["count"][r, 0]], z[r, row])
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", (0, *PATHS))
 def test_real_activations(any_native, data_dir, path):
     """Activations with a few large dimensions; latents are rows of the data, so that codes are sharp."""
     data = np.load(data_dir / "minilm_layer4_activations_f16.npy", mmap_mode="r")
@@ -379,8 +416,12 @@ def test_real_activations(any_native, data_dir, path):
     w /= np.linalg.norm(w, axis=1, keepdims=True)
     arrays = {"x": x, "w": w, "b": np.zeros((1, len(w)), np.float32)}
     rows = encoded(dense(any_native, arrays), "topk", 32)
-    got, _ = run(any_native, "encode", arrays | codes(len(x), 32), k=32, path=path)
-    assert_rows(got, rows)
+    packed = {"packed": np.zeros((-(-len(w) // 64) * 64, schema.pack_columns(x.shape[1])), np.int8)}
+    for extra, prepare in ((packed, ("pack_encoder", "w", "packed")), ({}, None)):
+        for some in (slice(0, 1), slice(3, 8), slice(0, 96)):
+            given = arrays | {"x": x[some]} | codes(len(x[some]), 32) | extra
+            got, _ = run(any_native, "encode", given, k=32, path=path, prepare=prepare)
+            assert_rows(got, rows[some])
 
 
 # ---- the public op --------------------------------------------------------------------------------------------------
