@@ -321,7 +321,6 @@ class Plan : public fastae::CompiledPlan {
     int64_t k = 0, slot = -1;
     if (o.kind == fastae::op::encode && o.i[fastae::at_encode::i_kind] != fastae::code_kind::threshold)
       k = o.i[fastae::at_encode::i_k], slot = o.slot[fastae::at_encode::s_val];
-    if (o.kind == fastae::op::narrow) k = o.i[fastae::at_narrow::i_k], slot = o.slot[fastae::at_narrow::s_val_out];
     if (slot >= 0 && slot < static_cast<int64_t>(buffers_.size()) && k > buffers_[static_cast<size_t>(slot)].columns)
       refuse("plan has a code with room for fewer than its k latents");
   }

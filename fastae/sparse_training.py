@@ -77,7 +77,8 @@ class Trainer:
         self.settings, self.steps_per_epoch, self.resample = settings, steps_per_epoch, resample
         self.position = Position() if position is None else position
         self.sum_scale = sum_scale  # of the loss in VARIANCE's units
-        self._plan(self.position.capacity or capacity_of(network, batch))
+        # parameters may have changed since: never less room than the codes of now take
+        self._plan(min(network.n_components, max(self.position.capacity or 0, capacity_of(network, batch))))
         self.state = State(self.plan.allocate()) if state is None else state
         self.history = SparseHistory()
         self.kept: np.ndarray | None = None
@@ -167,7 +168,7 @@ class Trainer:
                     self.run(block, first, count)
                     first += count
                     if self.state.steps == self.next_resample(self.state.steps - 1):
-                        self.revive(block)
+                        self.revive(block, (first - 1) * self.batch)
                     between()
                 self.keep()
             if not self.finite():
@@ -202,7 +203,8 @@ class Trainer:
             return
         self.state.spaces[schema.THETA][:] = self.kept
         self.state.spaces[schema.STATE][:] = 0  # it may hold infinities too
-        self.state.steps = 0
+        self.state.steps = self.kept_at = self.position.step = 0
+        self.position.totals = Totals()
 
     def finish_epoch(self) -> None:
         t, history = self.position.totals, self.history
@@ -227,15 +229,15 @@ class Trainer:
         step = (steps // self.resample.every + 1) * self.resample.every
         return step if step <= self.resample.until * self.total_steps else never
 
-    def revive(self, block: Block) -> None:
-        """Resampling after Bricken et al. (2023), on rows of the block."""
+    def revive(self, block: Block, start: int) -> None:
+        """Resampling after Bricken et al. (2023), on the rows of a batch, which begins at ``start``."""
         assert self.resample is not None
         dead = np.flatnonzero(self.view("since")[0] >= self.network.dead_after)
         if not len(dead):
             return
         rng = np.random.Generator(np.random.Philox(key=[self.settings.seed % 2**64, self.state.steps]))
         sources, n_rows = block
-        rows = np.sort(rng.permutation(n_rows)[: max(4096, len(dead))])
+        rows = np.arange(start, min(start + self.batch, n_rows))
         x, error = residuals(self, sources, rows)
         square = (error * error).sum(axis=1) ** 2
         if not square.sum() > 0:

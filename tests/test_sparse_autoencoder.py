@@ -498,3 +498,138 @@ def test_partial_fits_are_the_same_with_memory_kept_and_anew():
     np.testing.assert_array_equal(kept.arrays_["encoder"], anew.arrays_["encoder"])
     kept.set_params(batch_size=100).partial_fit(X)
     assert kept.t_ == 46
+
+
+# ---- what a review found ---
+
+
+@pytest.mark.parametrize("kind", ["topk", "abs_topk", "multi"])
+def test_more_latents_a_row_after_fit(kind):
+    m = model(kind).fit(X)
+    m.set_params(k=40 if kind != "multi" else 20, sparsity=model(kind).sparsity).partial_fit(X)
+    assert m.l0_curve_[-1] > 10
+    assert m.encode(X)[0].shape[1] == m.k
+
+
+@pytest.mark.parametrize("every", [3, 7])
+def test_resumed_resampling_has_the_same_bits(every, tmp_path):
+    options = {"resample": fastae.Resample(every=5, until=1.0), "dead_after": 100, "max_iter": 4, "initializer": "data"}
+    whole = model(**options).fit(X)
+
+    class Stop(Exception):
+        pass
+
+    part = model(**options)
+    save = part.save
+
+    def save_and_stop(path):
+        save(path)
+        raise Stop
+
+    part.save = save_and_stop
+    for _ in range(2):
+        with pytest.raises(Stop):
+            part.fit(X, checkpoint=tmp_path / "c.safetensors", checkpoint_every=every, resume=True)
+    resumed = model(**options).fit(X, checkpoint=tmp_path / "c.safetensors", resume=True)
+    np.testing.assert_array_equal(resumed.dictionary_, whole.dictionary_)
+
+
+def test_a_training_that_a_callback_ended_stays_ended(tmp_path):
+    m = model(max_iter=5, callbacks=lambda info: info.epoch == 2)
+    m.fit(X, checkpoint=tmp_path / "c.safetensors")
+    again = model(max_iter=5, callbacks=lambda info: info.epoch == 2)
+    assert again.fit(X, checkpoint=tmp_path / "c.safetensors", resume=True).n_iter_ == m.n_iter_ == 2
+    with pytest.raises(ValueError, match="give the same data"):
+        model(max_iter=5).fit(X[::-1].copy(), checkpoint=tmp_path / "c.safetensors", resume=True)
+
+
+def test_codes_of_the_caller_are_not_rewritten(fitted):
+    code = csr_array((np.float32([3, 1, 2]), np.int32([7, 2, 7]), np.int32([0, 3])), shape=(1, 64))
+    for array in (code.data, code.indices, code.indptr):
+        array.flags.writeable = False
+    once = fitted["topk"].inverse_transform(code)
+    np.testing.assert_allclose(once, fitted["topk"].decode([[1.0, 5.0]], [[2, 7]]), rtol=1e-5)
+    np.testing.assert_array_equal(code.indices, [7, 2, 7])
+
+
+@pytest.mark.parametrize("normalization", [None, "layer", "scale"])
+def test_rows_that_overflow_are_refused(normalization, backend):
+    huge = RNG.normal(size=(100, 8)) * 1e200
+    with pytest.raises((fastae.NonFiniteLossError, ValueError), match=r"scale X|finite|1e-30 to 1e30|learning_rate"):
+        model(normalization=normalization, backend=backend.name).fit(huge)
+    m = model(normalization=normalization, backend=backend.name, max_iter=1).fit(X)
+    row = np.full((3, 12), 3e38, np.float32)
+    row[0] = 1.0
+    row *= np.linspace(-1, 1, 12, dtype=np.float32)
+    for call in (m.encode, m.transform, m.reconstruct):
+        try:
+            made = call(row)
+        except ValueError as error:
+            assert "overflow float32" in str(error)
+        else:
+            assert np.isfinite(made[0] if isinstance(made, tuple) else made.sum(dtype=float)).all()
+    if normalization is None:
+        m.arrays_["encoder"][...] *= 1e3
+        m._forget_compiled()
+        with pytest.raises(ValueError, match="overflow float32"):
+            m.encode(row)
+
+
+def test_files_are_of_one_model(fitted, tmp_path):
+    m = pickle.loads(pickle.dumps(fitted["topk"]))
+    for change in ({"k": 3}, {"normalization": "layer"}, {"n_components": 60}, {"sparsity": "relu"}):
+        other = pickle.loads(pickle.dumps(m)).set_params(**change)
+        with pytest.raises(ValueError, match="describe another network"):
+            other.save(tmp_path / "m.safetensors")
+    m.set_params(learning_rate=0.1).save(tmp_path / "m.safetensors")
+
+
+def test_damaged_files_are_refused(fitted, tmp_path):
+    from fastae.io import model_file
+
+    tensors, state = fitted["topk"]._get_model_state()
+    parameters = {name: model_file.encode(value) for name, value in fitted["topk"].get_params().items()
+                  if name not in ("callbacks", "random_state")}  # fmt: skip
+    bad = tensors["encoder"].copy()
+    bad[0, 0] = np.nan
+    o = state["optimizer"]
+    cases = [
+        ({"encoder": bad}, {}), ({"encoder": tensors["encoder"].astype(np.int32)}, {}), ({}, {"dtype": "int8"}),
+        ({}, {"input_scale": float("nan")}), ({}, {"optimizer": o | {"capacity": 2**40}}),
+        ({}, {"optimizer": o | {"step": -5}}), ({}, {"optimizer": o | {"totals": o["totals"] | {"rows": "x"}}}),
+        ({"optimizer": tensors["optimizer"][:-8]}, {}), ({"encoder": tensors["encoder"][:-1]}, {}),
+    ]  # fmt: skip
+    for i, (changed, said) in enumerate(cases):
+        path = tmp_path / f"{i}.safetensors"
+        model_file.save(path, tensors | changed, {"class": "SparseAutoencoder", "parameters": parameters,
+                                                  "state": state | said})  # fmt: skip
+        with pytest.raises(fastae.ModelFileError):
+            fastae.load(path)
+
+
+def test_decode_checks_its_output(fitted):
+    values, indices = fitted["topk"].encode(X)
+    out = np.empty((600, 12), np.float32)
+    out.flags.writeable = False
+    for bad in (out, np.empty((600, 11), np.float32)):
+        with pytest.raises(ValueError, match="wanted a writeable"):
+            fitted["topk"].decode(values, indices, out=bad)
+    with pytest.raises(TypeError, match="out is a list"):
+        fitted["topk"].decode(values, indices, out=[])
+
+
+@pytest.mark.parametrize("kind", ["multi", "annealed", "batch_topk", "matryoshka", "relu", "gated", "jumprelu"])
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_prefixes_of_every_kind(fitted, kind, n):
+    code = fitted[kind].transform(X).toarray() if kind in ("relu", "gated", "jumprelu", "batch_topk") else None
+    got = fitted[kind].prefix(n).transform(X).toarray()
+    assert got.shape == (600, n)
+    if code is not None:
+        np.testing.assert_array_equal(got, code[:, :n])
+
+
+def test_an_l0_that_cannot_be_reached(fitted):
+    with pytest.raises(ValueError, match="l0=64 cannot be reached"):
+        fitted["topk"].calibrate(X, 64)
+    with pytest.raises(TypeError, match="spaces=2 must be a sequence"):
+        model("relu", spaces=2).fit(X)

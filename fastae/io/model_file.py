@@ -198,7 +198,8 @@ def save_estimator(estimator: Any, path: Any) -> None:
     from ..registry.travel import used
 
     tensors, state = estimator._get_model_state()
-    kept = {name: value for name, value in estimator.get_params(deep=False).items() if name not in _LEFT_OUT}
+    kept = {name: value for name, value in estimator.get_params(deep=False).items()
+            if name not in _LEFT_OUT or (name == "initializer" and isinstance(value, str))}  # fmt: skip
     description = {"class": type(estimator).__name__, "parameters": {k: encode(v) for k, v in kept.items()}}
     formulas = used(getattr(estimator, "autoencoder_", estimator).network_, kept)
     save(path, tensors, description | ({"formulas": formulas} if formulas else {}) | {"state": state})
@@ -209,7 +210,7 @@ def load(path: Any) -> Any:
 
     Raises ModelFileError for a file that is damaged, of another kind, or of a newer format; FileNotFoundError when
     there is none. A formula that was a Python function must be registered before. ``callbacks``, ``random_state``,
-    ``initializer``, ``backend`` and ``n_jobs`` are not stored.
+    ``backend``, ``n_jobs`` and an ``initializer`` that is more than a name are not stored.
     """
     from ..registry.travel import MAX_FORMULAS, UnregisteredError, restoring
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -219,15 +218,12 @@ class SparseAutoencoder(SparseFitting, SparseCodes):
         """A model of the first n latents alone; sensible for matryoshka models, whose prefixes were trained for it."""
         network = self._fitted()
         n = number("n", n, 1, network.n_components, integer=True)
-        sparsity = network.selection
-        ranked = network.k is not None
-        parameters = {
-            **self.get_params(deep=False),
-            "n_components": n,
-            "sparsity": sparsity,
-        }
-        if ranked and not network.ragged and (network.k or 1) > n:
-            parameters["sparsity"] = replace(sparsity, k=n)  # type: ignore[type-var]
+        # what training alone needs may not fit fewer latents
+        sparsity: Any = network.selection
+        if network.k is not None:
+            sparsity = type(sparsity)(min(network.k, n), aux=None)
+        parameters = {**self.get_params(deep=False), "n_components": n, "k": min(network.k or 1, n),
+                      "sparsity": sparsity}  # fmt: skip
         return self._with({name: array[:n] if name not in ("decoder_bias", "skip") else array
                            for name, array in self.arrays_.items()}, parameters)  # fmt: skip
 

@@ -20,6 +20,7 @@ from .reconstruction import row_checker
 
 _RAGGED_ROWS = 1024  # of a ragged code made at a time
 _MAX_CSR = 2**31 - 1
+_CALIBRATED = 1 << 25  # pre-activations looked at for a threshold
 CURVES = ("loss_curve_", "l0_curve_", "fvu_curve_", "dead_curve_")
 
 
@@ -197,7 +198,18 @@ class SparseCodes(CompiledModel):
         val, idx = out
         count = np.empty((m, 1), np.int32)
         self._compile("encode", dtype, width).run(source, [val, idx, count], m, self._threads())
+        self._check_overflow("pre-activations", val, count)
         return val, idx
+
+    def _check_overflow(self, what: str, values: np.ndarray, count: np.ndarray | None = None) -> None:
+        """Raises where finite rows led to numbers that are not: the kernels give such a row a negative count."""
+        bad = None if count is None or count.min(initial=0) >= 0 else int((count[:, 0] < 0).argmax())
+        if bad is None and not self._backend().all_finite(values):
+            bad = int((~np.isfinite(values).all(axis=1)).argmax())
+        if bad is not None:
+            raise ValueError(
+                f"{what} of row {bad} overflow {values.dtype.name}; scale X to numbers that can be multiplied"
+            )
 
     def _ragged(
         self, source: Source, dtype: np.dtype
@@ -215,6 +227,7 @@ class SparseCodes(CompiledModel):
                 count = np.empty((m, 1), np.int32)
                 compiled = self._compile("encode", dtype, None, capacity)
                 compiled.run(source, [val[:m], idx[:m], count], m, self._threads(), rows)
+                self._check_overflow("pre-activations", np.zeros((1, 1), dtype), count)
                 most = int(count.max(initial=0))
                 if most <= capacity:
                     break
@@ -333,6 +346,8 @@ class SparseCodes(CompiledModel):
             raise ValueError(f"indices has values outside 0..{network.n_components - 1}")
         dtype = np.dtype(np.float64 if values.dtype == np.float64 else np.float32)
         m, s = values.shape
+        if out is not None:
+            _check_rows_out(out, (m, network.n_targets), dtype, values, indices)
         val, idx = np.ascontiguousarray(values, dtype), np.ascontiguousarray(indices, np.int32)
         return self._decoded(val, idx, np.full((m, 1), s, np.int32), dtype, out)
 
@@ -369,7 +384,7 @@ class SparseCodes(CompiledModel):
                 f"X has {source.columns} columns, codes of this model have n_components={network.n_components}; "
                 "give what transform returns"
             )
-        rows = csr_array(X) if issparse(X) else csr_array(np.asarray(source.data))
+        rows = csr_array(X, copy=True) if issparse(X) else csr_array(np.asarray(source.data))
         rows.sum_duplicates()
         count = np.diff(rows.indptr).astype(np.int32)
         out = np.empty((rows.shape[0], network.n_targets), dtype)
@@ -394,16 +409,12 @@ class SparseCodes(CompiledModel):
         shape = (source.n_rows, network.n_targets)
         if out is None:
             out = np.empty(shape, dtype)
-        elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(
-                f"out has shape {out.shape} and dtype {out.dtype}; wanted a writeable C-contiguous array of shape "
-                f"{shape} and dtype {dtype}"
-            )
-        elif np.shares_memory(out, source.data):
-            raise ValueError("out shares memory with X; give an array of its own")
+        else:
+            _check_rows_out(out, shape, dtype, source.data)
         capacity = None if self._ranked(k) else network.n_components
         k = k if k is not None else None if network.ragged else network.k
         self._compile("reconstruct", dtype, k, capacity).run(source, [out], source.n_rows, self._threads())
+        self._check_overflow("reconstructions", out)
         return out
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
@@ -442,19 +453,27 @@ class SparseCodes(CompiledModel):
         """The threshold that ``l0`` pre-activations a row of X exceed on average (those that are positive)."""
         network = self.network_
         source, dtype = self._rows(X)
-        wanted = round(l0 * source.n_rows)
         width = min(network.n_components, max(16, int(4 * l0)))
         while True:
+            # as many rows, evenly spread, as there is memory for
+            rows = np.unique(np.linspace(0, source.n_rows - 1, max(256, _CALIBRATED // width)).astype(np.int64))
+            m = len(rows)
             plan = sparse_inference_plan(network, dtype, SPARSE_BATCH, part="encode", k=width)
-            val, idx = np.empty((source.n_rows, width), dtype), np.empty((source.n_rows, width), np.int32)
+            val, idx = np.empty((m, width), dtype), np.empty((m, width), np.int32)
             compiled = _CompiledCode(self._backend(), plan, self._space(dtype))
-            compiled.run(source, [val, idx, np.empty((source.n_rows, 1), np.int32)], source.n_rows, self._threads())
+            compiled.run(source, [val, idx, np.empty((m, 1), np.int32)], m, self._threads(), rows)
             flat = np.sort(val, axis=None)[::-1]
-            theta = float(flat[min(wanted, len(flat) - 1)])
+            theta = float(flat[min(round(l0 * m), len(flat) - 1)])
             # a row all of whose values are above it may have more that were left out
-            if width == network.n_components or not (val > theta).all(axis=1).any():
-                return max(theta, 0.0) if theta > 0 else 1e-30
-            width = min(network.n_components, 2 * width)
+            if width < network.n_components and (val > theta).all(axis=1).any():
+                width = min(network.n_components, 2 * width)
+                continue
+            if theta > 0:
+                return theta
+            raise ValueError(
+                f"l0={l0} cannot be reached: a row of X has {np.count_nonzero(val > 0) / m:.1f} positive "
+                "pre-activations on average; give a smaller l0"
+            )
 
     # ---- scikit-learn's face, files ---
 
@@ -470,6 +489,18 @@ class SparseCodes(CompiledModel):
 
         self._fitted()
         save_estimator(self, path)
+
+
+def _check_rows_out(out: Any, shape: tuple[int, int], dtype: np.dtype, *inputs: np.ndarray) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is a {type(out).__name__}; wanted an array of shape {shape} and dtype {dtype}")
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(
+            f"out has shape {out.shape} and dtype {out.dtype}; wanted a writeable C-contiguous array of shape {shape} "
+            f"and dtype {dtype}"
+        )
+    if any(np.shares_memory(out, array) for array in inputs):
+        raise ValueError("out shares memory with an input; give an array of its own")
 
 
 def _check_out(out: Any, shape: tuple[int, int], dtype: np.dtype, source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..plan import schema
 from ..plan.plan import aligned_bytes
-from ..plan.sparse import sparse_inference_plan
+from ..plan.sparse import sparse_inference_plan, sparse_training_plan
 from ..schedules import schedule
 from ..sparse_training import Position, Progress, SparseHistory, Totals, Trainer, dense_rows
 from ..spec.network import several
@@ -47,6 +48,7 @@ class SparseFitting(SparseCodes):
     """Base of `SparseAutoencoder`: fit, partial_fit, files."""
 
     _state: SparseOptimizer | None
+    _stopped: bool  # by a callback
 
     def _network(self, n_features: int, n_targets: int | None = None, **known: Any) -> SparseNetwork:
         raise NotImplementedError
@@ -73,6 +75,7 @@ class SparseFitting(SparseCodes):
             backend = self._backend()
             feed, dtype, settings = self._open(X, y, backend, reset=True)
             found = resume and Path(checkpoint).is_file()
+            self._stopped = False
             if found:
                 trainer, blocks = self._resumed(checkpoint, feed, dtype, settings, backend)
             else:
@@ -199,6 +202,12 @@ class SparseFitting(SparseCodes):
         """A trainer with starting weights, and the blocks of the first epoch."""
         blocks = feed.blocks(0, 0)
         first = next(blocks)
+        with np.errstate(all="ignore"):  # what overflows here is found in the first loss
+            trainer = self._started(feed, dtype, settings, backend, first)
+        return trainer, chain([first], blocks)
+
+    def _started(self, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any, first: Block) -> Trainer:
+        """A trainer with starting weights, made from the first rows."""
         n = min(first[1], SAMPLE_ROWS)
         x = dense_rows(first[0][0], np.arange(n))
         y = dense_rows(first[0][1], np.arange(n)) if self.transcoder else x
@@ -215,7 +224,7 @@ class SparseFitting(SparseCodes):
             fit_scale(backend, network, dtype, trainer.state.spaces, x, y)
         if network.ema is not None:
             trainer.view("ema")[...] = trainer.view("theta")
-        return trainer, chain([first], blocks)
+        return trainer
 
     def _continued(self, feed: Feed, settings: Settings, backend: Any, state: SparseOptimizer | None = None) -> Trainer:
         """A trainer that goes on from the fitted weights."""
@@ -262,9 +271,9 @@ class SparseFitting(SparseCodes):
                     f"checkpoint {os.fspath(path)!r} was made with {name}={getattr(saved, name)!r}, now it is "
                     f"{value!r}; set it back, or begin anew without resume"
                 )
-        now = [feed.x.n_rows, feed.x.n_features, feed.x.dtype.name]
+        now = _fingerprint(feed)
         if saved._data != now:
-            raise ValueError(f"checkpoint {os.fspath(path)!r} was made on rows (number, width, dtype) {saved._data}, "
+            raise ValueError(f"checkpoint {os.fspath(path)!r} was made on (rows, width, dtype, hash) {saved._data}, "
                              f"now they are {now}; give the same data")  # fmt: skip
         if saved._dtype != dtype:
             raise ValueError(f"checkpoint {os.fspath(path)!r} is in {saved._dtype}, now {dtype} would be computed in")
@@ -275,7 +284,8 @@ class SparseFitting(SparseCodes):
         settings.seed = feed.seed = self.seed_ = saved.seed_
         trainer = saved._continued(feed, settings, backend)
         position = trainer.position
-        if feed.steps_per_epoch is not None and trainer.state.epochs >= settings.max_iter:
+        if trainer.state.epochs >= settings.max_iter or saved._stopped:
+            self._stopped = saved._stopped
             return trainer, iter(())
         return trainer, feed.blocks(trainer.state.epochs, position.step)
 
@@ -304,13 +314,12 @@ class SparseFitting(SparseCodes):
             written = trainer.state.steps
 
         try:
-            while trainer.state.epochs < settings.max_iter:
+            while trainer.state.epochs < settings.max_iter and not self._stopped:
                 rows = trainer.position.totals.rows
                 trainer.epoch(blocks, next_stop, between)
                 bar.epoch(rows)
-                if self._after_epoch(trainer):
-                    break
-                if trainer.state.epochs < settings.max_iter:
+                self._stopped = self._after_epoch(trainer)
+                if trainer.state.epochs < settings.max_iter and not self._stopped:
                     blocks = feed.blocks(trainer.state.epochs, 0)
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             bar.close()
@@ -348,7 +357,7 @@ class SparseFitting(SparseCodes):
             state.epochs, state.first_epoch, replace(trainer.position, totals=replace(trainer.position.totals)),
         )  # fmt: skip
         if feed is not None:
-            self._data = [feed.x.n_rows, feed.x.n_features, feed.x.dtype.name]
+            self._data = _fingerprint(feed)
         history = trainer.history
         self.loss_curve_, self.l0_curve_ = list(history.loss), list(history.l0)
         self.fvu_curve_, self.dead_curve_ = list(history.fvu), list(history.dead)
@@ -362,6 +371,7 @@ class SparseFitting(SparseCodes):
         """Tensors and JSON-able state for the model file; with the optimiser's, it is a checkpoint."""
         check_is_fitted(self, "arrays_")
         network = self.network_
+        self._check_unchanged()
         tensors = dict(self.arrays_)
         tensors |= {"rows_since_fired": self._constants["since"], "batch_threshold": self._constants["batch_threshold"]}
         state: dict[str, Any] = {
@@ -369,7 +379,7 @@ class SparseFitting(SparseCodes):
             "dead_after": network.dead_after, "seed": str(self.seed_), "dtype": self._dtype.name,
             "feature_names": list(getattr(self, "feature_names_in_", [])) or None, "backend": self.backend_,
             "curves": {name: getattr(self, name) for name in CURVES}, "n_iter": self.n_iter_,
-            "data": getattr(self, "_data", None), "optimizer": None,
+            "data": getattr(self, "_data", None), "stopped": getattr(self, "_stopped", False), "optimizer": None,
         }  # fmt: skip
         if self._state is not None:
             s = self._state
@@ -381,6 +391,23 @@ class SparseFitting(SparseCodes):
                 "step": s.position.step, "capacity": s.position.capacity, "totals": asdict(s.position.totals),
             }  # fmt: skip
         return tensors, state
+
+    def _check_unchanged(self) -> None:
+        """A file holds parameters and arrays: they must be of one model."""
+        then = self.network_
+        try:
+            now = self._network(then.n_features, then.n_targets, input_scale=then.input_scale)
+        except (ValueError, TypeError):
+            now = None
+        # what only later training needs may change
+        same = now is not None and replace(
+            now, solver=then.solver, dead_after=then.dead_after, ema=then.ema, loss=then.loss, unit_norm=then.unit_norm
+        ) == then  # fmt: skip
+        if not same:
+            raise ValueError(
+                "parameters were changed after fit, so that they describe another network than the fitted one; undo "
+                "the change, or call fit, before saving"
+            )
 
     def _set_model_state(self, tensors: dict[str, np.ndarray], state: dict) -> None:
         network = self._network(int(state["n_features"]), int(state["n_targets"]), n_rows=None,
@@ -395,7 +422,11 @@ class SparseFitting(SparseCodes):
             wanted = (columns,) if tensors[name].ndim == 1 else (rows, columns)
             if tensors[name].shape != wanted or tensors[name].size != rows * columns:
                 raise ValueError(f"{name} has shape {tensors[name].shape}; wanted {wanted}")
+            if tensors[name].dtype.kind != "f" or not np.isfinite(tensors[name]).all():
+                raise ValueError(f"{name} has dtype {tensors[name].dtype}, NaN or infinity; wanted finite floats")
             shaped[name] = tensors[name].reshape(rows, columns)
+        if state["dtype"] not in ("float32", "float64") or not 0 < network.input_scale < np.inf:
+            raise ValueError(f"dtype {state['dtype']!r} or input_scale {network.input_scale} cannot be")
         self._set_arrays(network, np.dtype(state["dtype"]), shaped, float(tensors["batch_threshold"][0]),
                          tensors["rows_since_fired"])  # fmt: skip
         self.n_features_in_ = network.n_features
@@ -404,14 +435,43 @@ class SparseFitting(SparseCodes):
         self.seed_, self.n_iter_, self._data = int(state["seed"]), int(state["n_iter"]), state["data"]
         for name in CURVES:
             setattr(self, name, list(state["curves"][name]))
+        self._stopped = bool(state["stopped"])
         if state["optimizer"] is not None:
-            o = state["optimizer"]
-            memory = tensors["optimizer"]
-            if memory.dtype != np.uint8 or memory.ndim != 1:
-                raise ValueError(f"optimizer has dtype {memory.dtype} and {memory.ndim} dimensions; wanted bytes")
-            capacity = None if o["capacity"] is None else int(o["capacity"])
-            position = Position(int(o["step"]), capacity, Totals(**o["totals"]))
-            self._state = SparseOptimizer(memory, tensors.get("raw_parameters"), float(o["guess"]), str(o["rule"]),
-                                          int(o["steps"]), int(o["epochs"]), int(o["first_epoch"]),
-                                          position)  # fmt: skip
+            self._state = _restored(network, self._dtype, tensors, state["optimizer"])
             self.t_ = self._state.steps
+
+
+def _restored(network: SparseNetwork, dtype: np.dtype, tensors: dict[str, np.ndarray], o: dict) -> SparseOptimizer:
+    """The optimiser's state of a file; ValueError where it does not fit the network."""
+    memory, raw, rule = tensors["optimizer"], tensors.get("raw_parameters"), str(o["rule"])
+    counts = {name: int(o[name]) for name in ("steps", "epochs", "first_epoch", "step")}
+    capacity = 1 if o["capacity"] is None else int(o["capacity"])
+    if min(counts.values()) < 0 or not 1 <= capacity <= network.n_components:
+        raise ValueError(f"the optimizer has counts {counts} and capacity {capacity}")
+    plan = sparse_training_plan(network, dtype, 1)
+    wanted = {"optimizer": plan.sizes[schema.STATE] if rule == network.solver.name else memory.nbytes}
+    if network.ema is not None:
+        flat = plan.buffers[plan.index["theta"]]
+        wanted["raw_parameters"] = flat.columns * dtype.itemsize
+    for name, size in wanted.items():
+        array = tensors[name]
+        if array.dtype != np.uint8 or array.shape != (size,):
+            raise ValueError(f"{name} has dtype {array.dtype} and shape {array.shape}; wanted {size} bytes")
+    t = o["totals"]
+    totals = Totals(int(t["rows"]), *(float(t[name]) for name in ("loss", "other", "l0", "variance")))
+    return SparseOptimizer(memory, raw, float(o["guess"]), rule, counts["steps"], counts["epochs"],
+                           counts["first_epoch"], Position(counts["step"], capacity, totals))  # fmt: skip
+
+
+def _fingerprint(feed: Feed) -> list:
+    """What tells one data set from another: numbers, widths, dtypes, and a hash of the first rows where it can be."""
+    found: list[Any] = []
+    for rows in (feed.x, feed.y):
+        if rows is None:
+            continue
+        found += [rows.n_rows, rows.n_features, rows.dtype.name]
+        if rows.repeatable and rows.n_rows is not None:
+            block = next(rows.blocks(16))
+            values = block if isinstance(block, np.ndarray) else block.toarray()
+            found.append(hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16])
+    return found

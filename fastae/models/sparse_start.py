@@ -21,7 +21,13 @@ BIAS_INITIALIZERS = ("geometric_median", "mean", "zeros")
 def input_scale(x: np.ndarray) -> float:
     """√p / mean ‖x‖, so that rows have a mean norm of √p."""
     mean = float(np.linalg.norm(x, axis=1).mean())
-    return float(np.sqrt(x.shape[1]) / mean) if mean > 0 else 1.0
+    if mean == 0:
+        return 1.0
+    if not 1e-30 < mean < 1e30:
+        raise ValueError(
+            f"normalization='scale': rows of X have a mean norm of {mean:.3g}; wanted 1e-30 to 1e30; rescale X"
+        )
+    return float(np.sqrt(x.shape[1]) / mean)
 
 
 def geometric_median(x: np.ndarray, iterations: int = 100, tolerance: float = 1e-6) -> np.ndarray:

@@ -385,6 +385,8 @@ def sparse_network(
             "pre_bias=False"
         )
     if spaces is not None:
+        if isinstance(spaces, str) or not hasattr(spaces, "__iter__"):
+            raise TypeError(f"spaces={spaces!r} must be a sequence of widths, such as (384, 384)")
         spaces = tuple(number("spaces", size, 1, 2**31 - 1, integer=True) for size in spaces)
         if sum(spaces) != n_features or len(set(spaces)) != 1:
             raise ValueError(f"spaces={spaces} must be equal widths that sum to the {n_features} columns of X")
