@@ -633,3 +633,33 @@ def test_an_l0_that_cannot_be_reached(fitted):
         fitted["topk"].calibrate(X, 64)
     with pytest.raises(TypeError, match="spaces=2 must be a sequence"):
         model("relu", spaces=2).fit(X)
+
+
+def test_many_threads_on_a_model_that_was_not_used_yet(fitted):
+    from concurrent.futures import ThreadPoolExecutor
+
+    expected = fitted["topk"].encode(X)
+    for _ in range(5):
+        m = pickle.loads(pickle.dumps(fitted["topk"]))
+        with ThreadPoolExecutor(6) as pool:
+            for rows in (X, X[:1], X[:20]):
+                for values, indices in pool.map(m.encode, [rows] * 12):
+                    np.testing.assert_array_equal(values, expected[0][: len(rows)])
+                    np.testing.assert_array_equal(indices, expected[1][: len(rows)])
+
+
+def test_a_few_rows_take_a_short_way_to_the_same_codes(fitted):
+    m = fitted["topk"]
+    whole = m.encode(X)
+    for dtype in (np.float32, np.float64, np.float16):
+        rows = X[:7].astype(dtype)
+        out = np.empty((7, 4), m.encode(rows)[0].dtype), np.empty((7, 4), np.int32)
+        got = m.encode(rows, out=out)
+        assert got[0] is out[0] and got[1] is out[1]
+        np.testing.assert_array_equal(got[0], m.encode(np.asfortranarray(rows))[0])
+    np.testing.assert_array_equal(m.encode(X[3:4])[1], whole[1][3:4])
+    with pytest.raises(ValueError, match="NaN"):
+        m.encode(np.full((1, 12), np.nan, np.float32))
+    with pytest.raises(ValueError, match="features"):
+        m.encode(X[:1, :5].copy())
+    assert m.set_params(k=4).encode(X[:1], k=2)[0].shape == (1, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +16,14 @@ from ..plan.plan import Job, Plan, Source, aligned_bytes
 from ..plan.sparse import SPARSE_BATCH, capacity_of, sparse_inference_plan
 from ..spec.options import number
 from ..spec.sparse import JumpReLU, SparseNetwork
-from ..validation import check_rows
+from ..validation import check_rows, computing_dtype
 from .base import CompiledModel
 from .reconstruction import row_checker
 
 _RAGGED_ROWS = 1024  # of a ragged code made at a time
 _MAX_CSR = 2**31 - 1
+_FEW_ROWS = 32  # a panel of rows: codes of so many are made by one thread
+_CODES = {"f": 0, "d": 1, "e": 2}  # the kernels' numbers of float32, float64, float16
 _CALIBRATED = 1 << 25  # pre-activations looked at for a threshold
 CURVES = ("loss_curve_", "l0_curve_", "fvu_curve_", "dead_curve_")
 
@@ -31,13 +35,26 @@ class _CompiledCode:
         self.plan, self.backend = plan, backend
         self.handle = backend.compile(plan)
         self.spaces = [plan.allocate()[0], theta, np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        # packed weights live in the arena; Python backends use the rest of it too, so they take turns
+        self.lock = threading.Lock()
         self.packed = False
 
     def run(self, source: Source, external: list[np.ndarray], n_rows: int, n_threads: int, rows: Any = None) -> None:
         job = Job([*self.spaces, *external], (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
-                  phases=schema.GRADIENT | (0 if self.packed else schema.PREPARE), n_threads=n_threads)  # fmt: skip
-        self.backend.run(self.handle, job)
-        self.packed = True
+                  phases=schema.GRADIENT, n_threads=n_threads)  # fmt: skip
+        if self.packed and self.backend.name == "native":
+            self.backend.run(self.handle, job)
+            return
+        with self.lock:
+            job.phases = schema.GRADIENT | (0 if self.packed else schema.PREPARE)
+            self.backend.run(self.handle, job)
+            self.packed = True
+
+    def few(self, X: np.ndarray, external: list[np.ndarray]) -> None:
+        """Rows that the compiled kernels can read as they lie, on one thread: a call and nothing else."""
+        m, p = X.shape
+        self.handle.run([*self.spaces, *external], [(X, _CODES[X.dtype.char], p, None, None, None)], m, None, 0,
+                        -(-m // self.plan.batch), schema.GRADIENT, None, None, 0, 0, 1, None)  # fmt: skip
 
 
 class SparseCodes(CompiledModel):
@@ -194,7 +211,7 @@ class SparseCodes(CompiledModel):
         if out is None:
             out = np.empty((m, width), dtype), np.empty((m, width), np.int32)
         else:
-            _check_out(out, (m, width), dtype, source)
+            _check_out(out, (m, width), dtype, source.data)
         val, idx = out
         count = np.empty((m, 1), np.int32)
         self._compile("encode", dtype, width).run(source, [val, idx, count], m, self._threads())
@@ -280,6 +297,8 @@ class SparseCodes(CompiledModel):
         """
         if prefix is not None:
             return self._prefixed(prefix).encode(X, k=k, out=out)
+        if (code := self._few(X, k, out)) is not None:
+            return code
         self._fitted()
         k = self._check_k(k)
         source, dtype = self._rows(X)
@@ -289,6 +308,35 @@ class SparseCodes(CompiledModel):
             raise ValueError(f"out is for codes of k latents a row; sparsity={self.network_.sparsity.name!r} gives a "
                              "csr_array")  # fmt: skip
         return self._csr(source, dtype)
+
+    def _few(self, X: Any, k: int | None, out: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Codes of a few rows without the checks that cost more than the codes; None where one is needed after all."""
+        network = self.__dict__.get("network_")
+        if (
+            network is None or type(X) is not np.ndarray or X.dtype.char not in _CODES or X.ndim != 2
+            or not X.flags.c_contiguous or not 0 < len(X) <= _FEW_ROWS or X.shape[1] != network.n_features
+            or (network.ragged and k is None) or "feature_names_in_" in self.__dict__
+        ):  # fmt: skip
+            return None
+        key = (X.dtype.char, k, self.backend, self.device, self.precision, os.environ.get("FASTAE_BACKEND"))
+        live = self.__dict__["_compiled"].get("few")
+        if live is None or live[0] != key:
+            self._fixed(*self._rows(X), self._check_k(k))  # compiled and packed
+            dtype, width = computing_dtype(X.dtype, self.precision), k if k is not None else network.k or 1
+            live = self.__dict__["_compiled"]["few"] = key, self._compile("encode", dtype, width), dtype, width
+        _, compiled, dtype, width = live
+        if compiled.backend.name != "native":
+            return None
+        m = len(X)
+        if out is None:
+            out = np.empty((m, width), dtype), np.empty((m, width), np.int32)
+        else:
+            _check_out(out, (m, width), dtype, X)
+        count = np.empty((m, 1), np.int32)
+        compiled.few(X, [*out, count])
+        if count.min() < 0 or not np.isfinite(out[0]).all():  # the ordinary way words the error
+            return None
+        return out[0], out[1]
 
     def encode_to(self, path: Any, source: Any, *, k: int | None = None, **options: Any) -> dict:
         """Codes of any number of rows into .npy files in a folder, block by block; resumable after a crash.
@@ -503,7 +551,7 @@ def _check_rows_out(out: Any, shape: tuple[int, int], dtype: np.dtype, *inputs: 
         raise ValueError("out shares memory with an input; give an array of its own")
 
 
-def _check_out(out: Any, shape: tuple[int, int], dtype: np.dtype, source: Source) -> None:
+def _check_out(out: Any, shape: tuple[int, int], dtype: np.dtype, rows: np.ndarray) -> None:
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         raise TypeError("out must be a pair of arrays (values, indices)")
     for name, array, kind in zip(("values", "indices"), out, (dtype, np.dtype(np.int32)), strict=True):
@@ -512,5 +560,5 @@ def _check_out(out: Any, shape: tuple[int, int], dtype: np.dtype, source: Source
                 f"out: {name} has shape {array.shape} and dtype {array.dtype}; wanted a writeable C-contiguous array "
                 f"of shape {shape} and dtype {kind}"
             )
-        if np.shares_memory(array, source.data):
+        if np.may_share_memory(array, rows) and np.shares_memory(array, rows):
             raise ValueError(f"out: {name} shares memory with X; give an array of its own")
