@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastae import SparseAutoencoder
-from fastae.models.sparse_codes import _CompiledCode
+from fastae.models.sparse_memory import CompiledCode
 from fastae.plan.plan import Source
 from fastae.plan.sparse import SPARSE_BATCH, sparse_inference_plan
 
@@ -19,7 +19,7 @@ def model(x, n, backend, seed=0):
 
 def codes(m, x, path):
     plan = sparse_inference_plan(m.network_, np.dtype(np.float32), SPARSE_BATCH, path=path)
-    compiled = _CompiledCode(m._backend(), plan, m._theta)
+    compiled = CompiledCode(m._backend(), plan, m._theta)
     values, indices = np.empty((len(x), K), np.float32), np.empty((len(x), K), np.int32)
     compiled.run(Source(x, columns=x.shape[1]), [values, indices, np.empty((len(x), 1), np.int32)], len(x), 2)
     return values, indices

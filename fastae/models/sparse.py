@@ -9,12 +9,11 @@ import numpy as np
 from ..spec import options
 from ..spec.options import number, unknown
 from ..spec.sparse import JumpReLU, SparseNetwork, sparse_network
-from .sparse_codes import SparseCodes
 from .sparse_fitting import SparseFitting
 from .sparse_presets import preset_parameters
 
 
-class SparseAutoencoder(SparseFitting, SparseCodes):
+class SparseAutoencoder(SparseFitting):
     """A sparse autoencoder (dictionary learning on activations or embeddings), trained and encoded on compiled kernels.
 
     Parameters
