@@ -86,7 +86,7 @@ def memory(threads: int) -> dict:
         status = dict(line.split(":", 1) for line in file)
     peak = int(status["VmHWM"].split()[0]) * 1024
     return {"before": now, "peak": peak, "weights": sae._theta.nbytes, "result": values.nbytes + indices.nbytes,
-            "bfloat16_pack": 2 * n * p}  # fmt: skip
+            "packs": 3 * n * p}  # fmt: skip
 
 
 def main() -> None:
@@ -100,10 +100,10 @@ def main() -> None:
     command = [sys.executable, "-m", "benchmarks.sparse_scaling", "--memory", "--threads", str(options.threads)]
     used = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     mb = {name: value / 1e6 for name, value in used.items()}
-    beyond = mb["peak"] - mb["before"] - mb["result"] - mb["bfloat16_pack"]
-    print(f"131,072 latents of width 384, 65,536 rows: weights {mb['weights']:.0f} MB, bfloat16 pack "
-          f"{mb['bfloat16_pack']:.0f} MB, codes {mb['result']:.0f} MB; the process grew by "
-          f"{mb['peak'] - mb['before']:.0f} MB while encoding, {beyond:.0f} MB beyond pack and codes")  # fmt: skip
+    beyond = mb["peak"] - mb["before"] - mb["result"] - mb["packs"]
+    print(f"131,072 latents of width 384, 65,536 rows: weights {mb['weights']:.0f} MB, bfloat16 and 8-bit packs "
+          f"{mb['packs']:.0f} MB, codes {mb['result']:.0f} MB; the process grew by "
+          f"{mb['peak'] - mb['before']:.0f} MB while encoding, {beyond:.0f} MB beyond packs and codes")  # fmt: skip
     grown = {"latents": by_latents(options.threads), "batches": by_batch(options.threads)}
     record("sparse_scaling", {"threads": options.threads, "memory": used, "beyond_mb": beyond} | grown)
 
