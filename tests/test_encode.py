@@ -281,7 +281,12 @@ def mixed(m, n, p):
 
 
 DATA = [real_numbers, outliers, duplicates, almost_duplicates, zero_rows, tiny, huge, mixed]
-SHAPES = [(1, 1500, 64, 32), (33, 1201, 97, 7), (70, 2100, 130, 100), (5, 40, 3, 4)]
+SHAPES = [
+    (1, 1500, 64, 32),
+    (33, 1201, 97, 7),
+    pytest.param((70, 2100, 130, 100), marks=pytest.mark.slow),
+    (5, 40, 3, 4),
+]
 
 
 def dense(backend, arrays):
