@@ -104,9 +104,8 @@ class Trainer:
         """(n_steps, plan.n_scalars) of the next steps: rate, the rule's constants, k, the penalty's strength."""
         state, network = self.state, self.network
         per_epoch = self.steps_per_epoch or max(1, self.position.step + n_steps)
-        local = State(state.spaces, state.steps, state.epochs, state.first_epoch)
         fractions = (self.position.step + np.arange(n_steps)) / per_epoch
-        columns = step_scalars(self.settings, local, n_steps, fractions)
+        columns = step_scalars(self.settings, state, n_steps, fractions)
         done = (state.epochs - state.first_epoch) * per_epoch + self.position.step + np.arange(n_steps)
         progress = done / max(1, (self.total_steps or per_epoch) - 1)
         out = np.empty((n_steps, self.plan.n_scalars))
@@ -327,8 +326,8 @@ class Progress:
         self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{fvu:.4f}", L0=f"{t.l0 / rows:.1f}",
                              dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
 
-    def epoch(self, rows: int) -> None:
-        if self.bar is not None:
+    def epoch(self, rows: int | None) -> None:
+        if self.bar is not None and rows is not None:
             self.bar.update(rows - self.seen)
         self.seen = 0
 

@@ -21,7 +21,7 @@ def codes(m, x, path):
     plan = sparse_inference_plan(m.network_, np.dtype(np.float32), SPARSE_BATCH, path=path)
     compiled = CompiledCode(m._backend(), plan, m._theta)
     values, indices = np.empty((len(x), K), np.float32), np.empty((len(x), K), np.int32)
-    compiled.run(Source(x, columns=x.shape[1]), [values, indices, np.empty((len(x), 1), np.int32)], len(x), 2)
+    compiled.run(Source(x, columns=x.shape[1]), [values, indices, np.empty((len(x), 1), np.int32)], 2)
     return values, indices
 
 

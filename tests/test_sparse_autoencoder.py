@@ -380,7 +380,7 @@ def test_bad_rows(fitted):
         fitted["topk"].encode(X[:, 1:])
     with pytest.raises(ValueError, match=r"indices has values outside 0\.\.63"):
         fitted["topk"].decode(np.ones((1, 2)), np.array([[0, 64]]))
-    with pytest.raises(ValueError, match="wanted a writeable"):
+    with pytest.raises(ValueError, match=r"^values of out has shape \(600, 3\) .* wanted \(600, 4\)"):
         fitted["topk"].encode(X, out=(np.empty((600, 3), np.float32), np.empty((600, 4), np.int32)))
     with pytest.raises(TypeError, match="pair of arrays"):
         fitted["topk"].encode(X, out=np.empty((600, 4)))
@@ -571,8 +571,13 @@ def test_rows_that_overflow_are_refused(normalization, backend):
     if normalization is None:
         m.arrays_["encoder"][...] *= 1e3
         m._forget_compiled()
-        with pytest.raises(ValueError, match="overflow float32"):
-            m.encode(row)
+        for call in (m.encode, m.score_samples):
+            with pytest.raises(ValueError, match=r"of row [01] overflow float32"):
+                call(row)
+        plain = SparseAutoencoder.from_arrays(m.arrays_["encoder"], None, m.dictionary_, None, sparsity="relu",
+                                              backend=backend.name)  # fmt: skip
+        with pytest.raises(ValueError, match=r"of row [01] overflow float32"):
+            plain.transform(row)
 
 
 def test_files_are_of_one_model(fitted, tmp_path):
@@ -611,9 +616,11 @@ def test_decode_checks_its_output(fitted):
     values, indices = fitted["topk"].encode(X)
     out = np.empty((600, 12), np.float32)
     out.flags.writeable = False
-    for bad in (out, np.empty((600, 11), np.float32)):
-        with pytest.raises(ValueError, match="wanted a writeable"):
+    for bad, message in ((out, "C-contiguous and writeable"), (np.empty((600, 11), np.float32), r"wanted \(600, 12\)")):
+        with pytest.raises(ValueError, match=f"^out .*{message}"):
             fitted["topk"].decode(values, indices, out=bad)
+        with pytest.raises(ValueError, match=f"^out .*{message}"):
+            fitted["topk"].reconstruct(X, out=bad)
     with pytest.raises(TypeError, match="out is a list"):
         fitted["topk"].decode(values, indices, out=[])
 
@@ -663,3 +670,16 @@ def test_a_few_rows_take_a_short_way_to_the_same_codes(fitted):
     with pytest.raises(ValueError, match="features"):
         m.encode(X[:1, :5].copy())
     assert m.set_params(k=4).encode(X[:1], k=2)[0].shape == (1, 2)
+
+
+def test_one_pass_over_an_iterator_whatever_max_iter_is():
+    m = model(max_iter=9).partial_fit(iter([X[:300], X[300:]]))
+    assert m.t_ == 10 and m.partial_fit(iter([X])).t_ == 20
+
+
+def test_callbacks_are_told_the_seconds_of_an_epoch():
+    told = []
+    model(max_iter=2, callbacks=lambda info: told.append(info)).fit(X)
+    assert len(told) == 2 and all(0 < info.seconds < 60 for info in told)
+    with pytest.raises(ValueError, match="watches the loss of dense models"):
+        model(learning_rate=fastae.ReduceOnPlateau(1e-3)).fit(X)

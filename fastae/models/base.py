@@ -18,7 +18,7 @@ from ..plan import schema
 from ..plan.build import evaluation_plan, inference_plan
 from ..plan.plan import Job, Plan, Source
 from ..spec import options
-from ..spec.network import Network
+from ..spec.network import Network, several
 from ..validation import check_mark, check_rows, check_transform, computing_dtype, is_nan
 from . import weights
 from .inspection import ShownAsHTML
@@ -42,6 +42,15 @@ def seed_of(random_state: Any) -> int:
 
     low, high = check_random_state(random_state).randint(0, 2**31 - 1, size=2, dtype=np.int64)
     return int(low) << 31 | int(high)
+
+
+def checked_callbacks(value: Any) -> tuple:
+    """A callback or several as a tuple."""
+    callbacks = (value,) if callable(value) else several("callbacks", value)
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks has {callback!r}; give functions that take an EpochInfo")
+    return callbacks
 
 
 class _Compiled:

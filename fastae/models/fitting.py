@@ -18,7 +18,7 @@ from ..plan.build import evaluation_plan, training_plan
 from ..plan.plan import Plan, Source
 from ..schedules import schedule
 from ..spec import options
-from ..spec.network import Network, several
+from ..spec.network import Network
 from ..spec.options import number
 from ..validation import (
     apply_mask,
@@ -32,7 +32,7 @@ from ..validation import (
     seen_source,
 )
 from . import weights
-from .base import _Compiled, seed_of
+from .base import _Compiled, checked_callbacks, seed_of
 from .graph import neighbour_graph, source_rows
 from .state import Optimizer, Stored
 
@@ -152,10 +152,6 @@ class FittedByBatches(Stored):
     # ---- what the parameters mean ---
 
     def _settings(self, network: Network, seed: int) -> training.Settings:
-        callbacks = (self.callbacks,) if callable(self.callbacks) else several("callbacks", self.callbacks)
-        for callback in callbacks:
-            if not callable(callback):
-                raise TypeError(f"callbacks has {callback!r}; give functions that take an EpochInfo")
         number("validation_fraction", self.validation_fraction, 0.0, 1.0, "neither")
         return training.Settings(
             schedule=schedule(self.learning_rate),
@@ -166,7 +162,7 @@ class FittedByBatches(Stored):
             tol=number("tol", self.tol, 0.0, float("inf"), "both"),
             n_iter_no_change=number("n_iter_no_change", self.n_iter_no_change, 1, float("inf"), integer=True),
             shuffle=bool(self.shuffle),
-            callbacks=callbacks,
+            callbacks=checked_callbacks(self.callbacks),
             verbose=self.verbose,
         )
 

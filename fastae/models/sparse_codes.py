@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ops._call import output as checked_output
 from ..plan.plan import Source
 from ..validation import check_rows
 from .reconstruction import row_checker
@@ -24,30 +25,31 @@ class SparseCodes(SparseEncoding):
                 f"values has shape {values.shape}, indices has {indices.shape} and dtype {indices.dtype}; wanted both "
                 "(N, s), indices integer"
             )
-        if network.normalization == "layer":
-            raise ValueError(
-                "normalization='layer' restores each row's own mean and deviation, which codes don't tell; use "
-                "reconstruct"
-            )
+        self._check_decodable()
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < network.n_components:
             raise ValueError(f"indices has values outside 0..{network.n_components - 1}")
         dtype = np.dtype(np.float64 if values.dtype == np.float64 else np.float32)
         m, s = values.shape
-        if out is not None:
-            _check_rows_out(out, (m, network.n_targets), dtype, values, indices)
+        out = checked_output("out", out, (m, network.n_targets), dtype, values, indices)
         val, idx = np.ascontiguousarray(values, dtype), np.ascontiguousarray(indices, np.int32)
         return self._decoded(val, idx, np.full((m, 1), s, np.int32), dtype, out)
 
-    def _decoded(self, val: np.ndarray, idx: np.ndarray, count: np.ndarray, dtype: np.dtype,
-                 out: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    def _check_decodable(self) -> None:
+        if self.network_.normalization == "layer":
+            raise ValueError(
+                "normalization='layer' restores each row's own mean and deviation, which codes don't tell; use "
+                "reconstruct"
+            )
+
+    def _decoded(
+        self, val: np.ndarray, idx: np.ndarray, count: np.ndarray, dtype: np.dtype, out: np.ndarray
+    ) -> np.ndarray:
         network, (m, s) = self.network_, val.shape
-        if out is None:
-            out = np.empty((m, network.n_targets), dtype)
         if m and s:
             # a capacity for the ragged kinds, k for the others: either is the width of the code
             ranked = {"k": s} if not network.ragged else {"k": None, "capacity": s}
             compiled = self._compile("decode", dtype, **ranked)
-            compiled.run(Source(np.empty((m, 0), np.float32)), [val, idx, count, out], m, self._threads())
+            compiled.run(Source(np.empty((m, 0), np.float32)), [val, idx, count, out], self._threads())
         elif m:
             out[...] = self.arrays_["decoder_bias"] / network.input_scale
         return out
@@ -57,11 +59,7 @@ class SparseCodes(SparseEncoding):
         from scipy.sparse import csr_array, issparse
 
         network = self._fitted()
-        if network.normalization == "layer":
-            raise ValueError(
-                "normalization='layer' restores each row's own mean and deviation, which codes don't tell; use "
-                "reconstruct"
-            )
+        self._check_decodable()
         codes = row_checker(type(self).__name__)()
         if issparse(X):
             X = X.tocsr()
@@ -93,14 +91,10 @@ class SparseCodes(SparseEncoding):
         network = self._fitted()
         k = self._check_k(k)
         source, dtype = self._rows(X)
-        shape = (source.n_rows, network.n_targets)
-        if out is None:
-            out = np.empty(shape, dtype)
-        else:
-            _check_rows_out(out, shape, dtype, source.data)
+        out = checked_output("out", out, (source.n_rows, network.n_targets), dtype, source.data)
         capacity = None if self._ranked(k) else network.n_components
         k = k if k is not None else None if network.ragged else network.k
-        self._compile("reconstruct", dtype, k, capacity).run(source, [out], source.n_rows, self._threads())
+        self._compile("reconstruct", dtype, k, capacity).run(source, [out], self._threads())
         self._check_overflow("reconstructions", out)
         return out
 
@@ -126,7 +120,8 @@ class SparseCodes(SparseEncoding):
         for start in range(0, source.n_rows, 4096):
             rows = np.arange(start, min(start + 4096, source.n_rows), dtype=np.int64)
             made = np.empty((len(rows), network.n_targets), dtype)
-            compiled.run(source, [made], len(rows), self._threads(), rows)
+            compiled.run(source, [made], self._threads(), rows)
+            self._check_overflow("reconstructions", made, first=start)
             error = dense_rows(source if target is None else target, rows) - made
             scores[rows] = -np.einsum("ij,ij->i", error, error) / network.n_targets
         return scores
@@ -135,15 +130,3 @@ class SparseCodes(SparseEncoding):
         """Mean of `score_samples`."""
         self._fitted()
         return float(self.score_samples(X, y if self.network_.transcoder else None).mean())
-
-
-def _check_rows_out(out: Any, shape: tuple[int, int], dtype: np.dtype, *inputs: np.ndarray) -> None:
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out is a {type(out).__name__}; wanted an array of shape {shape} and dtype {dtype}")
-    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(
-            f"out has shape {out.shape} and dtype {out.dtype}; wanted a writeable C-contiguous array of shape {shape} "
-            f"and dtype {dtype}"
-        )
-    if any(np.shares_memory(out, array) for array in inputs):
-        raise ValueError("out shares memory with an input; give an array of its own")

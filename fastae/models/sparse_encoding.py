@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ops._call import output as checked_output
 from ..plan.plan import Source
 from ..plan.sparse import SPARSE_BATCH, capacity_of, sparse_inference_plan
 from ..spec.options import number
@@ -44,24 +45,23 @@ class SparseEncoding(SparseMemory):
         """Values and indices (N, k) of the top-k kinds."""
         network, m = self.network_, source.n_rows
         width = k if k is not None else network.k or 1
-        if out is None:
-            out = np.empty((m, width), dtype), np.empty((m, width), np.int32)
-        else:
-            _check_out(out, (m, width), dtype, source.data)
-        val, idx = out
+        val, idx = _pair(out, (m, width), dtype, source.data)
         count = np.empty((m, 1), np.int32)
-        self._compile("encode", dtype, width).run(source, [val, idx, count], m, self._threads())
+        self._compile("encode", dtype, width).run(source, [val, idx, count], self._threads())
         self._check_overflow("pre-activations", val, count)
         return val, idx
 
-    def _check_overflow(self, what: str, values: np.ndarray, count: np.ndarray | None = None) -> None:
-        """Raises where finite rows led to numbers that are not: the kernels give such a row a negative count."""
+    def _check_overflow(self, what: str, values: np.ndarray, count: np.ndarray | None = None, first: int = 0) -> None:
+        """Raises where finite rows led to numbers that are not: the kernels give such a row a negative count.
+
+        values (m, s); first : number of the first row
+        """
         bad = None if count is None or count.min(initial=0) >= 0 else int((count[:, 0] < 0).argmax())
         if bad is None and not self._backend().all_finite(values):
             bad = int((~np.isfinite(values).all(axis=1)).argmax())
         if bad is not None:
             raise ValueError(
-                f"{what} of row {bad} overflow {values.dtype.name}; scale X to numbers that can be multiplied"
+                f"{what} of row {first + bad} overflow {values.dtype.name}; scale X to numbers that can be multiplied"
             )
 
     def _ragged(
@@ -79,13 +79,14 @@ class SparseEncoding(SparseMemory):
                     val, idx = np.empty((size, capacity), dtype), np.empty((size, capacity), np.int32)
                 count = np.empty((m, 1), np.int32)
                 compiled = self._compile("encode", dtype, None, capacity)
-                compiled.run(source, [val[:m], idx[:m], count], m, self._threads(), rows)
-                self._check_overflow("pre-activations", np.zeros((1, 1), dtype), count)
+                compiled.run(source, [val[:m], idx[:m], count], self._threads(), rows)
                 most = int(count.max(initial=0))
                 if most <= capacity:
                     break
                 capacity = min(network.n_components, max(most, 2 * capacity))
             inside = np.arange(most)[None, :] < count
+            val[:m, :most][~inside] = 0  # what lies beyond a row's entries means nothing
+            self._check_overflow("pre-activations", val[:m, :most], count, start)
             yield val[:m, :most][inside], idx[:m, :most][inside], count[:, 0]
 
     def _csr(self, source: Source, dtype: np.dtype, k: int | None = None):
@@ -164,15 +165,12 @@ class SparseEncoding(SparseMemory):
         if compiled.backend.name != "native":
             return None
         m = len(X)
-        if out is None:
-            out = np.empty((m, width), dtype), np.empty((m, width), np.int32)
-        else:
-            _check_out(out, (m, width), dtype, X)
+        val, idx = _pair(out, (m, width), dtype, X)
         count = np.empty((m, 1), np.int32)
-        compiled.few(X, [*out, count])
-        if count.min() < 0 or not np.isfinite(out[0]).all():  # the ordinary way words the error
+        compiled.few(X, [val, idx, count])
+        if count.min() < 0 or not np.isfinite(val).all():  # the ordinary way words the error
             return None
-        return out[0], out[1]
+        return val, idx
 
     def encode_to(self, path: Any, source: Any, *, k: int | None = None, **options: Any) -> dict:
         """Codes of any number of rows into .npy files in a folder, block by block; resumable after a crash.
@@ -222,7 +220,7 @@ class SparseEncoding(SparseMemory):
             plan = sparse_inference_plan(network, dtype, SPARSE_BATCH, part="encode", k=width)
             val, idx = np.empty((m, width), dtype), np.empty((m, width), np.int32)
             compiled = CompiledCode(self._backend(), plan, self._space(dtype))
-            compiled.run(source, [val, idx, np.empty((m, 1), np.int32)], m, self._threads(), rows)
+            compiled.run(source, [val, idx, np.empty((m, 1), np.int32)], self._threads(), rows)
             flat = np.sort(val, axis=None)[::-1]
             theta = float(flat[min(round(l0 * m), len(flat) - 1)])
             # a row all of whose values are above it may have more that were left out
@@ -237,14 +235,10 @@ class SparseEncoding(SparseMemory):
             )
 
 
-def _check_out(out: Any, shape: tuple[int, int], dtype: np.dtype, rows: np.ndarray) -> None:
-    if not isinstance(out, (tuple, list)) or len(out) != 2:
+def _pair(out: Any, shape: tuple[int, int], dtype: np.dtype, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays for values and indices: the caller's, checked, or new ones."""
+    if out is not None and (not isinstance(out, (tuple, list)) or len(out) != 2):
         raise TypeError("out must be a pair of arrays (values, indices)")
-    for name, array, kind in zip(("values", "indices"), out, (dtype, np.dtype(np.int32)), strict=True):
-        if array.shape != shape or array.dtype != kind or not (array.flags.c_contiguous and array.flags.writeable):
-            raise ValueError(
-                f"out: {name} has shape {array.shape} and dtype {array.dtype}; wanted a writeable C-contiguous array "
-                f"of shape {shape} and dtype {kind}"
-            )
-        if np.may_share_memory(array, rows) and np.shares_memory(array, rows):
-            raise ValueError(f"out: {name} shares memory with X; give an array of its own")
+    val, idx = (None, None) if out is None else out
+    val = checked_output("values of out", val, shape, dtype, rows)
+    return val, checked_output("indices of out", idx, shape, np.dtype(np.int32), rows, val)

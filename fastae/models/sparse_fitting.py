@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -15,13 +16,12 @@ import numpy as np
 from ..plan import schema
 from ..plan.plan import aligned_bytes
 from ..plan.sparse import sparse_inference_plan
-from ..schedules import schedule
+from ..schedules import ReduceOnPlateau, schedule
 from ..sparse_training import Position, Progress, SparseHistory, Trainer, dense_rows
-from ..spec.network import several
 from ..spec.options import number, unknown
 from ..spec.sparse import Matryoshka, Resample, SparseNetwork
 from ..training import EpochInfo, Settings
-from .base import seed_of
+from .base import checked_callbacks, seed_of
 from .sparse_feed import Block, Feed, open_checked
 from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, starting_arrays
 from .sparse_state import SparseOptimizer, SparseState
@@ -52,7 +52,7 @@ class SparseFitting(SparseState):
             raise FileNotFoundError(f"cannot write checkpoint {os.fspath(checkpoint)!r}: make its folder first")
         with self._unchanged_on_error():
             backend = self._backend()
-            feed, dtype, settings = self._open(X, y, backend, reset=True)
+            feed, dtype, settings = self._open(X, y, backend, reset=True, passes=self.max_iter)
             found = resume and Path(checkpoint).is_file()
             self._stopped = False
             if found:
@@ -69,7 +69,7 @@ class SparseFitting(SparseState):
         first = "arrays_" not in self.__dict__
         with self._unchanged_on_error():
             backend = self._backend()
-            feed, dtype, settings = self._open(X, y, backend, reset=first)
+            feed, dtype, settings = self._open(X, y, backend, reset=first, passes=1)
             if first:
                 self.seed_ = settings.seed
                 trainer, blocks = self._begun(feed, dtype, settings, backend)
@@ -98,19 +98,19 @@ class SparseFitting(SparseState):
     # ---- what the parameters mean ---
 
     def _settings(self, n_components: int) -> Settings:
-        callbacks = (self.callbacks,) if callable(self.callbacks) else several("callbacks", self.callbacks)
-        for callback in callbacks:
-            if not callable(callback):
-                raise TypeError(f"callbacks has {callback!r}; give functions that take an EpochInfo")
         rate = self.learning_rate
         if isinstance(rate, str):
             if rate != "auto":
                 raise ValueError(f"learning_rate={rate!r} must be 'auto', a number or a schedule")
             rate = 2e-4 / np.sqrt(n_components / 2**14)
+        if isinstance(rate, ReduceOnPlateau):
+            raise ValueError(
+                f"learning_rate={rate!r} watches the loss of dense models; give a number or another schedule"
+            )
         return Settings(
             schedule=schedule(rate), rule=None, max_iter=number("max_iter", self.max_iter, 1, 2**31, integer=True),
             seed=seed_of(self.random_state), n_threads=self._threads(), shuffle=bool(self.shuffle),
-            callbacks=callbacks, verbose=self.verbose,
+            callbacks=checked_callbacks(self.callbacks), verbose=self.verbose,
         )  # fmt: skip
 
     def _batch(self, n_rows: int | None) -> int:
@@ -123,7 +123,7 @@ class SparseFitting(SparseState):
         batch = number("batch_size", self.batch_size, 1, 2**31 - 1, integer=True)
         return batch if n_rows is None else min(batch, n_rows)
 
-    def _open(self, X: Any, y: Any, backend: Any, *, reset: bool) -> tuple[Feed, np.dtype, Settings]:
+    def _open(self, X: Any, y: Any, backend: Any, *, reset: bool, passes: int) -> tuple[Feed, np.dtype, Settings]:
         rows, dtype, unchecked = open_checked(self, X, reset=reset, backend=backend, precision=self.precision)
         targets = None
         if self.transcoder:
@@ -159,9 +159,9 @@ class SparseFitting(SparseState):
                     f"{name} depends on the length of training, which an iterable of blocks does not tell; give an "
                     "array, .npy files, or a constant setting"
                 )
-        if not rows.repeatable and settings.max_iter > 1 and not getattr(self, "_one_pass", False):
+        if not rows.repeatable and passes > 1:
             raise ValueError(
-                f"max_iter={settings.max_iter} passes over an iterator that gives its rows once; set max_iter=1, or "
+                f"max_iter={passes} passes over an iterator that gives its rows once; set max_iter=1, or "
                 "give a function that returns a fresh iterator"
             )
         feed = Feed(rows, targets, self._batch(rows.n_rows), bool(self.shuffle), settings.seed, backend, unchecked)
@@ -294,10 +294,10 @@ class SparseFitting(SparseState):
 
         try:
             while trainer.state.epochs < settings.max_iter and not self._stopped:
-                rows = trainer.position.totals.rows
+                begin = time.perf_counter()
                 trainer.epoch(blocks, next_stop, between)
-                bar.epoch(rows)
-                self._stopped = self._after_epoch(trainer)
+                bar.epoch(feed.x.n_rows)
+                self._stopped = self._after_epoch(trainer, time.perf_counter() - begin)
                 if trainer.state.epochs < settings.max_iter and not self._stopped:
                     blocks = feed.blocks(trainer.state.epochs, 0)
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
@@ -307,7 +307,7 @@ class SparseFitting(SparseState):
             written = -1
             save()
 
-    def _after_epoch(self, trainer: Trainer) -> bool:
+    def _after_epoch(self, trainer: Trainer, seconds: float) -> bool:
         """Callbacks; whether one of them ends training."""
         settings, history = trainer.settings, trainer.history
         if not settings.callbacks:
@@ -315,7 +315,7 @@ class SparseFitting(SparseState):
         self._finish(trainer)
         rate = float(settings.schedule.rates(np.array([trainer.state.epochs - 1.0]), settings.max_iter)[0])
         metrics = {"l0": history.l0[-1], "fvu": history.fvu[-1], "dead": history.dead[-1]}
-        info = EpochInfo(trainer.state.epochs, history.loss[-1], None, rate, 0.0, self, metrics)
+        info = EpochInfo(trainer.state.epochs, history.loss[-1], None, rate, seconds, self, metrics)
         return any([callback(info) for callback in settings.callbacks])
 
     def _finish(self, trainer: Trainer, feed: Feed | None = None) -> None:

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ..plan import schema
-from ..plan.plan import Job, Plan, Source, aligned_bytes
+from ..plan.plan import Plan, Source, aligned_bytes
 from ..plan.sparse import SPARSE_BATCH, sparse_inference_plan
 from ..spec.sparse import JumpReLU, SparseNetwork
 from ..validation import check_rows
-from .base import CompiledModel
+from .base import CompiledModel, _Compiled
 
 CODES = {"f": 0, "d": 1, "e": 2}  # the kernels' numbers of float32, float64, float16
 CURVES = ("loss_curve_", "l0_curve_", "fvu_curve_", "dead_curve_")
 
 
-class CompiledCode:
-    """An inference plan with its memory; parameters are the model's own, not copies."""
+class CompiledCode(_Compiled):
+    """An inference plan whose parameters are the model's own memory, not a copy."""
 
     def __init__(self, backend: Any, plan: Plan, theta: np.ndarray):
-        self.plan, self.backend = plan, backend
-        self.handle = backend.compile(plan)
-        self.spaces = [plan.allocate()[0], theta, np.empty(0, np.uint8), np.empty(0, np.uint8)]
-        # packed weights live in the arena; Python backends use the rest of it too, so they take turns
-        self.lock = threading.Lock()
-        self.packed = False
-
-    def run(self, source: Source, external: list[np.ndarray], n_rows: int, n_threads: int, rows: Any = None) -> None:
-        job = Job([*self.spaces, *external], (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
-                  phases=schema.GRADIENT, n_threads=n_threads)  # fmt: skip
-        if self.packed and self.backend.name == "native":
-            self.backend.run(self.handle, job)
-            return
-        with self.lock:
-            job.phases = schema.GRADIENT | (0 if self.packed else schema.PREPARE)
-            self.backend.run(self.handle, job)
-            self.packed = True
+        super().__init__(backend, plan)
+        self.spaces[schema.THETA] = theta
 
     def few(self, X: np.ndarray, external: list[np.ndarray]) -> None:
         """Rows that the compiled kernels can read as they lie, on one thread: a call and nothing else."""
@@ -107,7 +91,7 @@ class SparseMemory(CompiledModel):
         return state
 
     def __setstate__(self, state: dict) -> None:
-        theta = state.pop("_packed_theta", None) if "_packed_theta" in state else None
+        theta = state.pop("_packed_theta", None)
         super().__setstate__(state)
         if theta is not None:
             self._theta = aligned_bytes(theta.nbytes)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..plan import schema
-from ..plan.plan import Job, Source
+from ..plan.plan import Source
 from ..plan.sparse import sparse_inference_plan
 from ..spec.sparse import JumpReLU, SparseNetwork
+from .sparse_memory import CompiledCode
 
 SAMPLE_ROWS = 16384  # that the bias and the input's scale are taken from
 _SCALE_ROWS = 512
@@ -99,14 +100,12 @@ def fit_scale(
     # no threshold of a batch is known yet: the k largest of each row stand for it
     k = min(network.k or 1, network.n_components) if network.selection.name == "batch_topk" else None
     plan = sparse_inference_plan(inner, dtype, part="reconstruct", k=k)
-    mine = [plan.allocate()[0], spaces[schema.THETA], *plan.allocate(arena=False)[2:]]
+    compiled = CompiledCode(backend, plan, spaces[schema.THETA])
     out = np.empty((n, network.n_targets), dtype)
-    job = Job([*mine, out], (Source(np.ascontiguousarray(x, dtype)),), n, n_steps=-(-n // plan.batch),
-              phases=schema.PREPARE | schema.GRADIENT)  # fmt: skip
-    backend.run(backend.compile(plan), job)
-    bias = plan.view(mine, "decoder_bias").astype(np.float64)
+    compiled.run(Source(np.ascontiguousarray(x, dtype)), [out], 1)
+    bias = plan.view(compiled.spaces, "decoder_bias").astype(np.float64)
     made, target = out - bias, y - bias
     square = float((made * made).sum())
     factor = float((made * target).sum()) / square if square > 0 else 1.0
     if np.isfinite(factor) and factor > 0:
-        plan.view(mine, "encoder")[...] *= dtype.type(factor)
+        plan.view(compiled.spaces, "encoder")[...] *= dtype.type(factor)

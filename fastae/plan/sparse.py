@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..spec.sparse import Gated, JumpReLU, Matryoshka, ReLUCode, SparseNetwork, TopK
+from ..spec.sparse import Gated, JumpReLU, Matryoshka, ReLUCode, SparseNetwork
 from . import schema
 from .fuse import fuse_updates
 from .plan import Plan, PlanBuilder
@@ -17,7 +17,6 @@ from .update import rule
 
 SPARSE_BATCH = 256  # rows of a step of inference
 LOSS, OTHER, L0, VARIANCE, OVERFLOW = range(5)  # columns of a training plan's values
-N_VALUES = 5
 _CODE_BYTES = 1 << 28  # entries of a ragged code that are planned for, per array; more come with an overflow
 EPSILON = 1e-5  # of the rows' deviation
 
@@ -427,4 +426,4 @@ def sparse_inference_plan(
     return builder.plan.build()
 
 
-__all__ = ["N_VALUES", "SPARSE_BATCH", "Scalars", "TopK", "scalars_of", "sparse_inference_plan", "sparse_training_plan"]
+__all__ = ["SPARSE_BATCH", "Scalars", "scalars_of", "sparse_inference_plan", "sparse_training_plan"]

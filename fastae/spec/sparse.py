@@ -199,8 +199,21 @@ class Matryoshka(Sparsity):
         return tuple(ends)
 
 
+class _Penalised(Sparsity):
+    """Base of the kinds whose positive entries cost ``l1`` each."""
+
+    l1: float
+    ragged = True
+    penalty = True
+    _intervals = {"l1": _NON_NEGATIVE, "warmup": _FRACTION}
+
+    @property
+    def strength(self) -> float:
+        return self.l1
+
+
 @dataclass(frozen=True)
-class ReLUCode(Sparsity):
+class ReLUCode(_Penalised):
     """relu(z) with an L1 penalty (Bricken et al. 2023).
 
     l1 : strength of Σ f_j, over features and mean over rows
@@ -212,13 +225,6 @@ class ReLUCode(Sparsity):
     weighted: bool = True
     warmup: float = 0.0
     name = "relu"
-    ragged = True
-    penalty = True
-    _intervals = {"l1": _NON_NEGATIVE, "warmup": _FRACTION}
-
-    @property
-    def strength(self) -> float:
-        return self.l1
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,7 @@ class JumpReLU(Sparsity):
 
 
 @dataclass(frozen=True)
-class Gated(Sparsity):
+class Gated(_Penalised):
     """Gate π > 0 and magnitude apart, on shared directions (Rajamanoharan et al. 2024).
 
     l1 : strength of Σ π_j [‖d_j‖] over open gates
@@ -273,13 +279,6 @@ class Gated(Sparsity):
     detached: bool = True
     warmup: float = 0.0
     name = "gated"
-    ragged = True
-    penalty = True
-    _intervals = {"l1": _NON_NEGATIVE, "warmup": _FRACTION}
-
-    @property
-    def strength(self) -> float:
-        return self.l1
 
 
 SPARSITIES = {cls.name: cls for cls in (TopK, AbsTopK, BatchTopK, Matryoshka, ReLUCode, JumpReLU, Gated)}
