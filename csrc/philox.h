@@ -25,7 +25,7 @@ FASTAE_INLINE void philox_block(uint32_t c[4], uint32_t key0, uint32_t key1) {
   }
 }
 
-#if defined(__SSE2__)
+#if defined(__SSE2__) && !defined(FASTAE_DEVICE)
 // One counter per 64-bit lane; only the low 32 bits of a lane count, what gathers above them is never read.
 #if defined(__AVX512F__)
 typedef __m512i philox_lanes;
@@ -95,7 +95,7 @@ FASTAE_INLINE void philox_row(uint64_t seed, uint32_t epoch, uint32_t stream, ui
   const uint32_t row0 = (uint32_t)row, row1 = (uint32_t)(row >> 32);
   const uint32_t first = column0 / 4 | stream << 24;
   const int n_blocks = (n_columns + 3) / 4;
-#if defined(__SSE2__)
+#if defined(__SSE2__) && !defined(FASTAE_DEVICE)
   const philox_lanes m0 = philox_all(philox_m0), m1 = philox_all(philox_m1);
   uint64_t keys[20];  // in memory: operands of the rounds that cost no broadcast of their own
 #pragma GCC unroll 10

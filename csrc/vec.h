@@ -7,6 +7,9 @@
 //   Vec<float> x = Vec<float>::load(p), y = fma(x, 2, 1);      scalars of any type broadcast
 //   y = select((x > 0) & (x < 1), y, 0);                       branch-free choice per lane
 #pragma once
+#ifdef FASTAE_DEVICE
+#include "cuda/lane.h"
+#else
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -298,3 +301,4 @@ template <class T> struct Vec {
 }  // namespace fastae
 
 #include "convert.h"
+#endif

@@ -51,7 +51,7 @@ template <bool quick, class T> FASTAE_INLINE Vec<T> exp_reduce(Vec<T> x, Vec<T> 
 
 // p 2^k for p of the order of 1 and any k in reach, rounded once also where the result is denormal.
 template <class T> FASTAE_INLINE Vec<T> scale(Vec<T> p, Vec<T> shifted) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(FASTAE_DEVICE)
   const Vec<T> k = shifted - Lane<T>::magic;
   if constexpr (sizeof(T) == 4) return Vec<T>(_mm512_maskz_scalef_ps(0xffff, p.v, k.v));
   else return Vec<T>(_mm512_maskz_scalef_pd(0xff, p.v, k.v));

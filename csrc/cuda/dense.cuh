@@ -1,0 +1,137 @@
+// Elementwise work on layers: activations, their derivatives, dropout, softmax, maxout.
+#pragma once
+#include "cuda/device.cuh"
+
+namespace fastae {
+
+FASTAE_INLINE T activated(int64_t id, T z, const double* f) {
+  const T p[2] = {(T)f[0], (T)f[1]};
+  T y = z;
+  visit_activation<Vec<T>, T>((int)id, [&](auto formula) { y = formula.y(Vec<T>(z), p).v; });
+  return y;
+}
+
+// dropout'(dy) a'(saved): saved = y after dropout, or z, as the catalogue says
+FASTAE_INLINE T chained(int64_t id, T dy, T saved, const double* f, const Dropout* drop, int64_t r, int64_t j) {
+  const T p[2] = {(T)f[0], (T)f[1]};
+  if (drop) {
+    dy = (*drop)(r, j, dy);
+    if (!activation_needs_x((int)id)) saved = saved * drop->back;
+  }
+  T dz = dy;
+  visit_activation<Vec<T>, T>((int)id, [&](auto formula) { dz = (Vec<T>(dy) * formula.dy(Vec<T>(saved), p)).v; });
+  return dz;
+}
+
+// What follows a layer's product, which lies in y: z = y + [b] (kept if asked for), y = dropout(a(z)).
+FASTAE_INLINE void finish_dense(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
+  namespace at = at_dense;
+  T z = product;
+  if (o.has(at::s_b)) z += o.real(at::s_b).p[j];
+  if (o.has(at::s_z)) o.real(at::s_z)(r, j) = z;
+  T y = activated(o.i[at::i_activation], z, o.f + at::f_p0);
+  if (drop) y = (*drop)(r, j, y);
+  o.real(at::s_y)(r, j) = y;
+}
+
+FASTAE_KERNEL(dense_finish, kThreads) {
+  namespace at = at_dense;
+  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
+  const View<T> y = o.real(at::s_y);
+  each_cell(o.m, y.columns, [&](int64_t r, int64_t j) {
+    finish_dense(o, o.f[at::f_rate] > 0 ? &drop : nullptr, y(r, j), r, j);
+  });
+}
+
+// The same behind dense_grad's product, which lies in dx.
+FASTAE_INLINE T finish_grad(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
+  namespace at = at_dense_grad;
+  if (!o.has(at::s_saved)) return product;
+  return chained(o.i[at::i_activation], product, o.real(at::s_saved)(r, j), o.f + at::f_p0, drop, r, j);
+}
+
+FASTAE_KERNEL(dense_grad_finish, kThreads) {
+  namespace at = at_dense_grad;
+  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
+  const View<T> dx = o.real(at::s_dx);
+  each_cell(o.m, dx.columns, [&](int64_t r, int64_t j) {
+    dx(r, j) = finish_grad(o, o.f[at::f_rate] > 0 ? &drop : nullptr, dx(r, j), r, j);
+  });
+}
+
+FASTAE_KERNEL(activation, kThreads) {
+  namespace at = at_activation;
+  const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
+  each_cell(o.m, x.columns,
+            [&](int64_t r, int64_t j) { y(r, j) = activated(o.i[at::i_activation], x(r, j), o.f + at::f_p0); });
+}
+
+FASTAE_KERNEL(activation_grad, kThreads) {
+  namespace at = at_activation_grad;
+  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
+  const View<T> dy = o.real(at::s_dy), saved = o.real(at::s_saved), dz = o.real(at::s_dz);
+  each_cell(o.m, dy.columns, [&](int64_t r, int64_t j) {
+    dz(r, j) = chained(o.i[at::i_activation], dy(r, j), saved ? saved(r, j) : dy(r, j), o.f + at::f_p0,
+                       o.f[at::f_rate] > 0 ? &drop : nullptr, r, j);
+  });
+}
+
+FASTAE_KERNEL(dropout, kThreads) {
+  namespace at = at_dropout;
+  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
+  const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
+  each_cell(o.m, x.columns, [&](int64_t r, int64_t j) { y(r, j) = drop(r, j, x(r, j)); });
+}
+
+FASTAE_KERNEL(add, kThreads) {
+  namespace at = at_add;
+  const View<T> x = o.real(at::s_x), y = o.real(at::s_y), sum = o.real(at::s_sum);
+  each_cell(o.m, x.columns, [&](int64_t r, int64_t j) { sum(r, j) = x(r, j) + y(r, j); });
+}
+
+FASTAE_KERNEL(softmax, kThreads) {
+  namespace at = at_softmax;
+  const View<T> z = o.real(at::s_z), y = o.real(at::s_y);
+  each_row(o.m, [&](int64_t r, int lane) {
+    const int64_t n = r < 0 ? 0 : z.columns;
+    const T top = row_max(n, lane, [&](int64_t j) { return z(r, j); });
+    const double sum = row_sum(n, lane, [&](int64_t j) { return y(r, j) = exp(Vec<T>(z(r, j)) - Vec<T>(top)).v; });
+    for (int64_t j = lane; j < n; j += kLanes) y(r, j) = y(r, j) / (T)sum;
+  });
+}
+
+FASTAE_KERNEL(softmax_grad, kThreads) {
+  namespace at = at_softmax_grad;
+  const View<T> dy = o.real(at::s_dy), y = o.real(at::s_y), dz = o.real(at::s_dz);
+  each_row(o.m, [&](int64_t r, int lane) {
+    const int64_t n = r < 0 ? 0 : y.columns;
+    const T dot = (T)row_sum(n, lane, [&](int64_t j) { return dy(r, j) * y(r, j); });
+    for (int64_t j = lane; j < n; j += kLanes) dz(r, j) = y(r, j) * (dy(r, j) - dot);
+  });
+}
+
+// y[r, j] = max_q z[r, q n + j], NaN where one is
+FASTAE_KERNEL(maxout, kThreads) {
+  namespace at = at_maxout;
+  const View<T> z = o.real(at::s_z), y = o.real(at::s_y);
+  const int64_t n = y.columns, pieces = z.columns / n;
+  each_cell(o.m, n, [&](int64_t r, int64_t j) {
+    T top = z(r, j);
+    for (int64_t q = 1; q < pieces; ++q) top = max(Vec<T>(z(r, q * n + j)), Vec<T>(top)).v;
+    y(r, j) = top;
+  });
+}
+
+FASTAE_KERNEL(maxout_grad, kThreads) {
+  namespace at = at_maxout_grad;
+  const View<T> dy = o.real(at::s_dy), z = o.real(at::s_z), dz = o.real(at::s_dz);
+  const int64_t n = dy.columns, pieces = z.columns / n;
+  each_cell(o.m, n, [&](int64_t r, int64_t j) {
+    int64_t best = 0;
+    for (int64_t q = 1; q < pieces; ++q)
+      if (z(r, q * n + j) > z(r, best * n + j)) best = q;
+    for (int64_t q = 0; q < pieces; ++q) dz(r, q * n + j) = q == best ? dy(r, j) : T(0);
+  });
+}
+
+}  // namespace fastae

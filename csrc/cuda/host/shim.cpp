@@ -1,0 +1,291 @@
+// Fibers, barriers and warps of shim.h, with every device kernel compiled for the host.
+#include "cuda/host/shim.h"
+
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cuda/kernels.cu"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+extern "C" {
+__attribute__((visibility("hidden"))) extern unsigned char __start_fastae_shared[], __stop_fastae_shared[];
+}
+
+namespace shim {
+
+shim_dim thread, block, block_size, grid_size;
+
+namespace {
+
+constexpr size_t kStack = 64 << 10;
+constexpr unsigned kMostThreads = 1024;
+enum State { fresh, ready, at_block, at_warp, done };
+
+// Callee-saved registers on the fiber's own stack, switched by a few instructions; ucontext elsewhere, and where a
+// sanitizer wants to know of it.
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#define FASTAE_FAST_SWITCH 1
+extern "C" void fastae_switch(void** save, void* to);
+__asm__(
+    ".text\n.type fastae_switch,@function\nfastae_switch:\n"
+    "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
+    "movq %rsp,(%rdi)\nmovq %rsi,%rsp\n"
+    "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n"
+    ".size fastae_switch,.-fastae_switch\n");
+#endif
+
+struct Fiber {
+  unsigned char* stack = nullptr;
+#ifdef FASTAE_FAST_SWITCH
+  void* top = nullptr;
+#else
+  ucontext_t context;
+  void* fake = nullptr;
+#endif
+  State state = done;
+  unsigned mask = 0;     // of the warp operation it waits at
+  unsigned parity = 0;   // which of the warp's two sets of values the next operation uses
+};
+
+Fiber fibers[kMostThreads];
+uint64_t values[kMostThreads / 32][2][32];
+Fiber* current = nullptr;
+unsigned n_threads = 0;
+const char* failure = nullptr;
+unsigned char* dynamic = nullptr;
+void (*kernel)(const fastae::Launch);
+const fastae::Launch* argument;
+uint64_t random_state = 1;
+#ifdef FASTAE_FAST_SWITCH
+void* scheduler = nullptr;
+#else
+ucontext_t scheduler;
+void* scheduler_fake = nullptr;
+const void* scheduler_stack = nullptr;
+size_t scheduler_size = 0;
+#endif
+
+uint64_t draw() {  // splitmix64
+  uint64_t z = (random_state += 0x9E3779B97F4A7C15ull);
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+  return z ^ z >> 31;
+}
+
+void shuffle(std::vector<unsigned>& order) {
+  for (size_t i = order.size(); i > 1; --i) {
+    const size_t j = draw() % i;
+    const unsigned t = order[i - 1];
+    order[i - 1] = order[j];
+    order[j] = t;
+  }
+}
+
+void place(unsigned id) { thread = {id % block_size.x, id / block_size.x % block_size.y, id / (block_size.x * block_size.y)}; }
+
+void leave() {  // a fiber to the scheduler
+#ifdef FASTAE_FAST_SWITCH
+  fastae_switch(&current->top, scheduler);
+#else
+  Fiber* self = current;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(self->state == done ? nullptr : &self->fake, scheduler_stack, scheduler_size);
+#endif
+  swapcontext(&self->context, &scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(self->fake, &scheduler_stack, &scheduler_size);
+#endif
+#endif
+}
+
+void entry() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
+#endif
+  kernel(*argument);
+  current->state = done;
+  leave();
+  abort();
+}
+
+void resume(unsigned id) {
+  Fiber& f = fibers[id];
+  current = &f;
+  place(id);
+  const bool begins = f.state == fresh;
+  f.state = ready;
+#ifdef FASTAE_FAST_SWITCH
+  if (begins) {
+    void** top = (void**)(f.stack + kStack);
+    *--top = nullptr;  // so that the stack is aligned as a call leaves it when entry begins
+    *--top = (void*)entry;
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    f.top = top;
+  }
+  fastae_switch(&scheduler, f.top);
+#else
+  if (begins) {
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack;
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, entry, 0);
+  }
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&scheduler_fake, f.stack, kStack);
+#endif
+  swapcontext(&scheduler, &f.context);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
+#endif
+#endif
+}
+
+// Lets threads go on that wait for nobody any more; false when none can.
+bool release() {
+  bool any = false;
+  unsigned waiting = 0, finished = 0;
+  for (unsigned i = 0; i < n_threads; ++i) {
+    waiting += fibers[i].state == at_block;
+    finished += fibers[i].state == done;
+  }
+  if (waiting && waiting + finished == n_threads) {
+    for (unsigned i = 0; i < n_threads; ++i)
+      if (fibers[i].state == at_block) fibers[i].state = ready;
+    return true;
+  }
+  for (unsigned first = 0; first < n_threads; first += 32)
+    for (unsigned i = first; i < first + 32 && i < n_threads; ++i) {
+      if (fibers[i].state != at_warp) continue;
+      const unsigned mask = fibers[i].mask;
+      bool all = true;
+      for (unsigned l = 0; l < 32; ++l) {
+        if (!(mask >> l & 1) || first + l >= n_threads) continue;
+        const Fiber& f = fibers[first + l];
+        all = all && f.state == at_warp && f.mask == mask;
+      }
+      if (!all) continue;
+      for (unsigned l = 0; l < 32; ++l)
+        if ((mask >> l & 1) && first + l < n_threads) fibers[first + l].state = ready;
+      any = true;
+    }
+  return any;
+}
+
+void run_block() {
+  memset(__start_fastae_shared, 0xA5, (size_t)(__stop_fastae_shared - __start_fastae_shared));
+  std::vector<unsigned> order;
+  for (unsigned i = 0; i < n_threads; ++i) {
+    fibers[i].state = fresh;
+    fibers[i].parity = 0;
+    if (!fibers[i].stack) fibers[i].stack = (unsigned char*)aligned_alloc(64, kStack);
+  }
+  for (;;) {
+    order.clear();
+    bool left = false;
+    for (unsigned i = 0; i < n_threads; ++i) {
+      if (fibers[i].state == fresh || fibers[i].state == ready) order.push_back(i);
+      left = left || fibers[i].state != done;
+    }
+    if (!left || failure) return;
+    if (order.empty()) {
+      if (!release()) {
+        failure = "threads wait at a barrier or warp operation for others that never come";
+        return;
+      }
+      continue;
+    }
+    shuffle(order);
+    for (unsigned id : order) {
+      resume(id);
+      if (failure) return;
+    }
+  }
+}
+
+unsigned number() { return thread.x + block_size.x * (thread.y + block_size.y * thread.z); }
+
+void wait(State state, unsigned mask) {
+  Fiber* const self = current;
+  const shim_dim mine = thread;
+  self->mask = mask;
+  self->state = state;
+  leave();
+  current = self;
+  thread = mine;
+}
+
+}  // namespace
+
+int lane() { return (int)(number() % 32); }
+unsigned char* dynamic_shared() { return dynamic; }
+
+void fail(const char* why) {
+  failure = why;
+  current->state = done;
+  leave();
+  abort();
+}
+
+void block_barrier() { wait(at_block, 0); }
+
+uint64_t exchange(unsigned mask, uint64_t value, int from) {
+  const unsigned id = number(), warp = id / 32, own = id % 32;
+  if (!(mask >> own & 1)) fail("a thread takes part in a warp operation whose mask does not name it");
+  Fiber& f = fibers[id];
+  uint64_t* const slot = values[warp][f.parity ^= 1];
+  slot[own] = value;
+  wait(at_warp, mask);
+  if (!(mask >> from & 1) || warp * 32 + (unsigned)from >= n_threads) return value;  // undefined on a device
+  return slot[from];
+}
+
+unsigned ballot(unsigned mask, bool value) {
+  const unsigned id = number(), warp = id / 32, own = id % 32;
+  if (!(mask >> own & 1)) fail("a thread takes part in a warp operation whose mask does not name it");
+  Fiber& f = fibers[id];
+  uint64_t* const slot = values[warp][f.parity ^= 1];
+  slot[own] = value;
+  wait(at_warp, mask);
+  unsigned bits = 0;
+  for (unsigned l = 0; l < 32; ++l)
+    if ((mask >> l & 1) && warp * 32 + l < n_threads && slot[l]) bits |= 1u << l;
+  return bits;
+}
+
+}  // namespace shim
+
+// Runs a kernel; null, or what went wrong.
+extern "C" const char* fastae_host_launch(void* kernel, const unsigned* grid, const unsigned* block, size_t shared,
+                                          const fastae::Launch* o, uint64_t seed) {
+  using namespace shim;
+  grid_size = {grid[0], grid[1], grid[2]};
+  block_size = {block[0], block[1], block[2]};
+  n_threads = block[0] * block[1] * block[2];
+  if (n_threads == 0 || n_threads > kMostThreads) return "a block has 1 to 1024 threads";
+  failure = nullptr;
+  random_state = seed;
+  shim::kernel = (void (*)(const fastae::Launch))kernel;
+  argument = o;
+  std::vector<unsigned char> memory(shared + 64);
+  dynamic = (unsigned char*)(((uintptr_t)memory.data() + 63) / 64 * 64);
+  std::vector<unsigned> order(grid[0] * grid[1] * grid[2]);
+  for (size_t i = 0; i < order.size(); ++i) order[i] = (unsigned)i;
+  shuffle(order);
+  for (unsigned b : order) {
+    shim::block = {b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])};
+    memset(memory.data(), 0xA5, memory.size());
+    run_block();
+    if (failure) return failure;
+  }
+  return nullptr;
+}
+
+extern "C" size_t fastae_launch_bytes() { return sizeof(fastae::Launch); }
+extern "C" size_t fastae_step_bytes() { return sizeof(fastae::Step); }

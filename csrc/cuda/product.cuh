@@ -1,0 +1,236 @@
+// Products with the CPU's order of operations: one chain of fused multiply-adds over the depth per output, so the bits
+// are those of csrc/gemm.h. Gradients of weights are chains over segments of 256 rows, added in order.
+//
+// A block makes BM x BN outputs, a thread TM x TN of them; the depth goes by in slices of BK through shared memory,
+// the next slice being fetched into registers while one is worked on.
+#pragma once
+#include "cuda/dense.cuh"
+
+namespace fastae {
+
+constexpr int kSlice = 16;       // BK
+constexpr int kSegment = 256;    // rows of a chain of a weight's gradient
+
+// Element (i, d) of the left operand at p[i row + d deep], (d, j) of the right at p[d deep + j column].
+struct Operand {
+  const T* p;
+  int64_t side, deep;
+};
+
+// c(i, j) <- for each chain in turn: set or add; then finish(value, i, j) is stored.
+template <int BM, int BN, int TM, int TN> struct Tile {
+  static constexpr int X = BN / TN, Y = BM / TM, threads = X * Y;
+  static constexpr int A = BM * kSlice / threads, B = BN * kSlice / threads;
+  typedef T Panel[kSlice][(BM > BN ? BM : BN) + 1];
+
+  // Slice [d0, d0 + kSlice) of an operand to registers, consecutive threads along what is contiguous.
+  template <int W, int N>
+  static FASTAE_INLINE void fetch(const Operand& a, int64_t first, int64_t sides, int64_t d0, int64_t depth, T (&r)[N]) {
+    const int id = threadIdx.x;
+#pragma unroll
+    for (int q = 0; q < N; ++q) {
+      const int e = q * threads + id;
+      const int i = a.deep == 1 ? e / kSlice : e % W, d = a.deep == 1 ? e % kSlice : e / W;
+      r[q] = first + i < sides && d0 + d < depth ? a.p[(first + i) * a.side + (d0 + d) * a.deep] : T(0);
+    }
+  }
+  template <int W, int N> static FASTAE_INLINE void keep(const Operand& a, const T (&r)[N], Panel& to) {
+    const int id = threadIdx.x;
+#pragma unroll
+    for (int q = 0; q < N; ++q) {
+      const int e = q * threads + id;
+      const int i = a.deep == 1 ? e / kSlice : e % W, d = a.deep == 1 ? e % kSlice : e / W;
+      to[d][i] = r[q];
+    }
+  }
+
+  // Chain over [from, to) of the depth for the outputs at (row, column).
+  static FASTAE_INLINE void chain(const Operand& a, const Operand& b, int64_t row, int64_t rows, int64_t column,
+                                  int64_t columns, int64_t from, int64_t to, Panel& left, Panel& right,
+                                  T (&sum)[TM][TN]) {
+    T ra[A], rb[B];
+    const int x = threadIdx.x % X, y = threadIdx.x / X;
+#pragma unroll
+    for (int i = 0; i < TM; ++i)
+#pragma unroll
+      for (int j = 0; j < TN; ++j) sum[i][j] = T(0);
+    fetch<BM>(a, row, rows, from, to, ra);
+    fetch<BN>(b, column, columns, from, to, rb);
+    for (int64_t d0 = from; d0 < to; d0 += kSlice) {
+      __syncthreads();
+      keep<BM>(a, ra, left);
+      keep<BN>(b, rb, right);
+      __syncthreads();
+      if (d0 + kSlice < to) {
+        fetch<BM>(a, row, rows, d0 + kSlice, to, ra);
+        fetch<BN>(b, column, columns, d0 + kSlice, to, rb);
+      }
+      const int deep = (int)smaller<int64_t>(kSlice, to - d0);
+      const auto step = [&](int d) {
+        T u[TM], v[TN];
+#pragma unroll
+        for (int i = 0; i < TM; ++i) u[i] = left[d][y + i * Y];
+#pragma unroll
+        for (int j = 0; j < TN; ++j) v[j] = right[d][x + j * X];
+#pragma unroll
+        for (int i = 0; i < TM; ++i)
+#pragma unroll
+          for (int j = 0; j < TN; ++j) sum[i][j] = mul_add(u[i], v[j], sum[i][j]);
+      };
+      if (deep == kSlice) {
+#pragma unroll
+        for (int d = 0; d < kSlice; ++d) step(d);
+      } else {
+        for (int d = 0; d < deep; ++d) step(d);
+      }
+    }
+  }
+
+  // f(i, j) for the thread's outputs that exist, in a loop that is not unrolled: formulas are long.
+  template <class F>
+  static FASTAE_INLINE void each_own(int64_t row, int64_t rows, int64_t column, int64_t columns, const F& f) {
+    const int x = threadIdx.x % X, y = threadIdx.x / X;
+#pragma unroll 1
+    for (int e = 0; e < TM * TN; ++e) {
+      const int64_t r = row + y + e / TN * Y, c = column + x + e % TN * X;
+      if (r < rows && c < columns) f(r, c);
+    }
+  }
+
+  // f(value, i, j) for the same outputs
+  template <class F>
+  static FASTAE_INLINE void each_output(const T (&sum)[TM][TN], int64_t row, int64_t rows, int64_t column,
+                                        int64_t columns, const F& f) {
+    const int x = threadIdx.x % X, y = threadIdx.x / X;
+#pragma unroll
+    for (int i = 0; i < TM; ++i)
+#pragma unroll
+      for (int j = 0; j < TN; ++j) {
+        const int64_t r = row + y + i * Y, c = column + x + j * X;
+        if (r < rows && c < columns) f(sum[i][j], r, c);
+      }
+  }
+
+  // c = a b in one chain, then finish(row, column) for each output. Blocks: x over columns, y over rows.
+  template <class F>
+  static FASTAE_INLINE void multiply(const Operand& a, const Operand& b, const View<T>& out, int64_t rows,
+                                     int64_t columns, int64_t depth, const F& finish) {
+    __shared__ Panel left, right;
+    T sum[TM][TN];
+    const int64_t column = (int64_t)blockIdx.x * BN;
+    for (int64_t row = (int64_t)blockIdx.y * BM; row < rows; row += (int64_t)gridDim.y * BM) {
+      chain(a, b, row, rows, column, columns, 0, depth, left, right, sum);
+      each_output(sum, row, rows, column, columns, [&](T v, int64_t r, int64_t c) { out(r, c) = v; });
+      each_own(row, rows, column, columns, finish);
+    }
+  }
+
+  // The same in chains over segments of the depth: block z makes segments z, z + gridDim.z, ..., f(value, row, column,
+  // segment) takes each.
+  template <class F>
+  static FASTAE_INLINE void segments(const Operand& a, const Operand& b, int64_t rows, int64_t columns, int64_t depth,
+                                     const F& f) {
+    __shared__ Panel left, right;
+    T sum[TM][TN];
+    const int64_t column = (int64_t)blockIdx.x * BN;
+    for (int64_t row = (int64_t)blockIdx.y * BM; row < rows; row += (int64_t)gridDim.y * BM)
+      for (int64_t s = blockIdx.z; s * kSegment < depth; s += gridDim.z) {
+        chain(a, b, row, rows, column, columns, s * kSegment, smaller(depth, (s + 1) * kSegment), left, right, sum);
+        each_output(sum, row, rows, column, columns, [&](T v, int64_t r, int64_t c) { f(v, r, c, s); });
+      }
+  }
+};
+
+typedef Tile<32, 32, 2, 2> SmallTile;
+typedef Tile<64, 64, 4, 4> MiddleTile;
+typedef Tile<128, 128, 8, 8> LargeTile;
+
+// w (n,k), or (k,n) where it is shared with another layer, as the right operand of x wT
+FASTAE_INLINE Operand weight_side(const View<T>& w, bool transposed) {
+  return transposed ? Operand{w.p, 1, w.ld} : Operand{w.p, w.ld, 1};
+}
+
+template <class Tiles> FASTAE_INLINE void dense_product(const Launch& o) {
+  namespace at = at_dense;
+  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
+  const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
+  const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
+  Tiles::multiply({x.p, x.ld, 1}, weight_side(o.real(at::s_w), o.i[at::i_transposed] != 0), y, o.m, y.columns,
+                  x.columns, [&](int64_t r, int64_t j) { finish_dense(o, dropped, y(r, j), r, j); });
+}
+FASTAE_KERNEL(dense_small, 256) { dense_product<SmallTile>(o); }
+FASTAE_KERNEL(dense_middle, 256) { dense_product<MiddleTile>(o); }
+FASTAE_KERNEL(dense_large, 256) { dense_product<LargeTile>(o); }
+
+// dx (m,k) = dz w, then what follows of the layer before
+template <class Tiles> FASTAE_INLINE void input_product(const Launch& o) {
+  namespace at = at_dense_grad;
+  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
+  const View<T> dz = o.real(at::s_dz), dx = o.real(at::s_dx), w = o.real(at::s_w);
+  const Operand right = weight_side(w, o.i[at::i_transposed] == 0);
+  const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
+  Tiles::multiply({dz.p, dz.ld, 1}, right, dx, o.m, dx.columns, dz.columns,
+                  [&](int64_t r, int64_t j) { dx(r, j) = finish_grad(o, dropped, dx(r, j), r, j); });
+}
+FASTAE_KERNEL(input_grad_small, 256) { input_product<SmallTile>(o); }
+FASTAE_KERNEL(input_grad_middle, 256) { input_product<MiddleTile>(o); }
+FASTAE_KERNEL(input_grad_large, 256) { input_product<LargeTile>(o); }
+
+// dw (n,k) = dzT x by segments. extra[0]: 1 where each segment goes to `work`, to be added later.
+template <class Tiles> FASTAE_INLINE void weight_product(const Launch& o) {
+  namespace at = at_dense_grad;
+  const View<T> dz = o.real(at::s_dz), x = o.real(at::s_x), dw = o.real(at::s_dw);
+  const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0;
+  const int64_t n = dz.columns, k = x.columns;
+  T* const part = o.extra[0] ? (T*)o.work : nullptr;
+  Tiles::segments({dz.p, 1, dz.ld}, {x.p, 1, x.ld}, n, k, o.m, [&](T v, int64_t j, int64_t c, int64_t s) {
+    if (part) {
+      part[(s * n + j) * k + c] = v;
+      return;
+    }
+    T& g = transposed ? dw(c, j) : dw(j, c);
+    g = s || add ? g + v : v;
+  });
+}
+FASTAE_KERNEL(weight_grad_small, 256) { weight_product<SmallTile>(o); }
+FASTAE_KERNEL(weight_grad_middle, 256) { weight_product<MiddleTile>(o); }
+FASTAE_KERNEL(weight_grad_large, 256) { weight_product<LargeTile>(o); }
+
+// The segments of weight_grad in their order.
+FASTAE_KERNEL(weight_grad_sum, kThreads) {
+  namespace at = at_dense_grad;
+  const View<T> dw = o.real(at::s_dw);
+  const int64_t n = o.slot[at::s_dz].columns, k = o.slot[at::s_x].columns, segments = ceil_div(o.m, kSegment);
+  const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0;
+  const T* const part = (const T*)o.work;
+  each_cell(n, k, [&](int64_t j, int64_t c) {
+    T& g = transposed ? dw(c, j) : dw(j, c);
+    T sum = add ? g + part[j * k + c] : part[j * k + c];
+    for (int64_t s = 1; s < segments; ++s) sum += part[(s * n + j) * k + c];
+    g = sum;
+  });
+}
+
+// Sums over a segment of rows of each column: work (segments, n) <- a column's chain, or the column at once where
+// there is one segment.
+FASTAE_INLINE void column_segments(const View<T>& d, int64_t m, T* work) {
+  each_cell(ceil_div(m, kSegment), d.columns, [&](int64_t s, int64_t j) {
+    T sum = T(0);
+    for (int64_t r = s * kSegment; r < smaller(m, (s + 1) * kSegment); ++r) sum += d(r, j);
+    work[s * d.columns + j] = sum;
+  });
+}
+FASTAE_INLINE void add_segments(const T* work, int64_t m, int64_t n, T* out, bool add) {
+  each(n, [&](int64_t j) {
+    T sum = add ? out[j] + work[j] : work[j];
+    for (int64_t s = 1; s < ceil_div(m, kSegment); ++s) sum += work[s * n + j];
+    out[j] = sum;
+  });
+}
+FASTAE_KERNEL(dense_bias_segments, kThreads) { column_segments(o.real(at_dense_grad::s_dz), o.m, (T*)o.work); }
+FASTAE_KERNEL(dense_bias_sum, kThreads) {
+  namespace at = at_dense_grad;
+  add_segments((const T*)o.work, o.m, o.slot[at::s_dz].columns, o.real(at::s_db).p, o.i[at::i_add_bias] != 0);
+}
+
+}  // namespace fastae

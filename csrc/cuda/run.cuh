@@ -1,0 +1,90 @@
+// What a run itself needs: rows in, and the step's end.
+#pragma once
+#include "cuda/device.cuh"
+
+namespace fastae {
+
+template <class F> FASTAE_INLINE void visit_dtype(int64_t dtype, const F& f) {
+  switch (dtype) {  // source_dtype of kernels.h
+    case 0: f((const float*)nullptr); break;
+    case 1: f((const double*)nullptr); break;
+    case 2: f((const Half*)nullptr); break;
+    case 3: f((const BFloat16*)nullptr); break;
+    case 4: f((const uint8_t*)nullptr); break;
+    case 5: f((const int8_t*)nullptr); break;
+    case 6: f((const uint16_t*)nullptr); break;
+    case 7: f((const int16_t*)nullptr); break;
+    case 8: f((const uint32_t*)nullptr); break;
+    case 9: f((const int32_t*)nullptr); break;
+    case 10: f((const uint64_t*)nullptr); break;
+    case 11: f((const int64_t*)nullptr); break;
+    default: break;
+  }
+}
+
+template <class S> FASTAE_INLINE const S* typed(const void* p, const S*) { return (const S*)p; }
+
+// Row `place` of a source into out, on the threads of a row of the block (blockDim.x of them).
+FASTAE_INLINE void read_row(const DeviceSource& s, int64_t place, T* out) {
+  visit_dtype(s.dtype, [&](auto* type) {
+    const auto* data = typed(s.data, type);
+    if (!s.indptr) {
+      data += place * s.row_stride;
+      for (int64_t j = threadIdx.x; j < s.columns; j += blockDim.x) out[j] = convert<T>(data[j]);
+    } else if (threadIdx.x == 0) {  // duplicates add up, in their order
+      for (int64_t j = 0; j < s.columns; ++j) out[j] = T(0);
+      for (int64_t q = s.indptr[place]; q < s.indptr[place + 1]; ++q) out[s.indices[q]] += convert<T>(data[q]);
+    }
+  });
+}
+
+FASTAE_KERNEL(gather, kThreads) {
+  namespace at = at_gather;
+  const Step& step = *o.step;
+  const DeviceSource& s = step.source[o.i[at::i_source]];
+  const View<T> x = o.real(at::s_x);
+  for (int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; r < o.m; r += (int64_t)gridDim.x * blockDim.y) {
+    const int64_t position = step.start + r, id = step.order ? step.order[position] : position;
+    const int64_t place = step.place ? step.place[position] : id;
+    read_row(s, place, x.at(r, 0));
+    if (threadIdx.x == 0) {
+      if (o.has(at::s_rows)) ((int64_t*)o.slot[at::s_rows].p)[r] = id;
+      if (o.has(at::s_weight)) o.real(at::s_weight).p[r * o.slot[at::s_weight].ld] = s.weight ? (T)s.weight[place] : T(1);
+    }
+  }
+}
+
+FASTAE_KERNEL(take, kThreads) {
+  namespace at = at_take;
+  const DeviceSource& s = o.step->source[o.i[at::i_source]];
+  const int64_t* rows = (const int64_t*)o.slot[at::s_rows].p;
+  for (int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; r < o.m; r += (int64_t)gridDim.x * blockDim.y)
+    read_row(s, rows[r], o.real(at::s_x).at(r, 0));
+}
+
+// After a step's gradients: whether its values are finite.
+FASTAE_KERNEL(check, 32) {
+  if (threadIdx.x || blockIdx.x) return;
+  Step& step = *o.step;
+  for (int64_t i = 0; i < step.n_values; ++i) {
+    const double v = step.values[step.number * step.n_values + i];
+    if (!(v - v == 0)) step.stopped = 1;
+  }
+}
+
+FASTAE_KERNEL(advance, 32) {
+  if (threadIdx.x || blockIdx.x) return;
+  o.step->number += 1;
+  o.step->start += o.step->batch;
+}
+
+// value += sum of o.m doubles of row_value / m: f(0) 1 to divide
+FASTAE_KERNEL(mean_value, 1024) {
+  const double* v = (const double*)o.work;
+  double sum = 0;
+  for (int64_t r = threadIdx.x; r < o.m; r += blockDim.x) sum += v[r];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) o.add_value(o.extra[0], sum / (double)o.m);
+}
+
+}  // namespace fastae

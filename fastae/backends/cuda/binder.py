@@ -1,0 +1,139 @@
+"""A plan's records as launches of kernels: which kernels, over how many threads, with which addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...plan import schema
+from ...plan.plan import Op, Plan
+from .record import LAUNCH
+
+THREADS, LANES = 256, 16
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel over a grid of blocks, with its record."""
+
+    kernel: str
+    grid: Grid
+    block: Grid
+    shared: int
+    record: np.ndarray
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def over_cells(rows: int, columns: int) -> tuple[Grid, Grid]:
+    """Grid and block for ``each_cell``: threads over columns first, so that memory is read in rows."""
+    x = 1
+    while x < min(columns, THREADS):
+        x *= 2
+    y = THREADS // x
+    return (max(1, min(ceil_div(rows, y), 16384)), max(1, min(ceil_div(columns, x), 65535)), 1), (x, y, 1)
+
+
+def over(n: int, threads: int = THREADS) -> tuple[Grid, Grid]:
+    """Grid and block for ``each``."""
+    return (max(1, min(ceil_div(n, threads), 16384)), 1, 1), (threads, 1, 1)
+
+
+def over_rows(rows: int) -> tuple[Grid, Grid]:
+    """Grid and block for ``each_row``: sixteen threads a row."""
+    y = THREADS // LANES
+    return (max(1, min(ceil_div(rows, y), 16384)), 1, 1), (LANES, y, 1)
+
+
+class Binder:
+    """Makes the launches of a plan's ops for batches of m rows over given memory.
+
+    bases : address of each space; strides : rows' distance of external arrays in elements, 0 where contiguous
+    """
+
+    def __init__(self, plan: Plan, m: int, step: int, bases: list[int], start: int, n_multiprocessors: int):
+        self.plan, self.m, self.step, self.bases, self.start = plan, m, step, bases, start
+        self.n_multiprocessors = n_multiprocessors
+        self.launches: list[Any] = []
+        self.work_bytes = 0
+        self.op: Op | None = None
+
+    # ---- buffers ---
+
+    def buffer(self, slot: str) -> Any:
+        """The buffer in a slot of the op at hand, None for none."""
+        name = self.op.slots.get(slot)  # type: ignore[union-attr]
+        return None if name is None else self.plan.buffers[self.plan.index[name]]
+
+    def has(self, slot: str) -> bool:
+        return slot in self.op.slots  # type: ignore[union-attr]
+
+    def shape(self, slot: str) -> tuple[int, int]:
+        return self.buffer(slot).shape(self.m)
+
+    def locate(self, buffer: Any) -> tuple[int, int]:
+        """Address of a buffer's first element, and the distance of its rows in elements."""
+        item = self.plan.buffer_dtype(buffer).itemsize
+        if buffer.parent is not None:
+            address, ld = self.locate(self.plan.buffers[self.plan.index[buffer.parent]])
+            return address + buffer.first * item, ld
+        address = self.bases[buffer.space] + buffer.offset
+        if buffer.space >= schema.EXTERNAL and buffer.rows == schema.BATCH_ROWS:
+            address += self.start * buffer.columns * item
+        return address, buffer.columns
+
+    def address(self, slot: str) -> int:
+        return self.locate(self.buffer(slot))[0]
+
+    # ---- launches ---
+
+    def record(self, work: int = 0, extra: tuple[int, ...] = ()) -> np.ndarray:
+        op, kind = self.op, schema.KIND[self.op.kind]  # type: ignore[union-attr]
+        record = np.zeros(1, LAUNCH)
+        record["step"], record["m"], record["work"] = self.step, self.m, work
+        for i, slot in enumerate(kind.slots):
+            buffer = self.buffer(slot)
+            if buffer is not None:
+                address, ld = self.locate(buffer)
+                record["slot"][0, i] = (address, ld, *buffer.shape(self.m))
+        record["i"][0, : len(kind.ints)] = [op.ints[name] for name in kind.ints]  # type: ignore[union-attr]
+        record["f"][0, : len(kind.floats)] = [op.floats[name] for name in kind.floats]  # type: ignore[union-attr]
+        record["extra"][0, : len(extra)] = extra
+        return record
+
+    def launch(
+        self, kernel: str, threads: tuple[Grid, Grid], *, work: int | None = None, work_bytes: int = 0,
+        extra: tuple[int, ...] = (), shared: int = 0,
+    ) -> None:  # fmt: skip
+        """Adds a launch. work : address of a kernel's memory; work_bytes : so much of the memory that ops share"""
+        self.work_bytes = max(self.work_bytes, work_bytes)
+        record = self.record(0 if work is None else work, extra)
+        self.launches.append((Launch(kernel, *threads, shared, record), work is None and work_bytes > 0))
+
+    def cells(self, kernel: str, slot: str, **more: Any) -> None:
+        """A launch with a thread for every element of a slot's buffer."""
+        self.launch(kernel, over_cells(*self.shape(slot)), **more)
+
+    def rows(self, kernel: str, **more: Any) -> None:
+        """A launch with sixteen threads for every row of the batch."""
+        self.launch(kernel, over_rows(self.m), **more)
+
+    def mean_value(self, column: int, row_values: int) -> None:
+        """values[column] += mean of the m float64 at an address."""
+        if column >= 0:
+            self.launch("mean_value", ((1, 1, 1), (1024, 1, 1)), work=row_values, extra=(column,))
+
+    def bind(self, phases: int, kernels: dict[str, Callable[[Binder, Op], None]]) -> list[Launch]:
+        """The launches of the plan's ops of some phases."""
+        self.launches = []
+        for op in self.plan.ops:
+            if op.phase & phases:
+                self.op = op
+                kernels[op.kind](self, op)
+        return self.launches

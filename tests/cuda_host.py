@@ -1,0 +1,105 @@
+"""The device kernels on the CPU: csrc/cuda compiled for the host by the shim, as a driver of the CUDA backend."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from fastae.backends.cuda.binder import Launch
+from fastae.backends.cuda.record import LAUNCH, STEP
+
+SOURCES = Path(__file__).parent.parent / "csrc"
+FLAGS = ["-std=c++17", "-DFASTAE_DEVICE", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
+         "-shared", f"-I{SOURCES}", "-Wno-unknown-pragmas"]  # fmt: skip
+
+
+def _flags() -> list[str]:
+    """With fused multiply-adds as instructions where the processor has them: the C library's are slow."""
+    try:
+        return [*FLAGS, "-mfma"] if " fma " in Path("/proc/cpuinfo").read_text() else FLAGS
+    except OSError:
+        return FLAGS
+
+
+@cache
+def library(real: str, *extra: str) -> ctypes.CDLL:
+    """The kernels for ``float`` or ``double``, compiled once per state of the sources."""
+    command = [os.environ.get("CXX", "g++"), *_flags(), *extra, f"-DFASTAE_REAL={real}"]
+    digest = hashlib.sha256(repr(command).encode())
+    for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("cuda/**/*.*")]):
+        digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"fastae-shim-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"{digest.hexdigest()[:24]}.so"
+    if not target.exists():
+        part = target.with_suffix(f".{os.getpid()}.tmp")
+        subprocess.run([*command, str(SOURCES / "cuda" / "host" / "shim.cpp"), "-o", str(part)], check=True)
+        os.replace(part, target)
+    shim = ctypes.CDLL(str(target))
+    shim.fastae_host_launch.restype = ctypes.c_char_p
+    for name, dtype in (("launch", LAUNCH), ("step", STEP)):
+        size = getattr(shim, f"fastae_{name}_bytes")
+        size.restype = ctypes.c_size_t
+        assert size() == dtype.itemsize, f"{name} has {size()} bytes in C++ and {dtype.itemsize} in Python"
+    return shim
+
+
+class HostDriver:
+    """Memory and launches for the CUDA backend on the CPU.
+
+    seed : of the order in which threads and blocks run
+    """
+
+    n_multiprocessors = 4
+
+    def __init__(self, seed: int = 1, *flags: str):
+        self.seed, self.flags = seed, flags
+        self.launched: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"HostDriver(seed={self.seed})"
+
+    def empty(self, n_bytes: int) -> np.ndarray:
+        return np.full(n_bytes, 0xA5, np.uint8)
+
+    def size(self, buffer: np.ndarray) -> int:
+        return buffer.nbytes
+
+    def address(self, buffer: np.ndarray) -> int:
+        return buffer.ctypes.data
+
+    def upload(self, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array).copy()
+
+    def download(self, buffer: np.ndarray, array: np.ndarray) -> None:
+        array[...] = buffer
+
+    def launch(self, dtype: np.dtype, launch: Launch) -> None:
+        shim = library("float" if dtype == np.float32 else "double", *self.flags)
+        kernel = ctypes.cast(getattr(shim, f"fastae_{launch.kernel}"), ctypes.c_void_p)
+        triple = ctypes.c_uint * 3
+        self.seed += 1
+        self.launched[launch.kernel] = self.launched.get(launch.kernel, 0) + 1
+        error = shim.fastae_host_launch(
+            kernel, triple(*launch.grid), triple(*launch.block), ctypes.c_size_t(launch.shared),
+            ctypes.c_void_p(launch.record.ctypes.data), ctypes.c_uint64(self.seed),
+        )  # fmt: skip
+        if error:
+            raise RuntimeError(f"kernel {launch.kernel}: {error.decode()}")
+
+    def capture(self, dtype: np.dtype, launches: list[Launch]):
+        def replay():
+            for launch in launches:
+                self.launch(dtype, launch)
+
+        return replay
+
+    def synchronize(self) -> None:
+        pass
