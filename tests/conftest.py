@@ -20,15 +20,30 @@ def _native(isa):
         pytest.skip(str(error))
 
 
-BACKENDS = ["reference", "numba", "baseline", "avx2", "avx512", "neon"]
+def _cuda_host():
+    """The CUDA backend with its kernels compiled for the host (tests/cuda_host.py)."""
+    from cuda_host import HostDriver, compiler
+
+    from fastae.backends.cuda import CudaBackend
+
+    if compiler() is None:
+        pytest.skip("no C++ compiler to build the device kernels for the host with")
+    return CudaBackend(HostDriver())
+
+
+NATIVE = ["baseline", "avx2", "avx512", "neon"]
+BACKENDS = ["reference", "numba", "cuda_host", *NATIVE]
 
 
 # with the sets that only multiply bfloat16 in another way
-BF16_BACKENDS = [*BACKENDS, "avx512_bf16", "avx512_amx"]
+BF16_NATIVE = [*NATIVE, "avx512_bf16", "avx512_amx"]
+BF16_BACKENDS = [*BACKENDS, *BF16_NATIVE[len(NATIVE) :]]
 
 
 def backend_named(name):
-    """A backend object: "reference", "numba", or the native one on an instruction set."""
+    """A backend object: "reference", "numba", the CUDA kernels on the host, or the native one on an instruction set."""
+    if name == "cuda_host":
+        return _cuda_host()
     return get_backend(name) if name in ("reference", "numba") else _native(name)
 
 
@@ -44,7 +59,7 @@ def tested_backend(request):
     return backend_named(request.param)
 
 
-@pytest.fixture(params=BACKENDS[2:])
+@pytest.fixture(params=NATIVE)
 def native_backend(request):
     """The native backend on every instruction set."""
     return backend_named(request.param)

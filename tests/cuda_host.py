@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -26,6 +27,12 @@ def _flags() -> list[str]:
         return [*FLAGS, "-mfma"] if " fma " in Path("/proc/cpuinfo").read_text() else FLAGS
     except OSError:
         return FLAGS
+
+
+@cache
+def compiler() -> str | None:
+    """The C++ compiler's command, None without one."""
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 @cache

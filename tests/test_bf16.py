@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, BF16_BACKENDS, assert_close, backend_named
+from conftest import BACKENDS, BF16_BACKENDS, BF16_NATIVE, assert_close, backend_named
 from sklearn.base import clone
 from test_gradients import NETWORKS, gradient
 
@@ -30,7 +30,7 @@ def bf16_backend(request):
     return backend_named(request.param)
 
 
-@pytest.fixture(params=BF16_BACKENDS[2:])
+@pytest.fixture(params=BF16_NATIVE)
 def bf16_native(request):
     return backend_named(request.param)
 

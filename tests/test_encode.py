@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import BF16_BACKENDS, assert_close, backend_named
+from conftest import BF16_NATIVE, assert_close, backend_named
 
 import fastae
 from fastae.backends import get_backend
@@ -14,11 +14,11 @@ SIZES = [(1, 1, 1, 1), (7, 33, 17, 5), (64, 96, 5, 96), (257, 31, 70, 3), (3, 10
          (13, 129, 200, 1), (70, 300, 31, 130)]  # fmt: skip
 CODES = {np.dtype(np.int32): schema.INT32, np.dtype(np.int8): schema.INT8, np.dtype(np.int64): schema.INT64}
 BY_ROW = {"x", "y", "out", "statistics", "val", "pre", "idx", "count", "val_out", "idx_out", "count_out"}
-NATIVE = BF16_BACKENDS[2:]
+
 PATHS = [1, 2, 3]
 
 
-@pytest.fixture(params=NATIVE)
+@pytest.fixture(params=BF16_NATIVE)
 def any_native(request):
     """The native backend on every instruction set, those that multiply bfloat16 in their own way too."""
     return backend_named(request.param)
