@@ -1,0 +1,198 @@
+"""Matrix products by cuBLASLt, through a binding of our own that opens the library at run time.
+
+CuPy exposes no cuBLASLt, and its cuBLAS calls refuse to run while a stream is captured. Prototypes and numbers are those
+of cublasLt.h (12 and 13). Matrices are row-major here: a row-major (r, c) array is the library's column-major (c, r).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper; of our own, so that results don't depend on other users
+
+# cudaDataType, cublasComputeType_t
+REAL32, REAL64, BFLOAT16 = 0, 1, 14
+COMPUTE32, COMPUTE_TF32, COMPUTE64 = 68, 77, 70
+# attributes of cublasLtMatmulDesc_t, cublasLtMatmulPreference_t
+TRANSA, TRANSB = 3, 4
+MAX_WORKSPACE, MIN_ALIGNMENT_A = 1, 5
+
+# what is multiplied → element type of the operands, compute type, type of the result and the scales
+KINDS = {
+    "float32": (REAL32, COMPUTE32, REAL32),
+    "tf32": (REAL32, COMPUTE_TF32, REAL32),
+    "bfloat16": (BFLOAT16, COMPUTE32, REAL32),
+    "float64": (REAL64, COMPUTE64, REAL64),
+}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Where an operand lies: address, distance of its rows in elements, and whether it is stored transposed."""
+
+    address: int
+    ld: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """out (rows, columns) = left (rows, depth) right (depth, columns) [+ out]."""
+
+    kind: str
+    left: Matrix
+    right: Matrix
+    out: Matrix
+    rows: int
+    columns: int
+    depth: int
+    add: bool = False
+
+
+class _Heuristic(ctypes.Structure):
+    _fields_ = (
+        ("algo", c_uint64 * 8), ("workspace", c_size_t), ("state", c_int), ("waves", c_float), ("reserved", c_int * 4),
+    )  # fmt: skip
+
+
+_PROTOTYPES = {
+    "cublasLtCreate": [POINTER(c_void_p)],
+    "cublasLtDestroy": [c_void_p],
+    "cublasLtMatmulDescCreate": [POINTER(c_void_p), c_int, c_int],
+    "cublasLtMatmulDescSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatmulDescDestroy": [c_void_p],
+    "cublasLtMatrixLayoutCreate": [POINTER(c_void_p), c_int, c_uint64, c_uint64, c_int64],
+    "cublasLtMatrixLayoutDestroy": [c_void_p],
+    "cublasLtMatmulPreferenceCreate": [POINTER(c_void_p)],
+    "cublasLtMatmulPreferenceSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatmulPreferenceDestroy": [c_void_p],
+    "cublasLtMatmulAlgoGetHeuristic": [
+        c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int, POINTER(_Heuristic), POINTER(c_int)
+    ],
+    "cublasLtMatmul": [
+        c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_size_t, c_void_p
+    ],
+}  # fmt: skip
+
+
+def open_library() -> ctypes.CDLL:
+    """cuBLASLt of the CUDA version that CuPy was built for, with its prototypes. Raises ImportError without it."""
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        name = load_nvidia_dynamic_lib("cublasLt").abs_path
+    except Exception as error:  # the finder has errors of its own, and may be missing itself
+        raise ImportError(
+            f"cuBLASLt could not be opened: {error}; install it with pip install 'fastae[cuda13]' (or [cuda12])"
+        ) from error
+    return declare(ctypes.CDLL(name))
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, arguments in _PROTOTYPES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, c_int
+    library.cublasLtGetStatusString.argtypes = [c_int]
+    library.cublasLtGetStatusString.restype = ctypes.c_char_p
+    return library
+
+
+def alignment(*sizes: int) -> int:
+    """The largest power of two, at most 256, that divides all of the numbers."""
+    together = 256
+    for size in sizes:
+        together |= size
+    return together & -together
+
+
+class Descriptors:
+    """What the library wants to know of a product: made without a GPU, given back when the object goes."""
+
+    def __init__(self, library: ctypes.CDLL, product: Product):
+        self.library = library
+        element, compute, real = KINDS[product.kind]
+        self.operation = self._make("cublasLtMatmulDescCreate", compute, real)
+        # column-major: outT (columns, rows) = rightT leftT
+        self._set("MatmulDesc", self.operation, TRANSA, c_int(int(product.right.transposed)))
+        self._set("MatmulDesc", self.operation, TRANSB, c_int(int(product.left.transposed)))
+        self.right = self._layout(element, product.right, product.depth, product.columns)
+        self.left = self._layout(element, product.left, product.rows, product.depth)
+        self.out = self._layout(real, product.out, product.rows, product.columns)
+        self.preference = self._make("cublasLtMatmulPreferenceCreate")
+        self._set("MatmulPreference", self.preference, MAX_WORKSPACE, c_uint64(WORKSPACE_BYTES))
+        size, out_size = {REAL32: 4, REAL64: 8, BFLOAT16: 2}[element], 8 if real == REAL64 else 4
+        for i, (matrix, item) in enumerate(((product.right, size), (product.left, size), (product.out, out_size),
+                                            (product.out, out_size))):  # fmt: skip
+            bytes_ = c_uint32(alignment(matrix.address, matrix.ld * item))
+            self._set("MatmulPreference", self.preference, MIN_ALIGNMENT_A + i, bytes_)
+
+    def check(self, status: int, what: str) -> None:
+        if status:
+            reason = self.library.cublasLtGetStatusString(status).decode()
+            raise RuntimeError(f"cuBLASLt: {what} failed: {reason} (status {status})")
+
+    def _make(self, function: str, *arguments: Any) -> c_void_p:
+        made = c_void_p()
+        self.check(getattr(self.library, function)(byref(made), *arguments), function)
+        return made
+
+    def _set(self, kind: str, of: c_void_p, attribute: int, value: Any) -> None:
+        function = f"cublasLt{kind}SetAttribute"
+        self.check(getattr(self.library, function)(of, attribute, byref(value), ctypes.sizeof(value)), function)
+
+    def _layout(self, element: int, matrix: Matrix, rows: int, columns: int) -> c_void_p:
+        """Row-major (rows, columns), or (columns, rows) where it is stored transposed, as column-major."""
+        if matrix.transposed:
+            rows, columns = columns, rows
+        return self._make("cublasLtMatrixLayoutCreate", element, columns, rows, max(matrix.ld, 1))
+
+    def __del__(self) -> None:
+        for name, kind in (("operation", "MatmulDesc"), ("right", "MatrixLayout"), ("left", "MatrixLayout"),
+                           ("out", "MatrixLayout"), ("preference", "MatmulPreference")):  # fmt: skip
+            made = self.__dict__.get(name)
+            if made is not None:
+                getattr(self.library, f"cublasLt{kind}Destroy")(made)
+
+
+class Products:
+    """Runs products on a device; algorithms are chosen once for each shape.
+
+    workspace : address of `WORKSPACE_BYTES` on the device
+    """
+
+    def __init__(self, workspace: int):
+        self.library, self.workspace = open_library(), workspace
+        self.handle = c_void_p()
+        status = self.library.cublasLtCreate(byref(self.handle))
+        if status:
+            raise ImportError(f"cuBLASLt has no handle: {self.library.cublasLtGetStatusString(status).decode()}")
+        self.chosen: dict[tuple, tuple[Descriptors, Any]] = {}
+
+    def choose(self, product: Product) -> tuple[Descriptors, Any]:
+        """Descriptors and algorithm of a product; RuntimeError where the library has none."""
+        places = tuple((alignment(m.address), m.ld, m.transposed) for m in (product.left, product.right, product.out))
+        key = (product.kind, product.rows, product.columns, product.depth, product.add, *places)
+        if key not in self.chosen:
+            d = Descriptors(self.library, product)
+            found, count = _Heuristic(), c_int()
+            d.check(self.library.cublasLtMatmulAlgoGetHeuristic(
+                self.handle, d.operation, d.right, d.left, d.out, d.out, d.preference, 1, byref(found), byref(count)),
+                f"choosing an algorithm for {product}")  # fmt: skip
+            if not count.value:
+                raise RuntimeError(f"cuBLASLt has no algorithm for {product}")
+            self.chosen[key] = (d, found.algo)
+        return self.chosen[key]
+
+    def __call__(self, product: Product, stream: int) -> None:
+        d, algorithm = self.choose(product)
+        real = c_double if product.kind == "float64" else c_float
+        one, beta = real(1), real(1 if product.add else 0)
+        out = product.out.address
+        d.check(self.library.cublasLtMatmul(
+            self.handle, d.operation, byref(one), product.right.address, d.right, product.left.address, d.left,
+            byref(beta), out, d.out, out, d.out, byref(algorithm), self.workspace, WORKSPACE_BYTES, stream),
+            f"{product}")  # fmt: skip
