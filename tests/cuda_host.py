@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastae.backends.cuda.binder import Launch
+from fastae.backends.cuda.lt import Matrix, Product
 from fastae.backends.cuda.record import LAUNCH, STEP
 
 SOURCES = Path(__file__).parent.parent / "csrc"
@@ -58,16 +59,39 @@ def library(real: str, *extra: str) -> ctypes.CDLL:
     return shim
 
 
+def _array(at: Matrix, rows: int, columns: int, dtype: type) -> np.ndarray:
+    """An operand as it lies in memory, (rows, columns) after a transposition where it says so."""
+    if at.transposed:
+        return _array(Matrix(at.address, at.ld), columns, rows, dtype).T
+    size = ((rows - 1) * at.ld + columns) * np.dtype(dtype).itemsize if rows and columns else 0
+    raw = np.frombuffer((ctypes.c_char * size).from_address(at.address), dtype)
+    return np.lib.stride_tricks.as_strided(raw, (rows, columns), (at.ld * raw.itemsize, raw.itemsize))
+
+
+def multiply(product: Product) -> None:
+    """What cuBLASLt does, by NumPy."""
+    kind = {"float64": np.float64, "bfloat16": np.uint16}.get(product.kind, np.float32)
+    out = _array(product.out, product.rows, product.columns, np.float64 if product.kind == "float64" else np.float32)
+    left = _array(product.left, product.rows, product.depth, kind)
+    right = _array(product.right, product.depth, product.columns, kind)
+    if product.kind == "bfloat16":
+        left, right = ((a.astype(np.uint32) << 16).view(np.float32) for a in (left, right))
+    with np.errstate(all="ignore"):
+        value = left @ right
+    out[...] = out + value if product.add else value
+
+
 class HostDriver:
     """Memory and launches for the CUDA backend on the CPU.
 
     seed : of the order in which threads and blocks run
+    products : "exact" for the device's own kernels, "cublas" for NumPy in the place of cuBLASLt
     """
 
     n_multiprocessors = 4
 
-    def __init__(self, seed: int = 1, *flags: str):
-        self.seed, self.flags = seed, flags
+    def __init__(self, seed: int = 1, *flags: str, products: str = "exact"):
+        self.seed, self.flags, self.products = seed, flags, products
         self.launched: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -88,7 +112,10 @@ class HostDriver:
     def download(self, buffer: np.ndarray, array: np.ndarray) -> None:
         array[...] = buffer
 
-    def launch(self, dtype: np.dtype, launch: Launch) -> None:
+    def launch(self, dtype: np.dtype, launch: Launch | Product) -> None:
+        if isinstance(launch, Product):
+            multiply(launch)
+            return
         shim = library("float" if dtype == np.float32 else "double", *self.flags)
         kernel = ctypes.cast(getattr(shim, f"fastae_{launch.kernel}"), ctypes.c_void_p)
         triple = ctypes.c_uint * 3

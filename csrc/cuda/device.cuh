@@ -153,6 +153,12 @@ FASTAE_INLINE double block_sum(double x) {
   return sum;
 }
 
+// The upper half of a float, rounded to nearest even; a NaN stays one.
+FASTAE_INLINE uint16_t bf16_from(float x) {
+  const uint32_t u = same_bits<uint32_t>(x);
+  return (uint16_t)(x != x ? u >> 16 | 0x40u : (u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
 FASTAE_INLINE uint32_t rate_threshold(double rate) { return (uint32_t)(uint64_t)(rate * 4294967296.0); }
 
 // The four words of the columns that share a block with `column`, of a row's id.

@@ -10,7 +10,10 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Op, Plan
+from .lt import Matrix, Product
 from .record import LAUNCH
+
+PRODUCTS = ("float32", "bfloat16", "tf32")  # what a record's ``bf16`` means
 
 THREADS, LANES = 256, 16
 Grid = tuple[int, int, int]
@@ -54,13 +57,15 @@ def over_rows(rows: int) -> tuple[Grid, Grid]:
 class Binder:
     """Makes the launches of a plan's ops for batches of m rows over given memory.
 
-    bases : address of each space; strides : rows' distance of external arrays in elements, 0 where contiguous
+    bases : address of each space; work : of the memory that ops share, 0 while nobody knows how much they want
+    start : first row of the batch, for arrays of the caller's with a row per row of the run
     """
 
-    def __init__(self, plan: Plan, m: int, step: int, bases: list[int], start: int, n_multiprocessors: int):
-        self.plan, self.m, self.step, self.bases, self.start = plan, m, step, bases, start
-        self.n_multiprocessors = n_multiprocessors
-        self.launches: list[Any] = []
+    def __init__(self, plan: Plan, m: int, step: int, bases: list[int], start: int, work: int, driver: Any):
+        self.plan, self.m, self.step, self.bases, self.start, self.work = plan, m, step, bases, start, work
+        self.n_multiprocessors = driver.n_multiprocessors
+        self.cublas = driver.products == "cublas"
+        self.launches: list[Launch | Product] = []
         self.work_bytes = 0
         self.op: Op | None = None
 
@@ -113,8 +118,38 @@ class Binder:
     ) -> None:  # fmt: skip
         """Adds a launch. work : address of a kernel's memory; work_bytes : so much of the memory that ops share"""
         self.work_bytes = max(self.work_bytes, work_bytes)
-        record = self.record(0 if work is None else work, extra)
-        self.launches.append((Launch(kernel, *threads, shared, record), work is None and work_bytes > 0))
+        record = self.record(self.work if work is None else work, extra)
+        self.launches.append(Launch(kernel, *threads, shared, record))
+
+    def matrix(self, slot: str, transposed: bool = False) -> Matrix:
+        """A slot's buffer as an operand of `product`."""
+        address, ld = self.locate(self.buffer(slot))
+        return Matrix(address, ld, transposed)
+
+    def product(
+        self, left: Matrix, right: Matrix, out: Matrix, rows: int, columns: int, depth: int, *, add: bool = False,
+    ) -> None:  # fmt: skip
+        """Adds out = left right by cuBLASLt, in the precision of the op at hand."""
+        kind = "float64" if self.plan.dtype == np.float64 else PRODUCTS[self.op.ints.get("bf16", 0)]  # type: ignore[union-attr]
+        self.launches.append(Product(kind, left, right, out, rows, columns, depth, add))
+
+    def rounded(self, slot: str, offset: int, transposed: bool = False) -> tuple[Matrix, int]:
+        """A slot's buffer as bfloat16 operand, at ``offset`` of the work memory; and where the next one can lie."""
+        kind = schema.KIND[self.op.kind]  # type: ignore[union-attr]
+        rows, columns = self.shape(slot)
+        end = offset + ceil_div(2 * rows * columns, 256) * 256
+        self.launch("round_bf16", over_cells(rows, columns), work_bytes=end, extra=(kind.slots.index(slot), offset))
+        return Matrix(self.work + offset, columns, transposed), end
+
+    def operands(self, *slots: tuple[str, bool]) -> list[Matrix]:
+        """Buffers, each with whether it is read transposed, as operands in the precision of the op at hand."""
+        if self.op.ints.get("bf16", 0) != 1:  # type: ignore[union-attr]
+            return [self.matrix(slot, transposed) for slot, transposed in slots]
+        out, offset = [], 0
+        for slot, transposed in slots:
+            matrix, offset = self.rounded(slot, offset, transposed)
+            out.append(matrix)
+        return out
 
     def cells(self, kernel: str, slot: str, **more: Any) -> None:
         """A launch with a thread for every element of a slot's buffer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .binder import Binder, Grid, ceil_div, over, over_cells
+from .lt import Matrix
 
 SEGMENT = 256  # rows of a chain of a weight's gradient
 TILES = {"small": 32, "middle": 64, "large": 128}
@@ -31,27 +32,58 @@ def tile(b: Binder, rows: int, columns: int) -> tuple[str, tuple[Grid, Grid]]:
 
 
 def dense(b: Binder, op) -> None:
-    name, threads = tile(b, b.m, b.shape("y")[1])
-    b.launch(f"dense_{name}", threads)
+    (_, k), n = b.shape("x"), b.shape("y")[1]
+    if not b.cublas:
+        name, threads = tile(b, b.m, n)
+        b.launch(f"dense_{name}", threads)
+        return
+    x, w = b.operands(("x", False), ("w", not op.ints["transposed"]))
+    b.product(x, w, b.matrix("y"), b.m, n, k)
+    if b.has("b") or b.has("z") or op.ints["activation"] or op.floats["rate"]:
+        b.cells("dense_finish", "y")
 
 
 def dense_grad(b: Binder, op) -> None:
     n, k = b.shape("dz")[1], b.shape("x")[1]
-    item = b.plan.dtype.itemsize
-    segments = ceil_div(b.m, SEGMENT)
-    if b.has("dw"):
-        name, ((x, y, _), block) = tile(b, n, k)
-        split = segments > 1 and x * y * 2 <= b.n_multiprocessors
-        depth = min(segments, ceil_div(2 * b.n_multiprocessors, x * y)) if split else 1
-        b.launch(f"weight_grad_{name}", ((x, y, depth), block), work_bytes=segments * n * k * item * split,
-                 extra=(int(split),))  # fmt: skip
-        if split:
-            b.launch("weight_grad_sum", over_cells(n, k), work_bytes=segments * n * k * item)
     if b.has("db"):
         bias_sum(b, "dense_bias", n)
+    if b.cublas:
+        multiply_gradients(b, op, n, k)
+        return
+    if b.has("dw"):
+        weight_gradient(b, n, k)
     if b.has("dx"):
         name, threads = tile(b, b.m, k)
         b.launch(f"input_grad_{name}", threads)
+
+
+def weight_gradient(b: Binder, n: int, k: int) -> None:
+    """dw by segments of rows: within a block, or side by side where the blocks are too few for the GPU."""
+    segments = ceil_div(b.m, SEGMENT)
+    name, ((x, y, _), block) = tile(b, n, k)
+    split = segments > 1 and x * y * 2 <= b.n_multiprocessors
+    depth = min(segments, ceil_div(2 * b.n_multiprocessors, x * y)) if split else 1
+    work = segments * n * k * b.plan.dtype.itemsize * split
+    b.launch(f"weight_grad_{name}", ((x, y, depth), block), work_bytes=work, extra=(int(split),))
+    if split:
+        b.launch("weight_grad_sum", over_cells(n, k), work_bytes=work)
+
+
+def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
+    """dw and dx by cuBLASLt; dz, which both read, is rounded once where products are in bfloat16."""
+    transposed, add = bool(op.ints["transposed"]), bool(op.ints["add"])
+    wanted = [("dz", False)] + [("x", False)] * b.has("dw") + [("w", transposed)] * b.has("dx")
+    dz, *others = b.operands(*wanted)
+    if b.has("dw"):
+        x = others.pop(0)
+        if transposed:  # dw (k, n) = xT dz
+            b.product(Matrix(x.address, x.ld, True), dz, b.matrix("dw"), k, n, b.m, add=add)
+        else:
+            b.product(Matrix(dz.address, dz.ld, True), x, b.matrix("dw"), n, k, b.m, add=add)
+    if b.has("dx"):
+        b.product(dz, others[0], b.matrix("dx"), b.m, k, n)
+        if b.has("saved"):
+            b.cells("dense_grad_finish", "dx")
 
 
 def bias_sum(b: Binder, kernel: str, n: int) -> None:

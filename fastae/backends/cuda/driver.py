@@ -149,7 +149,7 @@ class CupyDriver:
         path = source.fatbin(real)
         if path is not None:
             return self.cupy.RawModule(path=str(path))
-        return self.cupy.RawModule(code=source.kernels(), options=(*source.OPTIONS, f"-DFASTAE_REAL={real}"))
+        return self.cupy.RawModule(code=source.kernels(), options=(*source.NVRTC_OPTIONS, f"-DFASTAE_REAL={real}"))
 
     def launch(self, dtype: np.dtype, launch: Launch | lt.Product) -> None:
         with self.device, self.stream:

@@ -23,26 +23,21 @@ class Program:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.work: Any = None
+        self.work: Any = None  # memory that ops share, one after another
+        self.work_bytes = 0
         # launches read addresses that move from step to step where a caller's array has a row per row of the batch
         self.moving = any(b.space >= schema.EXTERNAL and b.rows == schema.BATCH_ROWS for b in plan.buffers)
 
 
 def bind(program: Program, driver: Any, kernels: dict, m: int, step: int, bases: list[int], start: int) -> dict:
     """Launches of each phase for batches of m rows."""
-    plan = program.plan
-    binder = Binder(plan, m, step, bases, start, driver.n_multiprocessors)
-    phases = {}
-    for phase in (schema.PREPARE, schema.GRADIENT, schema.UPDATE):
-        phases[phase] = binder.bind(phase, kernels)
-    if program.work is None or driver.size(program.work) < binder.work_bytes:
-        program.work = driver.empty(binder.work_bytes)
-    work = driver.address(program.work)
-    for launches in phases.values():
-        for launch, shared in launches:
-            if shared:
-                launch.record["work"] = work
-    return {phase: [launch for launch, _ in launches] for phase, launches in phases.items()}
+    while True:
+        work = 0 if program.work is None else driver.address(program.work)
+        binder = Binder(program.plan, m, step, bases, start, work, driver)
+        phases = {p: binder.bind(p, kernels) for p in (schema.PREPARE, schema.GRADIENT, schema.UPDATE)}
+        if binder.work_bytes <= program.work_bytes:
+            return phases
+        program.work, program.work_bytes = driver.empty(binder.work_bytes), binder.work_bytes
 
 
 def control(name: str, step: int) -> Launch:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 OPTIONS = ("-std=c++17", "--fmad=false", "-DFASTAE_DEVICE", "-diag-suppress=177")  # 177: shared headers hold more
+NVRTC_OPTIONS = (*OPTIONS, "-default-device")  # generic lambdas, which CUDA 12's takes for host code
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
