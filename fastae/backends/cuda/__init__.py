@@ -8,10 +8,10 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Job, Plan
-from . import dense, update
+from . import activities, dense, encoding, losses, norm, random, regularisers, update
 from .run import Program, run
 
-MODULES = (dense, update)
+MODULES = (activities, dense, encoding, losses, norm, random, regularisers, update)
 
 
 def kernel_table() -> dict:
@@ -40,6 +40,8 @@ class CudaBackend:
 
     def compile(self, plan: Plan) -> Program:
         """The plan with what the device keeps of it between runs."""
+        if plan.dtype == np.float64 and any(op.ints.get("bf16") == 1 for op in plan.ops):
+            raise ValueError("a float64 plan cannot have products in bfloat16")
         return Program(plan)
 
     def run(self, handle: Program, job: Job) -> int:

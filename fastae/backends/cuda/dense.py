@@ -54,7 +54,10 @@ def dense_grad(b: Binder, op) -> None:
         weight_gradient(b, n, k)
     if b.has("dx"):
         name, threads = tile(b, b.m, k)
-        b.launch(f"input_grad_{name}", threads)
+        own = b.registered() > 0
+        b.launch(f"input_grad_{name}", threads, extra=(int(own),))
+        if own:
+            b.cells("dense_grad_finish", "dx")
 
 
 def weight_gradient(b: Binder, n: int, k: int) -> None:
@@ -100,10 +103,6 @@ def activation(b: Binder, op) -> None:
 
 def activation_grad(b: Binder, op) -> None:
     b.cells("activation_grad", "dy")
-
-
-def dropout(b: Binder, op) -> None:
-    b.cells("dropout", "x")
 
 
 def add(b: Binder, op) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source
 from .binder import Binder, Launch, ceil_div
+from .formulas import Formulas
 from .record import LAUNCH, MAX_SOURCES, STEP
 
 DTYPE_CODES = {
