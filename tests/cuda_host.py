@@ -89,6 +89,7 @@ class HostDriver:
     """
 
     n_multiprocessors = 4
+    number = 0
 
     def __init__(self, seed: int = 1, *flags: str, products: str = "exact"):
         self.seed, self.flags, self.products = seed, flags, products
@@ -107,10 +108,19 @@ class HostDriver:
         return buffer.ctypes.data
 
     def upload(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array).copy()
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy()
 
-    def download(self, buffer: np.ndarray, array: np.ndarray) -> None:
-        array[...] = buffer
+    def write(self, buffer: np.ndarray, array: np.ndarray, offset: int = 0) -> None:
+        buffer[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def download(self, buffer: np.ndarray, array: np.ndarray, offset: int = 0) -> None:
+        array[...] = buffer[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
+
+    def copy(self, to: np.ndarray, buffer: np.ndarray, n_bytes: int | None = None) -> None:
+        to[:n_bytes] = buffer[:n_bytes]
+
+    def fill(self, buffer: np.ndarray, byte: int) -> None:
+        buffer[:] = byte
 
     def launch(self, dtype: np.dtype, launch: Launch | Product) -> None:
         if isinstance(launch, Product):

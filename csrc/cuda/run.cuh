@@ -78,6 +78,14 @@ FASTAE_KERNEL(advance, 32) {
   o.step->start += o.step->batch;
 }
 
+// work[0] (int64) = 1 where a number of slot 0 is not finite; every thread that finds one writes the same.
+FASTAE_KERNEL(find_not_finite, kThreads) {
+  const T* const x = o.real(0).p;
+  each(o.slot[0].columns, [&](int64_t i) {
+    if (!(x[i] - x[i] == T(0))) *(int64_t*)o.work = 1;
+  });
+}
+
 // value += sum of o.m doubles of row_value / m: f(0) 1 to divide
 FASTAE_KERNEL(mean_value, 1024) {
   const double* v = (const double*)o.work;

@@ -59,7 +59,7 @@ class _Compiled:
     def __init__(self, backend: Any, plan: Plan):
         self.plan, self.backend = plan, backend
         self.handle = backend.compile(plan)
-        self.spaces = plan.allocate()
+        self.spaces = backend.allocate(plan)
         # the packed weights live in the arena; Python backends use the rest of it too, so they take turns
         self.lock = threading.Lock()
         self.packed = False
@@ -78,7 +78,7 @@ class _Compiled:
         """Writes the plan's external array (or list of arrays) for all rows of the source, or for those in ``rows``."""
         external = external if isinstance(external, list) else [external]
         n_rows = source.n_rows if rows is None else len(rows)
-        job = Job([*self.spaces, *external], (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
+        job = Job(self.spaces + external, (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
                   phases=schema.GRADIENT, n_threads=n_threads)  # fmt: skip
         if self.packed and self.backend.name == "native":
             self.backend.run(self.handle, job)

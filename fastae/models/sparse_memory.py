@@ -59,7 +59,8 @@ class SparseMemory(CompiledModel):
         if network.groups is not None:
             plan.view(spaces, "groups")[0] = network.groups
         self._use(network, dtype, theta)
-        self.backend_, self.device_ = self._backend().name, "cpu"
+        backend = self._backend()
+        self.backend_, self.device_ = backend.name, backend.device
         self.n_iter_ = self.t_ = 0
         for name in CURVES:
             setattr(self, name, [])

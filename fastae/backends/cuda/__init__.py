@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ...plan import schema
-from ...plan.plan import Job, Plan
+from ...plan.plan import Job, Plan, Source
 from . import dense, update
+from .memory import DeviceSpaces
 from .run import Program, run
 
 MODULES = (dense, update)
@@ -34,6 +35,7 @@ class CudaBackend:
             driver = CupyDriver()
         self.driver = driver
         self.kernels = kernel_table()
+        self.device = f"cuda:{driver.number}"
 
     def __repr__(self) -> str:
         return f"CudaBackend({self.driver!r})"
@@ -41,6 +43,14 @@ class CudaBackend:
     def compile(self, plan: Plan) -> Program:
         """The plan with what the device keeps of it between runs."""
         return Program(plan)
+
+    def allocate(self, plan: Plan) -> DeviceSpaces:
+        """Memory for a plan, on the device."""
+        return DeviceSpaces(self.driver, plan.sizes)
+
+    def place(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        """Sources where steps read them best: on the device, where there is room for them."""
+        return sources
 
     def run(self, handle: Program, job: Job) -> int:
         """Runs the job's steps; returns how many finished (fewer when a step's values were not finite)."""

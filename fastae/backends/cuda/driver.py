@@ -127,12 +127,16 @@ class CupyDriver:
         if target is not array:
             array[...] = target
 
-    def copy(self, to: Any, buffer: Any) -> None:
-        """All bytes of a buffer into another on the device."""
+    def copy(self, to: Any, buffer: Any, n_bytes: int | None = None) -> None:
+        """The bytes of a buffer (the first ones) into another on the device."""
         with self.device:
             self.cupy.cuda.runtime.memcpyAsync(
-                self.address(to), self.address(buffer), buffer.nbytes, self.cupy.cuda.runtime.memcpyDeviceToDevice,
-                self.stream.ptr)  # fmt: skip
+                self.address(to), self.address(buffer), buffer.nbytes if n_bytes is None else n_bytes,
+                self.cupy.cuda.runtime.memcpyDeviceToDevice, self.stream.ptr)  # fmt: skip
+
+    def fill(self, buffer: Any, byte: int) -> None:
+        with self.device:
+            self.cupy.cuda.runtime.memsetAsync(self.address(buffer), byte, buffer.nbytes, self.stream.ptr)
 
     # ---- kernels ---
 

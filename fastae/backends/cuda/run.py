@@ -9,7 +9,8 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source
-from .binder import Binder, Launch, ceil_div
+from .binder import Binder, Launch
+from .memory import JobSpaces
 from .record import LAUNCH, MAX_SOURCES, STEP
 
 DTYPE_CODES = {
@@ -64,7 +65,7 @@ class Upload:
             return self.driver.address(array)
         buffer = self.driver.upload(array)
         self.held.append(buffer)
-        if out:
+        if out and array.flags.writeable:
             self.back.append((buffer, array))
         return self.driver.address(buffer)
 
@@ -104,7 +105,10 @@ def run(program: Program, driver: Any, kernels: dict, job: Job) -> int:
     assert len(job.sources) <= MAX_SOURCES
     for i, source in enumerate(job.sources):
         state["source"][0, i] = source_record(source, upload)
-    bases = [upload(space, out=space.flags.writeable) for space in job.spaces]
+    spaces, external = (job.spaces.parts() if isinstance(job.spaces, JobSpaces) else ((), job.spaces))
+    bases = [upload(array, out=True) for array in external]
+    if spaces:
+        bases = [*spaces.addresses(plan), *bases]
     step = upload(state.view(np.uint8), out=True)
     for launch in prepare_launches(program, driver, kernels, job, step, bases):
         driver.launch(plan.dtype, launch)
@@ -152,6 +156,3 @@ def run_steps(program, driver, kernels, job, step, bases) -> None:
             driver.synchronize()
             last = time.perf_counter()
             job.progress(number + 1)
-
-
-__all__ = ["Program", "ceil_div", "run"]
