@@ -27,7 +27,7 @@ def computing_dtype(stored: np.dtype, precision: str) -> np.dtype:
     """
     if precision in ("float32", "float64"):
         return np.dtype(precision)
-    if precision == "bfloat16":
+    if precision in ("bfloat16", "tf32"):
         return np.dtype(np.float32)
     return np.dtype(np.float64 if stored == np.float64 else np.float32)
 

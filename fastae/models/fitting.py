@@ -244,7 +244,7 @@ class FittedByBatches(Stored):
         if options.is_full_batch(network.solver):
             if self._bf16:
                 raise ValueError(
-                    f"precision='bfloat16' cannot go with solver={network.solver.name!r}, which computes in float64; "
+                    f"precision={self.precision!r} cannot go with solver={network.solver.name!r}, which computes in float64; "
                     "use precision='auto', or an update rule such as solver='adam'"
                 )
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)

@@ -231,7 +231,7 @@ class Job:
 class PlanBuilder:
     """Collects buffers and ops; lays the arena out by liveness at `build`."""
 
-    def __init__(self, dtype, batch: int, title: str = "plan", *, bf16: bool = False):
+    def __init__(self, dtype, batch: int, title: str = "plan", *, bf16: int = 0):
         self.dtype = np.dtype(dtype)
         self.bf16 = bf16  # products of all records that can have them in bfloat16
         self.batch = batch
