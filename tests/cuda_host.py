@@ -90,6 +90,8 @@ class HostDriver:
 
     n_multiprocessors = 4
     number = 0
+    free = 1 << 40  # bytes that `place` may count on
+    OutOfMemory = MemoryError
 
     def __init__(self, seed: int = 1, *flags: str, products: str = "exact"):
         self.seed, self.flags, self.products = seed, flags, products
@@ -146,4 +148,31 @@ class HostDriver:
         return replay
 
     def synchronize(self) -> None:
+        pass
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def slot(self) -> HostSlot:
+        return HostSlot(self)
+
+
+class HostSlot:
+    """The way of rows to the device and back, without overlap."""
+
+    def __init__(self, driver: HostDriver):
+        self.driver = driver
+
+    def send(self, parts: list) -> list[int]:
+        self.held = [None if part is None else self.driver.upload(part) for part in parts]
+        return [0 if part is None else self.driver.address(part) for part in self.held]
+
+    def used(self) -> None:
+        self.held = [None if part is None else part.fill(0xA5) for part in self.held]
+
+    def fetch(self, pairs: list) -> None:
+        for buffer, array in pairs:
+            self.driver.download(buffer, array)
+
+    def retire(self) -> None:
         pass

@@ -9,6 +9,7 @@ import numpy as np
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source
 from . import dense, update
+from .blocks import place
 from .memory import DeviceSpaces
 from .run import Program, run
 
@@ -50,7 +51,7 @@ class CudaBackend:
 
     def place(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         """Sources where steps read them best: on the device, where there is room for them."""
-        return sources
+        return place(self.driver, sources)
 
     def run(self, handle: Program, job: Job) -> int:
         """Runs the job's steps; returns how many finished (fewer when a step's values were not finite)."""
