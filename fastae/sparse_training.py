@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import HostRows, on_device
 from .exceptions import NonFiniteLossError
 from .plan import schema
 from .plan.plan import Job, Plan, Source
@@ -293,7 +294,8 @@ def residuals(trainer: Trainer, sources: tuple[Source, ...], rows: np.ndarray) -
 def dense_rows(source: Source, rows: np.ndarray) -> np.ndarray:
     """Some rows of a source as float64."""
     if source.indptr is None:
-        return np.asarray(source.data[rows], dtype=np.float64)
+        data = HostRows(source.data) if on_device(source.data) else source.data
+        return np.asarray(data[rows], dtype=np.float64)
     from scipy.sparse import csr_array
 
     shape = (source.n_rows, source.columns)

@@ -27,6 +27,8 @@ class Program:
         self.external = {b.space - schema.EXTERNAL: b for b in plan.buffers
                          if b.space >= schema.EXTERNAL and b.parent is None}  # fmt: skip
         self.read = read_externals(plan)
+        self.state: Any = None  # the step that runs, at one place for all runs, as graphs have its address
+        self.graphs: dict[tuple, Any] = {}
         # launches read addresses that move from step to step where a caller's array has a row per row of the batch
         self.moving = any(b.rows == schema.BATCH_ROWS for b in self.external.values())
 
@@ -134,9 +136,10 @@ class Run:
         assert len(job.sources) <= MAX_SOURCES
         self.rows = Rows(driver, plan, job, 0)
         state["source"][0, : len(job.sources)] = self.rows.records()
-        self.state = driver.upload(state.view(np.uint8))
-        self.step = self.rows.step = driver.address(self.state)
-        self.graphs: dict[int, Any] = {}
+        if program.state is None:
+            program.state = driver.empty(STEP.itemsize)
+        driver.write(program.state, state.view(np.uint8))
+        self.step = self.rows.step = driver.address(program.state)
         self.last = time.perf_counter()
 
     def __call__(self) -> int:
@@ -161,7 +164,7 @@ class Run:
         self.external.finish()
         driver.download(self.device_values, self.values)
         state = np.empty(1, STEP)
-        driver.download(self.state, state.view(np.uint8))
+        driver.download(self.program.state, state.view(np.uint8))
         if self.copied:
             for i in range(schema.EXTERNAL):
                 if self.job.spaces[i].flags.writeable:
@@ -205,9 +208,14 @@ class Run:
             for launch in self.launches(bases, m, start):
                 driver.launch(plan.dtype, launch)
         else:
-            if m not in self.graphs:
-                self.graphs[m] = driver.capture(plan.dtype, self.launches(bases, m, 0))
-            self.graphs[m]()
+            key = (m, job.phases, job.values is not None, self.program.work_bytes, *bases)
+            graphs = self.program.graphs
+            if key not in graphs:
+                graphs.clear() if len(graphs) > 7 else None
+                launches = self.launches(bases, m, 0)
+                key = (*key[:3], self.program.work_bytes, *bases)
+                graphs[key] = driver.capture(plan.dtype, launches)
+            graphs[key]()
         if job.progress is not None and time.perf_counter() - self.last > _PROGRESS_SECONDS:
             driver.synchronize()
             self.last = time.perf_counter()
