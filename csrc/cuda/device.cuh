@@ -36,7 +36,7 @@ struct Step {
   int64_t stopped;        // a step's values were not finite: nothing moves any more
   int64_t batch, n_values, n_scalars;
   const int64_t* order;  // ids of rows in training order, null where they come in sequence
-  const int64_t* place;  // where in the sources each of them lies, null where that is its id
+  int64_t first;         // sources that hold a block of rows in training order: the position of its first, else -1
   double* values;
   const double* scalars;
   uint64_t seed, epoch;

@@ -150,7 +150,7 @@ FASTAE_INLINE void each_loss(const Launch& o, const View<T>& y, const View<T>& t
                              int row_value_slot, bool masked, bool accumulate, const F& f) {
   const View<T> weight = o.real(weight_slot);
   const View<double> out = o.view<double>(row_value_slot);
-  double* const work = (double*)o.work;
+  double* const work = o.extra[0] ? (double*)o.work : nullptr;
   each_row(o.m, [&](int64_t r, int lane) {
     const int64_t q = r < 0 ? 0 : r;
     const LossRow row = {y.at(q, 0), t.at(q, 0), dy ? dy.at(q, 0) : nullptr, r < 0 ? 0 : t.columns, lane, masked};
@@ -233,7 +233,7 @@ FASTAE_KERNEL(activity, kThreads) {
   const View<double> out = o.view<double>(at::s_row_value);
   const T p[2] = {(T)o.f[at::f_p0], (T)o.f[at::f_p1]}, factor = (T)(1.0 / (double)o.m);
   const DeviceFormula* const own = registered(o);
-  double* const work = (double*)o.work;
+  double* const work = o.extra[0] ? (double*)o.work : nullptr;
   each_row(o.m, [&](int64_t r, int lane) {
     const int64_t n = r < 0 ? 0 : h.columns;
     double value = 0;

@@ -180,7 +180,7 @@ template <class Tiles> FASTAE_INLINE void dense_product(const Launch& o) {
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
-  const bool rounded = o.i[at::i_bf16] != 0;
+  const bool rounded = o.i[at::i_bf16] == 1;
   const Operand right = weight_side(o.real(at::s_w), o.i[at::i_transposed] != 0, rounded);
   Tiles::multiply({x.p, x.ld, 1, rounded}, right, y, o.m, y.columns, x.columns, o.extra[0] != 0,
                   [&](int64_t r, int64_t j) { finish_dense<Activation>(o, dropped, y(r, j), r, j); });
@@ -194,7 +194,7 @@ template <class Tiles> FASTAE_INLINE void input_product(const Launch& o) {
   namespace at = at_dense_grad;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> dz = o.real(at::s_dz), dx = o.real(at::s_dx), w = o.real(at::s_w);
-  const bool rounded = o.i[at::i_bf16] != 0;
+  const bool rounded = o.i[at::i_bf16] == 1;
   const Operand right = weight_side(w, o.i[at::i_transposed] == 0, rounded);
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
   Tiles::multiply({dz.p, dz.ld, 1, rounded}, right, dx, o.m, dx.columns, dz.columns, o.extra[0] != 0,
@@ -208,7 +208,7 @@ FASTAE_KERNEL(input_grad_large, 256) { input_product<LargeTile>(o); }
 template <class Tiles> FASTAE_INLINE void weight_product(const Launch& o) {
   namespace at = at_dense_grad;
   const View<T> dz = o.real(at::s_dz), x = o.real(at::s_x), dw = o.real(at::s_dw);
-  const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, rounded = o.i[at::i_bf16] != 0;
+  const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, rounded = o.i[at::i_bf16] == 1;
   const int64_t n = dz.columns, k = x.columns;
   T* const part = o.extra[0] ? (T*)o.work : nullptr;
   Tiles::segments({dz.p, 1, dz.ld, rounded}, {x.p, 1, x.ld, rounded}, n, k, o.m, [&](T v, int64_t j, int64_t c, int64_t s) {

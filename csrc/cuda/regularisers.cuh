@@ -12,7 +12,7 @@ FASTAE_KERNEL(pair, kThreads) {
   const View<T> h = o.real(at::s_h), h2 = o.real(at::s_h2), dh = o.real(at::s_dh), dh2 = o.real(at::s_dh2);
   const View<T> coefficient = o.real(at::s_coefficient);
   const View<double> out = o.view<double>(at::s_row_value);
-  double* const work = (double*)o.work;
+  double* const work = o.extra[0] ? (double*)o.work : nullptr;
   each_row(o.m, [&](int64_t r, int lane) {
     const int64_t n = r < 0 ? 0 : h.columns;
     const double c = o.f[at::f_strength] * (coefficient && n ? (double)coefficient(r, 0) : 1.0);

@@ -8,15 +8,11 @@ from .dense import dense, dense_grad
 
 
 def activity(b: Binder, op) -> None:
-    value = op.ints["value"]
-    b.rows("activity", work_bytes=b.m * 8 * (value >= 0))
-    b.mean_value(value)
+    b.valued_rows("activity")
 
 
 def pair(b: Binder, op) -> None:
-    value = op.ints["value"]
-    b.rows("pair", work_bytes=b.m * 8 * (value >= 0))
-    b.mean_value(value)
+    b.valued_rows("pair")
 
 
 def kl_sparsity(b: Binder, op) -> None:

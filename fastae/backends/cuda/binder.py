@@ -13,11 +13,11 @@ from ...catalog import FIRST_REGISTERED
 from ...plan import schema
 from ...plan.plan import Op, Plan
 from .lt import Matrix, Product
-from .record import LAUNCH
+from .record import FORMULA_EXTRA, LAUNCH
 
 PRODUCTS = ("float32", "bfloat16", "tf32")  # what a record's ``bf16`` means
 
-THREADS, LANES = 256, 16
+THREADS, LANES, COLUMNS = 256, 16, 32
 Grid = tuple[int, int, int]
 
 
@@ -71,10 +71,15 @@ class Binder:
 
     bases : address of each space; work : of the memory that ops share, 0 while nobody knows how much they want
     start : first row of the batch, for arrays of the caller's with a row per row of the run
+    formula : index -> address of a formula registered at run time
     """
 
-    def __init__(self, plan: Plan, m: int, step: int, bases: list[int], start: int, work: int, driver: Any):
+    def __init__(
+        self, plan: Plan, m: int, step: int, bases: list[int], start: int, work: int, driver: Any,
+        formula: Callable[[int], int],
+    ):  # fmt: skip
         self.plan, self.m, self.step, self.bases, self.start, self.work = plan, m, step, bases, start, work
+        self.formula = formula
         self.n_multiprocessors = driver.n_multiprocessors
         self.cublas = driver.products == "cublas"
         self.launches: list[Launch | Product] = []
@@ -189,6 +194,12 @@ class Binder:
     def rows(self, kernel: str, **more: Any) -> None:
         """A launch with sixteen threads for every row of the batch."""
         self.launch(kernel, over_rows(self.m), **more)
+
+    def valued_rows(self, kernel: str) -> None:
+        """The same for an op with a value: the mean of what rows leave in the shared memory, where it is asked for."""
+        column = self.op.ints["value"]  # type: ignore[union-attr]
+        self.rows(kernel, work_bytes=self.m * 8 * (column >= 0), extra=(int(column >= 0),))
+        self.mean_value(column)
 
     def mean_value(self, column: int) -> None:
         """values[column] += mean of m float64 that the kernel before left in the shared memory."""

@@ -10,12 +10,11 @@ def transform_input(b: Binder, op) -> None:
 
 
 def loss(b: Binder, op) -> None:
-    value = op.ints["value"]
-    b.rows(op.kind, work_bytes=b.m * 8 * (value >= 0))
-    b.mean_value(value)
+    b.valued_rows("loss")
 
 
-likelihood = loss
+def likelihood(b: Binder, op) -> None:
+    b.valued_rows("likelihood")
 
 
 def size_factor(b: Binder, op) -> None:
