@@ -26,7 +26,7 @@ FASTAE_INLINE void finish_dense(const Launch& o, const Dropout* drop, T product,
   o.real(at::s_y)(r, j) = y;
 }
 
-FASTAE_KERNEL(dense_finish, kThreads) {
+FASTAE_KERNEL(dense_finish, kThreads, 1) {
   namespace at = at_dense;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> y = o.real(at::s_y);
@@ -43,7 +43,7 @@ template <class A> FASTAE_INLINE T finish_grad(const Launch& o, const Dropout* d
   return chained(a, product, o.real(at::s_saved)(r, j), drop, r, j);
 }
 
-FASTAE_KERNEL(dense_grad_finish, kThreads) {
+FASTAE_KERNEL(dense_grad_finish, kThreads, 1) {
   namespace at = at_dense_grad;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> dx = o.real(at::s_dx);
@@ -52,14 +52,14 @@ FASTAE_KERNEL(dense_grad_finish, kThreads) {
   });
 }
 
-FASTAE_KERNEL(activation, kThreads) {
+FASTAE_KERNEL(activation, kThreads, 1) {
   namespace at = at_activation;
   const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
   const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
   each_cell(o.m, x.columns, [&](int64_t r, int64_t j) { y(r, j) = a.y(x(r, j)); });
 }
 
-FASTAE_KERNEL(activation_grad, kThreads) {
+FASTAE_KERNEL(activation_grad, kThreads, 1) {
   namespace at = at_activation_grad;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> dy = o.real(at::s_dy), saved = o.real(at::s_saved), dz = o.real(at::s_dz);
@@ -118,7 +118,7 @@ FASTAE_KERNEL(maxout, kThreads) {
 }
 
 // To the lowest piece that is the largest; nowhere where one is NaN.
-FASTAE_KERNEL(maxout_grad, kThreads) {
+FASTAE_KERNEL(maxout_grad, kThreads, 1) {
   namespace at = at_maxout_grad;
   const View<T> dy = o.real(at::s_dy), z = o.real(at::s_z), dz = o.real(at::s_dz);
   const int64_t n = dy.columns;

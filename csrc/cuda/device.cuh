@@ -78,12 +78,13 @@ struct Launch {
   }
 };
 
-// Body of a kernel that any run may stop before: FASTAE_KERNEL(name, threads) { ... o.slot ... }
-#define FASTAE_KERNEL(NAME, THREADS)                                                \
-  FASTAE_INLINE void NAME##_body(const Launch& o);                                  \
-  extern "C" __global__ void __launch_bounds__(THREADS) fastae_##NAME(const Launch o) { \
-    if (!o.step->stopped) NAME##_body(o);                                           \
-  }                                                                                 \
+// Body of a kernel that any run may stop before: FASTAE_KERNEL(name, threads) { ... o.slot ... }. A third argument 1
+// lets it have the registers of one block, where more blocks side by side would cost spills.
+#define FASTAE_KERNEL(NAME, ...)                                                              \
+  FASTAE_INLINE void NAME##_body(const Launch& o);                                            \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) fastae_##NAME(const Launch o) {   \
+    if (!o.step->stopped) NAME##_body(o);                                                     \
+  }                                                                                           \
   FASTAE_INLINE void NAME##_body(const Launch& o)
 
 constexpr int kThreads = 256;  // of a block, where nothing else is said

@@ -78,9 +78,9 @@ FASTAE_INLINE double multinomial(const LossRow& row, T slope) {
     return row.skip && row.t[j] != row.t[j] ? -Format<T>::inf : row.y[j];
   });
   const auto power = [&](int64_t j) { return row.seen(j, exp(Vec<T>(row.y[j]) - Vec<T>(top)).v); };
-  const double sum = row_sum(row.n, row.lane, power);
-  const double total = row_sum(row.n, row.lane, [&](int64_t j) { return row.target(j); });
-  const double dot = row_sum(row.n, row.lane, [&](int64_t j) { return row.target(j) * (row.y[j] - top); });
+  const double sum = row_sum<2>(row.n, row.lane, power);
+  const double total = row_sum<2>(row.n, row.lane, [&](int64_t j) { return row.target(j); });
+  const double dot = row_sum<2>(row.n, row.lane, [&](int64_t j) { return row.target(j) * (row.y[j] - top); });
   const bool nothing = row.skip && !(sum > 0) && !(sum != sum);
   if (row.dy) {
     const T a = (T)(total / sum);
@@ -99,7 +99,7 @@ FASTAE_INLINE double cosine(const LossRow& row, T slope) {
   const T unit_y = row_max(row.n, row.lane, [&](int64_t j) { return fabs(Vec<T>(a(j))).v; });
   const T unit_t = row_max(row.n, row.lane, [&](int64_t j) { return fabs(Vec<T>(b(j))).v; });
   const auto length = [&](T unit, const auto& x) {
-    return ::sqrt(row_sum(row.n, row.lane, [&](int64_t j) {
+    return ::sqrt(row_sum<2>(row.n, row.lane, [&](int64_t j) {
       const T e = x(j) / unit;
       return e * e;
     }));
@@ -108,7 +108,7 @@ FASTAE_INLINE double cosine(const LossRow& row, T slope) {
   // in two divisions, as the product of unit and length may overflow
   const auto u = [&](int64_t j) { return a(j) / unit_y / (T)length_y; };
   const auto v = [&](int64_t j) { return b(j) / unit_t / (T)length_t; };
-  const double value = 0.5 * row_sum(row.n, row.lane, [&](int64_t j) {
+  const double value = 0.5 * row_sum<2>(row.n, row.lane, [&](int64_t j) {
                          const T e = u(j) - v(j);
                          return e * e;
                        });
@@ -162,7 +162,7 @@ FASTAE_INLINE void each_loss(const Launch& o, const View<T>& y, const View<T>& t
   });
 }
 
-FASTAE_KERNEL(loss, kThreads) {
+FASTAE_KERNEL(loss, kThreads, 1) {
   namespace at = at_loss;
   const T p[2] = {(T)o.f[at::f_p0], (T)o.f[at::f_p1]};
   const int id = (int)o.i[at::i_loss];
@@ -176,7 +176,7 @@ FASTAE_KERNEL(loss, kThreads) {
             });
 }
 
-FASTAE_KERNEL(likelihood, kThreads) {
+FASTAE_KERNEL(likelihood, kThreads, 1) {
   namespace at = at_likelihood;
   const T p[2] = {(T)o.f[at::f_p0], (T)o.f[at::f_p1]};
   const View<T> size = o.real(at::s_size);

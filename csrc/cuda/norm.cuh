@@ -138,7 +138,7 @@ FASTAE_KERNEL(layer_norm, kThreads) {
 }
 
 // dgamma, dbeta: before dx is made, which may be dy
-FASTAE_KERNEL(layer_norm_grad_sums, kColumnThreads) {
+FASTAE_KERNEL(layer_norm_grad_sums, kColumnThreads, 1) {
   namespace at = at_layer_norm_grad;
   const View<T> dy = o.real(at::s_dy), x = o.real(at::s_x);
   const View<double> statistics = o.view<double>(at::s_statistics);

@@ -32,8 +32,10 @@ struct Reals {
   typedef T Element;
   static FASTAE_INLINE T multiply_add(T a, T b, T sum) { return mul_add(a, b, sum); }
   template <int N> static FASTAE_INLINE void round(T (&r)[N]) {
+    if constexpr (sizeof(T) == 4) {  // there is no such product in float64
 #pragma unroll
-    for (int q = 0; q < N; ++q) r[q] = (T)round_bf16((float)r[q]);
+      for (int q = 0; q < N; ++q) r[q] = (T)round_bf16((float)r[q]);
+    }
   }
 };
 

@@ -128,7 +128,7 @@ FASTAE_KERNEL(clip_scale, kThreads) {
   each(n, [&](int64_t i) { g[i] = g[i] * (T)factor; });
 }
 
-FASTAE_KERNEL(project_elements, kThreads) {
+FASTAE_KERNEL(project_elements, kThreads, 1) {
   namespace at = at_project;
   const View<T> w = o.real(at::s_w);
   const T p[2] = {(T)o.f[at::f_p0], (T)o.f[at::f_p1]};
