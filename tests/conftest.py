@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastae.backends import get_backend
+from fastae.backends.cuda.driver import why_not
 
 
 def _native(isa):
@@ -45,6 +46,9 @@ def backend_named(name):
     if name == "cuda_host":
         return _cuda_host()
     return get_backend(name) if name in ("reference", "numba") else _native(name)
+
+
+WITHOUT_GPU = pytest.mark.skipif(why_not() is None, reason="there is a GPU here")
 
 
 @pytest.fixture(params=BACKENDS)
