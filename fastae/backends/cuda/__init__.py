@@ -9,12 +9,12 @@ import numpy as np
 from ...arrays import namespace, on_device
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source
-from . import dense, update
+from . import activities, dense, encoding, losses, norm, random, regularisers, update
 from .blocks import place
 from .memory import DeviceSpaces, all_finite
 from .run import Program, run
 
-MODULES = (dense, update)
+MODULES = (activities, dense, encoding, losses, norm, random, regularisers, update)
 
 
 def kernel_table() -> dict:
@@ -44,6 +44,8 @@ class CudaBackend:
 
     def compile(self, plan: Plan) -> Program:
         """The plan with what the device keeps of it between runs."""
+        if plan.dtype == np.float64 and any(op.ints.get("bf16") == 1 for op in plan.ops):
+            raise ValueError("a float64 plan cannot have products in bfloat16")
         return Program(plan)
 
     def allocate(self, plan: Plan) -> DeviceSpaces:

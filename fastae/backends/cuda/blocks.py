@@ -192,7 +192,7 @@ def read_externals(plan: Plan) -> set[str]:
             owner = plan.buffers[plan.index[name]].parent or name
             if plan.buffers[plan.index[owner]].space < schema.EXTERNAL:
                 continue
-            if slot in WRITTEN.get(op.kind, ()) and name == owner:
+            if slot in WRITTEN.get(op.kind, ()) and name == owner and op.ints.get("accumulate", 0) <= 0:
                 written.add(owner)
             elif owner not in written:
                 read.add(owner)

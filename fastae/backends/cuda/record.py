@@ -7,6 +7,7 @@ import numpy as np
 from ...plan import schema
 
 MAX_SOURCES = 4
+FORMULA_EXTRA = 3  # of a launch's extra: the address of a formula registered at run time
 
 SLOT = np.dtype([("p", np.uint64), ("ld", np.int64), ("rows", np.int64), ("columns", np.int64)])
 LAUNCH = np.dtype(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ...plan import schema
 from ...plan.plan import Job, Plan
 from .binder import Binder, Launch
 from .blocks import BLOCK_BYTES, Rows, on_device, read_externals, row_bytes
+from .formulas import Formulas
 from .memory import DeviceSpaces, JobSpaces
 from .record import LAUNCH, MAX_SOURCES, STEP
 
@@ -24,6 +26,7 @@ class Program:
         self.plan = plan
         self.work: Any = None  # memory that ops share, one after another
         self.work_bytes = 0
+        self.formulas = Formulas(plan.dtype)
         self.external = {b.space - schema.EXTERNAL: b for b in plan.buffers
                          if b.space >= schema.EXTERNAL and b.parent is None}  # fmt: skip
         self.read = read_externals(plan)
@@ -35,9 +38,10 @@ class Program:
 
 def bind(program: Program, driver: Any, kernels: dict, m: int, step: int, bases: list[int], start: int) -> dict:
     """Launches of each phase for batches of m rows."""
+    formula = partial(program.formulas.address, driver)
     while True:
         work = 0 if program.work is None else driver.address(program.work)
-        binder = Binder(program.plan, m, step, bases, start, work, driver)
+        binder = Binder(program.plan, m, step, bases, start, work, driver, formula)
         phases = {p: binder.bind(p, kernels) for p in (schema.PREPARE, schema.GRADIENT, schema.UPDATE)}
         if binder.work_bytes <= program.work_bytes:
             return phases
@@ -170,7 +174,7 @@ class Run:
                 if self.job.spaces[i].flags.writeable:
                     _ = self.spaces[i]  # brings the host's array up to date
         if job.values is not None:
-            job.values[: job.n_steps] = self.values[:, : plan.n_values]
+            job.values[: job.n_steps, : plan.n_values] = self.values[:, : plan.n_values]
         return int(state["number"][0])
 
     def too_large(self, error: Exception) -> MemoryError:
