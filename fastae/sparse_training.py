@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,12 +161,12 @@ class Trainer:
         """
         self.keep()
         try:
-            for block in blocks:
+            for block, placed in self.ahead(blocks):
                 first, n_steps = 0, -(-block[1] // self.batch)
                 while first < n_steps:
                     until = min(stop(self.state.steps), self.next_resample(self.state.steps))
                     count = min(n_steps - first, until - self.state.steps)
-                    self.run(block, first, count)
+                    self.run(placed, first, count)
                     first += count
                     if self.state.steps == self.next_resample(self.state.steps - 1):
                         self.revive(block, (first - 1) * self.batch)
@@ -180,6 +181,22 @@ class Trainer:
             self.put_back()
             raise
         self.finish_epoch()
+
+    def ahead(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Block]]:
+        """Blocks, each with the same where steps read it best: on a GPU put there while the one before is worked on."""
+        if self.backend.device == "cpu":
+            yield from ((block, block) for block in blocks)
+            return
+
+        def take() -> tuple[Block, Block] | None:
+            block = next(blocks, None)
+            return None if block is None else (block, (self.backend.place(block[0]), block[1]))
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(take)
+            while (item := waiting.result()) is not None:
+                waiting = pool.submit(take)
+                yield item
 
     # ---- the last weights that were good ---
 

@@ -109,7 +109,7 @@ class HostDriver:
     def address(self, buffer: np.ndarray) -> int:
         return buffer.ctypes.data
 
-    def upload(self, array: np.ndarray) -> np.ndarray:
+    def upload(self, array: np.ndarray, *, aside: bool = False) -> np.ndarray:
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy()
 
     def write(self, buffer: np.ndarray, array: np.ndarray, offset: int = 0) -> None:

@@ -80,7 +80,7 @@ def place(driver: Any, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         if source not in waiting:
             return source
         data = np.ascontiguousarray(source.data)
-        array: Any = DeviceArray(driver.upload(data), data.shape, data.dtype)  # type: ignore[arg-type]
+        array: Any = DeviceArray(driver.upload(data, aside=True), data.shape, data.dtype)  # type: ignore[arg-type]
         return Source(array, columns=source.columns, weight=source.weight)
 
     return tuple(placed(source) for source in sources)
