@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from .plan import schema
 from .plan.plan import Job, Plan, Source
 from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
 from .spec.sparse import Resample, SparseNetwork
-from .training import Settings, State, step_scalars
+from .training import Settings, State, ahead, step_scalars
 
 _KEEP_STEPS = 100  # between copies of the weights, for when a loss is not finite
 Block = tuple[tuple[Source, ...], int]  # sources of some batches, and their number of rows
@@ -161,7 +160,7 @@ class Trainer:
         """
         self.keep()
         try:
-            for block, placed in self.ahead(blocks):
+            for block, placed in ahead(self.backend, blocks, self.placed):
                 first, n_steps = 0, -(-block[1] // self.batch)
                 while first < n_steps:
                     until = min(stop(self.state.steps), self.next_resample(self.state.steps))
@@ -182,21 +181,9 @@ class Trainer:
             raise
         self.finish_epoch()
 
-    def ahead(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Block]]:
-        """Blocks, each with the same where steps read it best: on a GPU put there while the one before is worked on."""
-        if self.backend.device == "cpu":
-            yield from ((block, block) for block in blocks)
-            return
-
-        def take() -> tuple[Block, Block] | None:
-            block = next(blocks, None)
-            return None if block is None else (block, (self.backend.place(block[0]), block[1]))
-
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(take)
-            while (item := waiting.result()) is not None:
-                waiting = pool.submit(take)
-                yield item
+    def placed(self, block: Block) -> Block:
+        """A block where steps read it best."""
+        return self.backend.place(block[0]), block[1]
 
     # ---- the last weights that were good ---
 

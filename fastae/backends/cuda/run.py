@@ -137,7 +137,7 @@ class Run:
         state["order"] = 0 if job.order is None else driver.address(next(addresses))
         state["scalars"] = 0 if job.scalars is None else driver.address(next(addresses))
         state["values"] = driver.address(self.device_values)
-        state["seed"], state["epoch"] = job.seed, job.epoch
+        state["seed"], state["epoch"], state["first_row"] = job.seed, job.epoch, job.first_row
         assert len(job.sources) <= MAX_SOURCES
         self.rows = Rows(driver, plan, job, 0)
         state["source"][0, : len(job.sources)] = self.rows.records()
