@@ -320,11 +320,10 @@ class _Training(_Builder):
             lists = self.lists("first_", where["idx"], where["count"])
         factor = None
         if free and norms:
-            saturating = isinstance(sparsity, JumpReLU)  # its norms are those of whole rows
-            parts = 1 if saturating else spaces
+            slope = sparsity.tanh_scale if isinstance(sparsity, JumpReLU) else 0.0
+            parts = 1 if slope else spaces  # tanh has the norms of whole rows
             factor = self.plan.buffer("factor", parts, n, ARENA, FLOAT64)
-            self.op("norm_factor", val=penalised, **lists, w="decoder", factor=factor, spaces=parts,
-                    p0=sparsity.tanh_scale if saturating else 0.0, **s)  # fmt: skip
+            self.op("norm_factor", val=penalised, **lists, w="decoder", factor=factor, spaces=parts, p0=slope, **s)
         whole = (self.n_groups,) if self.multi is not None or self.own_gate else ()
         for i, b in enumerate((0, *whole)):
             self.op("bias_grad", dy=self.block(b), db="ddecoder_bias", add=i > 0)
