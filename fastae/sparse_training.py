@@ -212,10 +212,20 @@ class Trainer:
         rows = max(t.rows, 1)
         history.loss.append((t.loss + t.other) / rows)
         history.l0.append(t.l0 / rows)
-        history.fvu.append(t.loss / (self.sum_scale * t.variance) if t.variance > 0 else np.nan)
+        history.fvu.append(self.fvu())
         history.dead.append(self.dead_fraction())
         self.position.totals, self.position.step = Totals(), 0
         self.state.epochs += 1
+
+    def fvu(self) -> float:
+        """Of the epoch so far. Where nothing varies as `metrics` has it: 0 of an exact reconstruction, else 1.
+
+        NaN where it cannot be told: the cosine loss has no squared error, the normalized one is 0 where nothing varies.
+        """
+        t = self.position.totals
+        if t.variance > 0:
+            return t.loss / (self.sum_scale * t.variance)
+        return float(t.loss > 0) if self.network.loss == "squared_error" and t.rows else np.nan
 
     def dead_fraction(self) -> float:
         return float((self.state.spaces.peek(self.plan, "since") >= self.network.dead_after).mean())
@@ -323,12 +333,11 @@ class Progress:
         self.last = time.perf_counter()
         t = trainer.position.totals
         rows = max(t.rows, 1)
-        fvu = t.loss / (trainer.sum_scale * t.variance) if t.variance > 0 else float("nan")
         self.bar.update(t.rows - self.seen)
         self.seen = t.rows
         self.bar.set_description(f"epoch {trainer.state.epochs + 1}", refresh=False)
-        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{fvu:.4f}", L0=f"{t.l0 / rows:.1f}",
-                             dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
+        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{trainer.fvu():.4f}",
+                             L0=f"{t.l0 / rows:.1f}", dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
 
     def epoch(self, rows: int | None) -> None:
         if self.bar is not None and rows is not None:
