@@ -125,6 +125,9 @@ class HostDriver:
     def copy(self, to: np.ndarray, buffer: np.ndarray, n_bytes: int | None = None) -> None:
         to[:n_bytes] = buffer[:n_bytes]
 
+    def view(self, buffer: np.ndarray, n_bytes: int, dtype: np.dtype) -> np.ndarray:
+        return buffer[:n_bytes].view(dtype)
+
     def fill(self, buffer: np.ndarray, byte: int) -> None:
         buffer[:] = byte
 

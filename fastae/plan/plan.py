@@ -168,6 +168,10 @@ class Spaces(list):
         """Whether the parameters are."""
         return backend.all_finite(self[THETA].view(dtype).reshape(1, -1), n_threads)
 
+    def array(self, i: int, dtype: np.dtype) -> Any:
+        """A space where it is computed with, to be changed in place: on a GPU an array there."""
+        return self[i].view(dtype)
+
     def peek(self, plan: Plan, name: str) -> np.ndarray:
         """A buffer to be read only."""
         return plan.view(self, name)

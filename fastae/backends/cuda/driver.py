@@ -143,6 +143,11 @@ class CupyDriver:
                 self.address(to), self.address(buffer), buffer.nbytes if n_bytes is None else n_bytes,
                 self.cupy.cuda.runtime.memcpyDeviceToDevice, self.stream.ptr)  # fmt: skip
 
+    def view(self, buffer: Any, n_bytes: int, dtype: np.dtype) -> Any:
+        """The first bytes of a buffer as an array; work of others on it waits for what was launched."""
+        self.synchronize()
+        return buffer[:n_bytes].view(dtype)
+
     def fill(self, buffer: Any, byte: int) -> None:
         with self.device:
             self.cupy.cuda.runtime.memsetAsync(self.address(buffer), byte, buffer.nbytes, self.stream.ptr)

@@ -103,6 +103,11 @@ class DeviceSpaces:
         self.driver.fill(self.device[i], 0)
         self.where[i] = _DEVICE
 
+    def array(self, i: int, dtype: np.dtype) -> Any:
+        self.address(i)
+        self.where[i] = _DEVICE
+        return self.driver.view(self.device[i], self.sizes[i], dtype)
+
     def peek(self, plan: Plan, name: str) -> np.ndarray:
         """A buffer to be read only: nothing else is copied."""
         buffer = plan.buffers[plan.index[name]]
