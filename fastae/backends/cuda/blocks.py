@@ -77,7 +77,7 @@ def place(driver: Any, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         return sources
 
     def placed(source: Source) -> Source:
-        if source not in waiting:
+        if all(source is not other for other in waiting):  # `in` would compare arrays
             return source
         data = np.ascontiguousarray(source.data)
         array: Any = DeviceArray(driver.upload(data, aside=True), data.shape, data.dtype)  # type: ignore[arg-type]
