@@ -3,3 +3,9 @@
 #include "cuda/product.cuh"
 #include "cuda/run.cuh"
 #include "cuda/update.cuh"
+// of codes
+#include "cuda/codes.cuh"
+#include "cuda/penalties.cuh"
+#include "cuda/sparse.cuh"
+#include "cuda/latents.cuh"
+#include "cuda/latent_grad.cuh"

@@ -8,10 +8,10 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Job, Plan
-from . import dense, update
+from . import codes, dense, latents, update
 from .run import Program, run
 
-MODULES = (dense, update)
+MODULES = (dense, update, codes, latents)
 
 
 def kernel_table() -> dict:
