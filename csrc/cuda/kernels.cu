@@ -9,3 +9,5 @@
 #include "cuda/sparse.cuh"
 #include "cuda/latents.cuh"
 #include "cuda/latent_grad.cuh"
+#include "cuda/select.cuh"
+#include "cuda/encode.cuh"

@@ -8,10 +8,10 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Job, Plan
-from . import codes, dense, latents, update
+from . import codes, dense, encode, latents, update
 from .run import Program, run
 
-MODULES = (dense, update, codes, latents)
+MODULES = (dense, update, codes, latents, encode)
 
 
 def kernel_table() -> dict:

@@ -112,7 +112,7 @@ def run(program: Program, driver: Any, kernels: dict, job: Job) -> int:
     upload.finish()
     done = int(state["number"][0])
     if job.values is not None:
-        job.values[: job.n_steps] = values[:, : plan.n_values]
+        job.values[: job.n_steps, : plan.n_values] = values[:, : plan.n_values]
     return done
 
 
