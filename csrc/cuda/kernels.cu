@@ -11,3 +11,4 @@
 #include "cuda/latent_grad.cuh"
 #include "cuda/select.cuh"
 #include "cuda/encode.cuh"
+#include "cuda/batch_topk.cuh"

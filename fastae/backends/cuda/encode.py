@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ...plan import schema
-from .binder import Binder, Grid, ceil_div, over_cells, over_rows
+from .binder import Binder, Grid, ceil_div, over, over_cells, over_rows
+from .codes import ONE_BLOCK
 from .dense import tile
 
 PRODUCTS = 1 << 24  # of a chunk: latents times rows of the batch
 LATENTS = 256  # a chunk is a multiple of so many
 GATHERED = 1 << 23  # numbers of the weights of a subset's chunk
 SELECT_THREADS, STRIPS = 256, 8  # kSelectThreads, kStrips of select.cuh
+DIGIT, BINS = 11, 1 << 11  # kDigit, kBins of batch_topk.cuh
 
 
 class Memory:
@@ -68,6 +70,33 @@ def encode(b: Binder, op) -> None:
         b.launch(f"encode_product_{name}", threads, extra=extra)
         b.launch("encode_filter", rows, extra=extra)
     b.launch("encode_finish", rows, extra=(0, chunk, room))
+
+
+def batch_topk(b: Binder, op) -> None:
+    n = b.shape("w")[0]
+    item = b.plan.dtype.itemsize
+    chunk = chunk_of(b.m, n)
+    rows = blocks_of_rows(b.m, chunk)
+    room = min(n, 2 * b.shape("val")[1] + 64 + rows[1][0] * STRIPS)
+    memory = Memory()
+    for count, size in ((1, 64), (BINS, 8), (b.m * chunk, item), (b.m * room, item), (b.m * room, 4), (b.m, 4), (b.m, 8)):
+        memory.take(count, size)
+    common = (0, chunk, room)
+    b.launch("batch_begin", over_rows(b.m), work_bytes=memory.bytes, extra=common)
+    for first in range(0, n, chunk):
+        name, threads = tile(b, b.m, min(chunk, n - first))
+        b.launch(f"batch_product_{name}", threads, extra=(first, chunk, room))
+        b.launch("batch_filter", rows, extra=(first, chunk, room))
+        b.launch("batch_raise", ONE_BLOCK, extra=common)
+    lists = blocks_of_rows(b.m, room)
+    for digit in range(ceil_div(8 * item - 1, DIGIT)):
+        b.launch("batch_clear", over(BINS), extra=common)
+        b.launch("batch_count", lists, extra=(*common, digit))
+        b.launch("batch_pick", ONE_BLOCK, extra=(*common, digit))
+    b.launch("batch_ties", lists, extra=common)
+    b.launch("batch_ties_before", ((1, 1, 1), (1024 if b.m > SELECT_THREADS else 32, 1, 1)), extra=common)
+    b.launch("batch_emit", lists, extra=common)
+    b.launch("batch_finish", ((1, 1, 1), (32, 1, 1)), extra=common)
 
 
 def pack_encoder(b: Binder, op) -> None:
