@@ -5,9 +5,12 @@ import pytest
 from conftest import backend_named
 from cuda_host import HostDriver
 from test_codes import SCALARS, SIZES, case, needed, records, run
+from test_encode import DATA, assert_same_codes, codes
+from test_encode import run as encode
 
 from fastae.backends import get_backend
 from fastae.backends.cuda import CudaBackend
+from fastae.plan import schema
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,38 @@ def test_records(native, sizes, dtype, wide):
         got, own = run(backend, dtype, sizes[0], chain, arrays, scalars=SCALARS, wide=wide)
         np.testing.assert_array_equal(own, values, err_msg=str(chain[-1]))
         assert_same(got, want, chain[-1])
+
+
+# ---- encode ---------------------------------------------------------------------------------------------------------
+
+
+def packed_for(n, p):
+    return {"packed": np.zeros((-(-n // 64) * 64, schema.pack_columns(p)), np.int8)}
+
+
+def encoded_by(backend, arrays, m, n, p, kind, k, path, packed, **more):
+    given = arrays | codes(m, n if kind == 2 else k) | (packed_for(n, p) if packed else {})
+    prepare = ("pack_encoder", "w", "packed") if packed else None
+    return encode(backend, "encode", given, kind=kind, k=k, path=path, prepare=prepare, overflow=0, **more)
+
+
+@pytest.mark.parametrize("make", DATA, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("products", ["exact", "cublas"])
+@pytest.mark.parametrize("shape", [(9, 1201, 97, 7), (5, 40, 3, 4), (3, 700, 70, 64)], ids=str)
+def test_encode_has_the_same_bits_on_every_path(native, make, shape, products):
+    m, n, p, k = shape
+    arrays = make(m, n, p)
+    arrays["x"][m // 2, 0] = np.nan
+    z = np.nan_to_num(arrays["x"].astype(float) @ arrays["w"].T.astype(float) + arrays["b"], posinf=1e30, neginf=-1e30)
+    limits = {"threshold": np.quantile(z, 1 - k / n, axis=0, keepdims=True).astype(np.float32)}
+    for kind in range(3):
+        given = arrays | (limits if kind == 2 else {})
+        want, expected = encoded_by(native, given, m, n, p, kind, k, 1, False, margin=0.1)
+        assert want["count"][m // 2, 0] == -1
+        for path, packed in ((1, False), (2, False), (2, True), (0, True)):
+            backend = device(m + n + path, products=products)
+            got, value = encoded_by(backend, given, m, n, p, kind, k, path, packed, margin=0.1)
+            assert_same_codes(got, want)
+            np.testing.assert_array_equal(value, expected)
+            certified = "certify_begin" in backend.driver.launched
+            assert certified == (path == 2 or (path == 0 and products == "cublas" and p >= 64 and n >= 1024))

@@ -51,9 +51,9 @@ struct Batch {
     room = o.extra[2];
     full = smaller(n, 2 * val.columns + 64);
     Carve c = {(char*)o.work};
+    z = c.take<T>(o.m * chunk);
     control = c.take<BatchControl>(1);
     bins = c.take<int64_t>(kBins);
-    z = c.take<T>(o.m * chunk);
     list = c.take<T>(o.m * room);
     latents = c.take<int32_t>(o.m * room);
     held = c.take<int32_t>(o.m);
@@ -164,15 +164,6 @@ FASTAE_KERNEL(batch_begin, kThreads) {
   const int64_t wanted = (int64_t)smaller(product, all);
   *e.control = {wanted, wanted, wanted < 1 ? ~(Key)0 : kPositive, 0, ~(Key)0, 0};
 }
-
-template <class Tiles> FASTAE_INLINE void batch_product(const Launch& o) {
-  const Batch e(o);
-  Tiles::multiply({e.x.p, e.x.ld, 1}, {e.w.at(e.first, 0), e.w.ld, 1}, View<T>{e.z, e.chunk, o.m, e.chunk}, o.m,
-                  e.columns(), e.p, [](int64_t, int64_t) {});
-}
-FASTAE_KERNEL(batch_product_small, 256) { batch_product<SmallTile>(o); }
-FASTAE_KERNEL(batch_product_middle, 256) { batch_product<MiddleTile>(o); }
-FASTAE_KERNEL(batch_product_large, 256) { batch_product<LargeTile>(o); }
 
 FASTAE_KERNEL(batch_filter, kSelectThreads) {
   const Batch e(o);

@@ -34,7 +34,7 @@ struct Encode {
   T *z, *list;
   int32_t *latents, *held;  // held: entries of a row's list, -1 for a row that is not finite
   Key* limit;
-  T* gathered;  // rows of w of a subset's chunk
+  Carve rest;  // a subset's rows of w of the chunk, or what certify.cuh keeps
 
   FASTAE_INLINE explicit Encode(const Launch& launch) : o(launch) {
     namespace at = at_encode;
@@ -63,7 +63,7 @@ struct Encode {
     latents = c.take<int32_t>(o.m * room);
     held = c.take<int32_t>(o.m);
     limit = c.take<Key>(o.m);
-    gathered = (T*)c.p;
+    rest = c;
   }
 
   FASTAE_INLINE bool ragged() const { return kind == code_kind::threshold; }
@@ -173,19 +173,25 @@ FASTAE_KERNEL(encode_begin, kThreads) {
 // Rows of w that a chunk of a subset names.
 FASTAE_KERNEL(encode_gather, kThreads) {
   const Encode e(o);
-  each_cell(e.columns(), e.p, [&](int64_t q, int64_t c) { e.gathered[q * e.p + c] = e.w(e.subset[e.first + q], c); });
+  T* const rows = (T*)e.rest.p;
+  each_cell(e.columns(), e.p, [&](int64_t q, int64_t c) { rows[q * e.p + c] = e.w(e.subset[e.first + q], c); });
 }
 
-template <class Tiles> FASTAE_INLINE void encode_product(const Launch& o) {
-  const Encode e(o);
-  if (e.columns() < 1 || (e.k < 1 && !e.ragged())) return;
-  const T* const w = e.subset ? e.gathered : e.w.at(e.first, 0);
-  Tiles::multiply({e.x.p, e.x.ld, 1}, {w, e.subset ? e.p : e.w.ld, 1}, View<T>{e.z, e.chunk, o.m, e.chunk}, o.m,
-                  e.columns(), e.p, [](int64_t, int64_t) {});
+// z (m, chunk) = x wT for a chunk of latents, of encode or batch_topk: x and w are slots 0 and 1 of both, z lies first in
+// the work memory. extra[3]: offset of the rows of w that a subset names, 0 without one.
+template <class Tiles> FASTAE_INLINE void chunk_product(const Launch& o) {
+  const View<T> x = o.real(at_encode::s_x), w = o.real(at_encode::s_w);
+  const int64_t chunk = o.extra[1], subset = o.extra[3];
+  const int64_t n = subset ? *o.view<const int32_t>(at_encode::s_n_subset).p : w.rows;
+  const int64_t columns = smaller(chunk, smaller(w.rows, n) - o.extra[0]);
+  if (columns < 1) return;
+  const T* const rows = subset ? (const T*)((char*)o.work + subset) : w.at(o.extra[0], 0);
+  Tiles::multiply({x.p, x.ld, 1}, {rows, subset ? w.columns : w.ld, 1}, View<T>{(T*)o.work, chunk, o.m, chunk}, o.m,
+                  columns, w.columns, [](int64_t, int64_t) {});
 }
-FASTAE_KERNEL(encode_product_small, 256) { encode_product<SmallTile>(o); }
-FASTAE_KERNEL(encode_product_middle, 256) { encode_product<MiddleTile>(o); }
-FASTAE_KERNEL(encode_product_large, 256) { encode_product<LargeTile>(o); }
+FASTAE_KERNEL(chunk_product_small, 256) { chunk_product<SmallTile>(o); }
+FASTAE_KERNEL(chunk_product_middle, 256) { chunk_product<MiddleTile>(o); }
+FASTAE_KERNEL(chunk_product_large, 256) { chunk_product<LargeTile>(o); }
 
 FASTAE_KERNEL(encode_filter, kSelectThreads) {
   const Encode e(o);

@@ -12,3 +12,4 @@
 #include "cuda/select.cuh"
 #include "cuda/encode.cuh"
 #include "cuda/batch_topk.cuh"
+#include "cuda/certify.cuh"

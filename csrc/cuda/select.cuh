@@ -19,7 +19,7 @@ FASTAE_INLINE T number_of(Key key) {
   return same_bits<T>(key & top ? key ^ top : ~key);
 }
 
-constexpr int kStrips = 8;          // elements a thread looks at in one go: i = strip blockDim + thread
+constexpr int kStrips = 4;          // elements a thread looks at in one go: i = strip blockDim + thread
 constexpr int kSelectThreads = 256;  // most of a block that works on lists
 
 // f(strip, rank) for the elements that are marked (bit t of a thread: its element of strip t), ranked by (strip, thread); returns their number. Blocks of whole

@@ -6,11 +6,13 @@ from ...plan import schema
 from .binder import Binder, Grid, ceil_div, over, over_cells, over_rows
 from .codes import ONE_BLOCK
 from .dense import tile
+from .lt import Matrix, Product
 
 PRODUCTS = 1 << 24  # of a chunk: latents times rows of the batch
 LATENTS = 256  # a chunk is a multiple of so many
+MOST_CERTIFIED = 1 << 18  # Bounds::possible
 GATHERED = 1 << 23  # numbers of the weights of a subset's chunk
-SELECT_THREADS, STRIPS = 256, 8  # kSelectThreads, kStrips of select.cuh
+SELECT_THREADS, STRIPS = 256, 4  # kSelectThreads, kStrips of select.cuh
 DIGIT, BINS = 11, 1 << 11  # kDigit, kBins of batch_topk.cuh
 
 
@@ -40,36 +42,102 @@ def chunk_of(m: int, n: int, most: int = PRODUCTS) -> int:
     return min(n, max(LATENTS, most // max(m, 1) // LATENTS * LATENTS))
 
 
-def room_of(k: int, n: int, threads: int) -> int:
-    """Entries of a row's list: a full one, and what one look at a chunk may add."""
-    return min(n, 2 * k + 32 + threads * STRIPS)
-
-
 def encode(b: Binder, op) -> None:
+    if certifies(b, op):
+        certified(b, op)
+        return
     n, p = b.shape("w")
-    item = b.plan.dtype.itemsize
     chunk = chunk_of(b.m, n)
     if b.has("subset"):
         chunk = chunk_of(p, chunk, GATHERED)
     rows = blocks_of_rows(b.m, chunk)
     ragged = schema.CODE_KINDS[op.ints["kind"]] == "threshold"
-    room = 1 if ragged else room_of(min(op.ints["k"], n), n, rows[1][0])
-    memory = Memory()
+    room = 1 if ragged else min(n, 2 * op.ints["k"] + 32 + rows[1][0] * STRIPS)
+    memory = lists(b, chunk, room)
+    subset = memory.take(chunk * p, b.plan.dtype.itemsize) if b.has("subset") else 0
+    b.launch("encode_begin", over_rows(b.m), work_bytes=memory.bytes, extra=(0, chunk, room))
+    for first in range(0, n, chunk):
+        some = min(chunk, n - first)
+        if subset:
+            b.launch("encode_gather", over_cells(some, p), extra=(first, chunk, room))
+        chunk_product(b, some, (first, chunk, room, subset))
+        b.launch("encode_filter", rows, extra=(first, chunk, room))
+    b.launch("encode_finish", rows, extra=(0, chunk, room))
+
+
+def lists(b: Binder, chunk: int, room: int) -> Memory:
+    """Products of a chunk, the rows' lists and their limits: the arrays of Encode."""
+    memory, item = Memory(), b.plan.dtype.itemsize
     for count, size in ((b.m * chunk, item), (b.m * room, item), (b.m * room, 4), (b.m, 4), (b.m, item)):
         memory.take(count, size)
-    if b.has("subset"):
-        memory.take(chunk * p, item)
-    work = memory.bytes
-    b.launch("encode_begin", over_rows(b.m), work_bytes=work, extra=(0, chunk, room))
+    return memory
+
+
+def chunk_product(b: Binder, columns: int, extra: tuple[int, ...]) -> None:
+    """The float32 (or float64) chains of a chunk of latents."""
+    name, threads = tile(b, b.m, columns)
+    b.launch(f"chunk_product_{name}", threads, extra=extra)
+
+
+# ---- candidates by products in bfloat16, with proven bounds: csrc/cuda/certify.cuh ---
+
+
+def certifies(b: Binder, op) -> bool:
+    """Whether candidates come from products in bfloat16. The results are the same bits."""
+    n, p = b.shape("w")
+    path = schema.ENCODE_PATHS[op.ints["path"]]
+    if b.plan.dtype.itemsize != 4 or b.has("subset") or p >= MOST_CERTIFIED or path == "float32":
+        return False
+    ragged = schema.CODE_KINDS[op.ints["kind"]] == "threshold"
+    return path == "bfloat16" or (b.cublas and p >= 64 and n >= 1024 and (ragged or n >= 16 * op.ints["k"]))
+
+
+def certified(b: Binder, op) -> None:
+    n, p = b.shape("w")
+    chunk, depth = chunk_of(b.m, n), ceil_div(p, 64) * 64
+    rows = blocks_of_rows(b.m, chunk)
+    ragged, packed = schema.CODE_KINDS[op.ints["kind"]] == "threshold", b.has("packed")
+    room = min(chunk, rows[1][0] * STRIPS) if ragged else min(n, 4 * op.ints["k"] + 128 + rows[1][0] * STRIPS)
+    memory = lists(b, chunk, room)
+    for count, size in ((b.m * room, 4), (b.m, 4), (b.m, 4)):
+        memory.take(count, size)
+    x = memory.take(b.m * depth, 2)
+    memory.take(b.m, 4)
+    memory.take(1, 4)
+    if not ragged:
+        memory.take(b.m * p, 4)
+    w = 0 if packed else memory.take(ceil_div(chunk, 64) * 64 * (2 * depth + 8), 1)
+    common = (chunk, room, int(packed))
+    b.launch("certify_begin", over_rows(b.m), work_bytes=memory.bytes, extra=(0, *common))
     for first in range(0, n, chunk):
-        extra = (first, chunk, room)
-        some = min(chunk, n - first)
-        if b.has("subset"):
-            b.launch("encode_gather", over_cells(some, p), extra=extra)
-        name, threads = tile(b, b.m, some)
-        b.launch(f"encode_product_{name}", threads, extra=extra)
-        b.launch("encode_filter", rows, extra=extra)
-    b.launch("encode_finish", rows, extra=(0, chunk, room))
+        extra, some = (first, *common), min(chunk, n - first)
+        if not packed:
+            b.launch("certify_pack", over_rows(some), extra=extra)
+        if b.cublas:
+            at = b.address("packed") + 2 * first * depth if packed else b.work + w
+            product = Product("bfloat16", Matrix(b.work + x, depth), Matrix(at, depth, True), Matrix(b.work, chunk),
+                              b.m, some, depth)  # fmt: skip
+            b.launches.append(product)
+        else:
+            b.launch("certify_product", over_cells(b.m, some), extra=extra)
+        b.launch("certify_ragged" if ragged else "certify_filter", rows, extra=extra)
+    if ragged:
+        b.launch("encode_finish", rows, extra=(0, chunk, room))
+        return
+    b.launch("certify_finish", rows, extra=(0, *common))
+    b.launch("fallback_rows", ((1, 1, 1), (SELECT_THREADS, 1, 1)), extra=(0, *common))
+    b.launch("fallback_gather", over_cells(b.m, p), extra=(0, *common))
+    few = ((4 * b.n_multiprocessors, 1, 1), rows[1])
+    for i in range(ceil_div(n, chunk)):
+        b.launch("fallback_product", ((few[0][0], 1, 1), (256, 1, 1)), extra=(i, *common))
+        b.launch("fallback_filter", few, extra=(i, *common))
+    b.launch("fallback_finish", few, extra=(0, *common))
+
+
+def pack_encoder(b: Binder, op) -> None:
+    n, p = b.shape("w")
+    if b.plan.dtype.itemsize == 4 and p < MOST_CERTIFIED:
+        b.launch("pack_encoder", over_rows(n))
 
 
 def batch_topk(b: Binder, op) -> None:
@@ -79,13 +147,12 @@ def batch_topk(b: Binder, op) -> None:
     rows = blocks_of_rows(b.m, chunk)
     room = min(n, 2 * b.shape("val")[1] + 64 + rows[1][0] * STRIPS)
     memory = Memory()
-    for count, size in ((1, 64), (BINS, 8), (b.m * chunk, item), (b.m * room, item), (b.m * room, 4), (b.m, 4), (b.m, 8)):
+    for count, size in ((b.m * chunk, item), (1, 64), (BINS, 8), (b.m * room, item), (b.m * room, 4), (b.m, 4), (b.m, 8)):
         memory.take(count, size)
     common = (0, chunk, room)
     b.launch("batch_begin", over_rows(b.m), work_bytes=memory.bytes, extra=common)
     for first in range(0, n, chunk):
-        name, threads = tile(b, b.m, min(chunk, n - first))
-        b.launch(f"batch_product_{name}", threads, extra=(first, chunk, room))
+        chunk_product(b, min(chunk, n - first), (first, chunk, room))
         b.launch("batch_filter", rows, extra=(first, chunk, room))
         b.launch("batch_raise", ONE_BLOCK, extra=common)
     lists = blocks_of_rows(b.m, room)
@@ -97,10 +164,6 @@ def batch_topk(b: Binder, op) -> None:
     b.launch("batch_ties_before", ((1, 1, 1), (1024 if b.m > SELECT_THREADS else 32, 1, 1)), extra=common)
     b.launch("batch_emit", lists, extra=common)
     b.launch("batch_finish", ((1, 1, 1), (32, 1, 1)), extra=common)
-
-
-def pack_encoder(b: Binder, op) -> None:
-    """Nothing to do."""
 
 
 def narrow(b: Binder, op) -> None:
