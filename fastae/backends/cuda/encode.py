@@ -37,8 +37,8 @@ def blocks_of_rows(rows: int, columns: int) -> tuple[Grid, Grid]:
     return (max(1, min(rows, 1 << 20)), 1, 1), (x, 1, 1)
 
 
-def chunk_of(m: int, n: int, most: int = PRODUCTS) -> int:
-    """Latents of a chunk."""
+def chunk_of(m: int, n: int, most: int) -> int:
+    """Latents of a chunk, so that m numbers for each are no more than `most`."""
     return min(n, max(LATENTS, most // max(m, 1) // LATENTS * LATENTS))
 
 
@@ -47,7 +47,7 @@ def encode(b: Binder, op) -> None:
         certified(b, op)
         return
     n, p = b.shape("w")
-    chunk = chunk_of(b.m, n)
+    chunk = chunk_of(b.m, n, PRODUCTS)
     if b.has("subset"):
         chunk = chunk_of(p, chunk, GATHERED)
     rows = blocks_of_rows(b.m, chunk)
@@ -94,7 +94,7 @@ def certifies(b: Binder, op) -> bool:
 
 def certified(b: Binder, op) -> None:
     n, p = b.shape("w")
-    chunk, depth = chunk_of(b.m, n), ceil_div(p, 64) * 64
+    chunk, depth = chunk_of(b.m, n, PRODUCTS), ceil_div(p, 64) * 64
     rows = blocks_of_rows(b.m, chunk)
     ragged, packed = schema.CODE_KINDS[op.ints["kind"]] == "threshold", b.has("packed")
     room = min(chunk, rows[1][0] * STRIPS) if ragged else min(n, 4 * op.ints["k"] + 128 + rows[1][0] * STRIPS)
@@ -143,7 +143,7 @@ def pack_encoder(b: Binder, op) -> None:
 def batch_topk(b: Binder, op) -> None:
     n = b.shape("w")[0]
     item = b.plan.dtype.itemsize
-    chunk = chunk_of(b.m, n)
+    chunk = chunk_of(b.m, n, PRODUCTS)
     rows = blocks_of_rows(b.m, chunk)
     room = min(n, 2 * b.shape("val")[1] + 64 + rows[1][0] * STRIPS)
     memory = Memory()
