@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .arrays import HostRows, on_device
 from .exceptions import NonFiniteLossError
 from .plan import schema
 from .plan.plan import Job, Plan, Source
@@ -79,9 +81,9 @@ class Trainer:
         self.sum_scale = sum_scale  # of the loss in VARIANCE's units
         # parameters may have changed since: never less room than the codes of now take
         self._plan(min(network.n_components, max(self.position.capacity or 0, capacity_of(network, batch))))
-        self.state = State(self.plan.allocate()) if state is None else state
+        self.state = State(self.backend.allocate(self.plan)) if state is None else state
         self.history = SparseHistory()
-        self.kept: np.ndarray | None = None
+        self.kept: Any = None
         self.kept_at = 0
         self.rates: Scalars = scalars_of(network)
 
@@ -148,7 +150,7 @@ class Trainer:
                 "solver's clip_norm"
             )
         self._plan(min(n, 2 * capacity))
-        self.state.spaces = [self.plan.allocate()[0], *self.state.spaces[1:]]
+        self.state.spaces = self.state.spaces.with_arena(self.plan)
 
     # ---- epochs ---
 
@@ -159,12 +161,12 @@ class Trainer:
         """
         self.keep()
         try:
-            for block in blocks:
+            for block, placed in self.ahead(blocks):
                 first, n_steps = 0, -(-block[1] // self.batch)
                 while first < n_steps:
                     until = min(stop(self.state.steps), self.next_resample(self.state.steps))
                     count = min(n_steps - first, until - self.state.steps)
-                    self.run(block, first, count)
+                    self.run(placed, first, count)
                     first += count
                     if self.state.steps == self.next_resample(self.state.steps - 1):
                         self.revive(block, (first - 1) * self.batch)
@@ -180,28 +182,41 @@ class Trainer:
             raise
         self.finish_epoch()
 
+    def ahead(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Block]]:
+        """Blocks, each with the same where steps read it best: on a GPU put there while the one before is worked on."""
+        if self.backend.device == "cpu":
+            yield from ((block, block) for block in blocks)
+            return
+
+        def take() -> tuple[Block, Block] | None:
+            block = next(blocks, None)
+            return None if block is None else (block, (self.backend.place(block[0]), block[1]))
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(take)
+            while (item := waiting.result()) is not None:
+                waiting = pool.submit(take)
+                yield item
+
     # ---- the last weights that were good ---
 
     def finite(self) -> bool:
-        return self.backend.all_finite(self.view("theta"), self.settings.n_threads)
+        return self.state.spaces.finite(self.backend, self.dtype, self.settings.n_threads)
 
     def keep(self) -> None:
         """Copies the weights aside, every hundred steps or so, when they are finite."""
         if self.kept is not None and self.state.steps < self.kept_at + _KEEP_STEPS:
             return
-        theta = self.state.spaces[schema.THETA]
-        if self.kept is None:
-            self.kept = theta.copy()
-        elif self.finite():
-            self.kept[:] = theta
+        if self.kept is None or self.finite():
+            self.kept = self.state.spaces.snapshot(schema.THETA, self.kept)
         self.kept_at = self.state.steps
 
     def put_back(self) -> None:
         """After a loss that is not finite: the weights kept aside, as those now led to it."""
         if self.kept is None:
             return
-        self.state.spaces[schema.THETA][:] = self.kept
-        self.state.spaces[schema.STATE][:] = 0  # it may hold infinities too
+        self.state.spaces.restore(schema.THETA, self.kept)
+        self.state.spaces.clear(schema.STATE)  # it may hold infinities too
         self.state.steps = self.kept_at = self.position.step = 0
         self.position.totals = Totals()
 
@@ -216,7 +231,7 @@ class Trainer:
         self.state.epochs += 1
 
     def dead_fraction(self) -> float:
-        return float((self.view("since") >= self.network.dead_after).mean())
+        return float((self.state.spaces.peek(self.plan, "since") >= self.network.dead_after).mean())
 
     # ---- dead latents begin anew ---
 
@@ -281,7 +296,8 @@ def residuals(trainer: Trainer, sources: tuple[Source, ...], rows: np.ndarray) -
     from .plan.sparse import sparse_inference_plan
 
     plan = sparse_inference_plan(trainer.network, trainer.dtype, part="reconstruct")
-    spaces = [plan.allocate()[0], trainer.state.spaces[schema.THETA], *plan.allocate(arena=False)[2:]]
+    spaces = plan.allocate()
+    spaces[schema.THETA] = trainer.state.spaces[schema.THETA]
     out = np.empty((len(rows), trainer.network.n_targets), trainer.dtype)
     job = Job([*spaces, out], sources, len(rows), rows.astype(np.int64), n_steps=-(-len(rows) // plan.batch),
               phases=schema.PREPARE | schema.GRADIENT, n_threads=trainer.settings.n_threads)  # fmt: skip
@@ -295,7 +311,8 @@ def residuals(trainer: Trainer, sources: tuple[Source, ...], rows: np.ndarray) -
 def dense_rows(source: Source, rows: np.ndarray) -> np.ndarray:
     """Some rows of a source as float64."""
     if source.indptr is None:
-        return np.asarray(source.data[rows], dtype=np.float64)
+        data = HostRows(source.data) if on_device(source.data) else source.data
+        return np.asarray(data[rows], dtype=np.float64)
     from scipy.sparse import csr_array
 
     shape = (source.n_rows, source.columns)

@@ -17,7 +17,7 @@ import numpy as np
 
 from .exceptions import NonFiniteLossError
 from .plan import schema
-from .plan.plan import Job, Plan, Source
+from .plan.plan import Job, Plan, Source, Spaces
 from .schedules import ReduceOnPlateau, Schedule
 from .spec.options import FullBatchOption
 
@@ -28,7 +28,7 @@ SPLIT_EPOCH = 2**32 - 1  # the permutation that chooses the held-out rows
 class State:
     """What training carries from call to call: memory, steps and epochs done."""
 
-    spaces: list[np.ndarray]
+    spaces: Spaces
     steps: int = 0
     epochs: int = 0
     first_epoch: int = 0  # where the learning-rate schedule began
@@ -106,7 +106,7 @@ def run_epoch(
     """One pass over the rows; returns the mean objective (loss and penalties). Raises `NonFiniteLossError`."""
     n_steps = -(-n_rows // plan.batch)
     values = np.zeros((n_steps, plan.n_values))
-    backup = state.spaces[schema.THETA].copy()
+    backup = state.spaces.snapshot(schema.THETA)
     job = Job(
         spaces=state.spaces, sources=sources, n_rows=n_rows, order=rows, n_steps=n_steps,
         scalars=step_scalars(settings, state, n_steps), values=values, seed=settings.seed, epoch=state.epochs,
@@ -114,10 +114,9 @@ def run_epoch(
     )  # fmt: skip
     # The run ends before the update of a step whose loss is not finite, but weights may have gone wrong before.
     done = backend.run(handle, job)
-    theta = state.spaces[schema.THETA].view(plan.dtype).reshape(1, -1)
-    if done < n_steps or not backend.all_finite(theta):
-        state.spaces[schema.THETA][:] = backup
-        state.spaces[schema.STATE][:] = 0  # it may hold infinities too, and leads to where the loss went
+    if done < n_steps or not state.spaces.finite(backend, plan.dtype):
+        state.spaces.restore(schema.THETA, backup)
+        state.spaces.clear(schema.STATE)  # it may hold infinities too, and leads to where the loss went
         state.steps = 0
         where = f"batch {done + 1} of {n_steps}" if done < n_steps else "its last update"
         raise NonFiniteLossError(
@@ -152,6 +151,7 @@ def fit(
     history = History() if history is None else history
     handle = backend.compile(plan)
     n_rows = sources[0].n_rows if rows is None else len(rows)
+    sources = backend.place(sources)
     with Monitor(settings, state, history, n_rows, plan.batch, validate, model, publish) as monitor:
         for _ in range(settings.max_iter):
             order = epoch_order(backend, settings, state.epochs, rows, n_rows)
@@ -175,7 +175,7 @@ class Monitor:
         self.validate, self.model, self.publish = validate, model, publish
         self.bar = _Bar(settings, n_rows, batch)
         self.progress = self.bar.progress
-        self.best_weights: np.ndarray | None = None
+        self.best_weights: Any = None
         self.best, self.stale = np.inf, 0
         self.begin = time.perf_counter()
 
@@ -190,7 +190,7 @@ class Monitor:
             history.validation_losses.append(validation)
             if validation < history.best_validation or self.best_weights is None:
                 history.best_validation = validation
-                self.best_weights = state.spaces[schema.THETA].copy()
+                self.best_weights = state.spaces.snapshot(schema.THETA)
         rate = _next_rate(settings, state, history)
         info = EpochInfo(state.epochs, loss, validation, rate, time.perf_counter() - self.begin, self.model)
         self.bar.epoch(info)
@@ -215,7 +215,7 @@ class Monitor:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
         if self.best_weights is not None:
-            self.state.spaces[schema.THETA][:] = self.best_weights
+            self.state.spaces.restore(schema.THETA, self.best_weights)
 
 
 def _next_rate(settings: Settings, state: State, history: History) -> float:

@@ -89,6 +89,9 @@ class HostDriver:
     """
 
     n_multiprocessors = 4
+    number = 0
+    free = 1 << 40  # bytes that `place` may count on
+    OutOfMemory = MemoryError
 
     def __init__(self, seed: int = 1, *flags: str, products: str = "exact"):
         self.seed, self.flags, self.products = seed, flags, products
@@ -106,11 +109,20 @@ class HostDriver:
     def address(self, buffer: np.ndarray) -> int:
         return buffer.ctypes.data
 
-    def upload(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array).copy()
+    def upload(self, array: np.ndarray, *, aside: bool = False) -> np.ndarray:
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy()
 
-    def download(self, buffer: np.ndarray, array: np.ndarray) -> None:
-        array[...] = buffer
+    def write(self, buffer: np.ndarray, array: np.ndarray, offset: int = 0) -> None:
+        buffer[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def download(self, buffer: np.ndarray, array: np.ndarray, offset: int = 0) -> None:
+        array[...] = buffer[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
+
+    def copy(self, to: np.ndarray, buffer: np.ndarray, n_bytes: int | None = None) -> None:
+        to[:n_bytes] = buffer[:n_bytes]
+
+    def fill(self, buffer: np.ndarray, byte: int) -> None:
+        buffer[:] = byte
 
     def launch(self, dtype: np.dtype, launch: Launch | Product) -> None:
         if isinstance(launch, Product):
@@ -136,4 +148,31 @@ class HostDriver:
         return replay
 
     def synchronize(self) -> None:
+        pass
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def slot(self) -> HostSlot:
+        return HostSlot(self)
+
+
+class HostSlot:
+    """The way of rows to the device and back, without overlap."""
+
+    def __init__(self, driver: HostDriver):
+        self.driver = driver
+
+    def send(self, parts: list) -> list[int]:
+        self.held = [None if part is None else self.driver.upload(part) for part in parts]
+        return [0 if part is None else self.driver.address(part) for part in self.held]
+
+    def used(self) -> None:
+        self.held = [None if part is None else part.fill(0xA5) for part in self.held]
+
+    def fetch(self, pairs: list) -> None:
+        for buffer, array in pairs:
+            self.driver.download(buffer, array)
+
+    def retire(self) -> None:
         pass

@@ -12,6 +12,7 @@ typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
+typedef uint64_t uintptr_t;
 #define __builtin_inff() __builtin_bit_cast(float, 0x7f800000u)
 #define __builtin_inf() __builtin_bit_cast(double, 0x7ff0000000000000ull)
 #else

@@ -45,7 +45,7 @@ FASTAE_KERNEL(gather, kThreads) {
   const View<T> x = o.real(at::s_x);
   for (int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; r < o.m; r += (int64_t)gridDim.x * blockDim.y) {
     const int64_t position = step.start + r, id = step.order ? step.order[position] : position;
-    const int64_t place = step.place ? step.place[position] : id;
+    const int64_t place = step.first >= 0 ? position - step.first : id;
     read_row(s, place, x.at(r, 0));
     if (threadIdx.x == 0) {
       if (o.has(at::s_rows)) ((int64_t*)o.slot[at::s_rows].p)[r] = id;
@@ -60,6 +60,23 @@ FASTAE_KERNEL(take, kThreads) {
   const int64_t* rows = (const int64_t*)o.slot[at::s_rows].p;
   for (int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; r < o.m; r += (int64_t)gridDim.x * blockDim.y)
     read_row(s, rows[r], o.real(at::s_x).at(r, 0));
+}
+
+// The sources of the next block of rows: source q is told by slots 2 q and 2 q + 1 (data and weight, indptr and indices
+// by `p` and `ld`); extra: position of the first row, number of sources.
+FASTAE_KERNEL(enter_block, 32) {
+  if (threadIdx.x || blockIdx.x) return;
+  Step& step = *o.step;
+  step.first = o.extra[0];
+  for (int q = 0; q < (int)o.extra[1]; ++q) {
+    DeviceSource& s = step.source[q];
+    const Slot &data = o.slot[2 * q], &sparse = o.slot[2 * q + 1];
+    s.data = data.p;
+    s.weight = (const double*)(uintptr_t)data.ld;
+    s.indptr = (const int64_t*)sparse.p;
+    s.indices = (const int32_t*)(uintptr_t)sparse.ld;
+    s.row_stride = data.columns;
+  }
 }
 
 // After a step's gradients: whether its values are finite.
@@ -78,13 +95,29 @@ FASTAE_KERNEL(advance, 32) {
   o.step->start += o.step->batch;
 }
 
-// value += sum of o.m doubles of row_value / m: f(0) 1 to divide
-FASTAE_KERNEL(mean_value, 1024) {
+// work[0] (int64) = 1 where a number of slot 0 is not finite; every thread that finds one writes the same.
+FASTAE_KERNEL(find_not_finite, kThreads) {
+  const T* const x = o.real(0).p;
+  each(o.slot[0].columns, [&](int64_t i) {
+    if (!(x[i] - x[i] == T(0))) *(int64_t*)o.work = 1;
+  });
+}
+
+// Sums of numbers that an op's kernels left at `work`, for values of the run: of the m rows' values over m, and of
+// extra[1] numbers times a factor (extra[2]: the bits of a float64).
+FASTAE_INLINE double work_sum(const Launch& o, int64_t n) {
   const double* v = (const double*)o.work;
   double sum = 0;
-  for (int64_t r = threadIdx.x; r < o.m; r += blockDim.x) sum += v[r];
-  sum = block_sum(sum);
+  for (int64_t r = threadIdx.x; r < n; r += blockDim.x) sum += v[r];
+  return block_sum(sum);
+}
+FASTAE_KERNEL(mean_value, 1024) {
+  const double sum = work_sum(o, o.m);
   if (threadIdx.x == 0) o.add_value(o.extra[0], sum / (double)o.m);
+}
+FASTAE_KERNEL(sum_value, 1024) {
+  const double sum = work_sum(o, o.extra[1]);
+  if (threadIdx.x == 0) o.add_value(o.extra[0], same_bits<double>(o.extra[2]) * sum);
 }
 
 }  // namespace fastae

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from ..plan import schema
-from ..plan.plan import Buffer, Job, Op, Plan, Source
+from ..plan.plan import Buffer, Job, Op, Plan, Source, Spaces
 
 
 def operand(op: Op, array: np.ndarray) -> np.ndarray:
@@ -101,6 +101,15 @@ class Interpreter:
 
     name: str
     kernels: dict
+    device = "cpu"
+
+    def allocate(self, plan: Plan) -> Spaces:
+        """Memory for a plan."""
+        return plan.allocate()
+
+    def place(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        """Sources where steps read them best: as they are."""
+        return sources
 
     def compile(self, plan: Plan) -> Plan:
         """A plan needs no preparation here."""

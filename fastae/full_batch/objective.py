@@ -66,19 +66,22 @@ class Objective:
                  rows: np.ndarray | None):  # fmt: skip
         self.backend, self.plan = backend, plan
         self.handle = backend.compile(plan)
-        self.theta = plan.view(state.spaces, "theta")[0]
-        self.grad = plan.view(state.spaces, "grad")[0]
+        self.spaces = state.spaces
         self.values = np.zeros((1, plan.n_values))
         n_rows = sources[0].n_rows if rows is None else len(rows)
         self.job = Job(
-            state.spaces, sources, n_rows, rows, values=self.values, scalars=np.zeros((1, plan.n_scalars)),
+            state.spaces, backend.place(sources), n_rows, rows, values=self.values, scalars=np.zeros((1, plan.n_scalars)),
             seed=settings.seed, n_threads=settings.n_threads,
         )  # fmt: skip
+
+    @property
+    def theta(self) -> np.ndarray:
+        return self.plan.view(self.spaces, "theta")[0]
 
     def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """Value and gradient; the value is infinite where anything is not finite."""
         self.theta[:] = theta
-        value, total = 0.0, np.zeros_like(self.grad)
+        value, total = 0.0, np.zeros(theta.shape, self.plan.dtype)
         batch, n_rows = self.plan.batch, self.job.n_rows
         for block, start in enumerate(range(0, n_rows, batch)):
             self.job.first_batch = block
@@ -87,6 +90,6 @@ class Objective:
                 return np.inf, total
             share = min(batch, n_rows - start) / n_rows
             value += share * float(self.values.sum())
-            total += np.multiply(self.grad, share, out=self.grad)
+            total += share * self.plan.view(self.spaces, "grad")[0]
         finite = np.isfinite(value) and self.backend.all_finite(total.reshape(1, -1))
         return (value if finite else np.inf), total

@@ -39,10 +39,10 @@ class _Search:
         self.objective, self.variables, self.state = objective, variables, state
         self.evaluations = 0
         self.gain: float | None = None  # decrease of the objective in the last iteration
-        self.memory = state.spaces[schema.THETA].copy()  # of the accepted point
+        self.memory = state.spaces.snapshot(schema.THETA)  # of the accepted point
         self.accepted = self.last = self._evaluate(variables.start(objective.theta))
         if np.isfinite(self.accepted.value):
-            self.memory = state.spaces[schema.THETA].copy()
+            self.memory = state.spaces.snapshot(schema.THETA)
 
     def _evaluate(self, z: np.ndarray) -> _Point:
         self.evaluations += 1
@@ -71,11 +71,11 @@ class _Search:
         old = self.accepted
         self.accepted = self.last = self.last if np.array_equal(z, self.last.z) else self._evaluate(z)
         self.gain = old.value - self.accepted.value
-        self.memory = self.state.spaces[schema.THETA].copy()
+        self.memory = self.state.spaces.snapshot(schema.THETA)
 
     def restore(self) -> None:
         """Puts the accepted point's parameters back: what ends a line search leaves its probe."""
-        self.state.spaces[schema.THETA][:] = self.memory
+        self.state.spaces.restore(schema.THETA, self.memory)
 
     @property
     def exhausted(self) -> bool:

@@ -6,14 +6,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from .. import threads
-from ..backends import get_backend
+from ..arrays import namespace, share_memory
+from ..backends import device_number, get_backend
 from ..plan import schema
 from ..plan.build import evaluation_plan, inference_plan
 from ..plan.plan import Job, Plan, Source
@@ -26,7 +27,7 @@ from .inspection import ShownAsHTML
 if TYPE_CHECKING:
     from .encoder import Encoder
 
-PRECISIONS = ("auto", "float32", "float64", "bfloat16")
+PRECISIONS = ("auto", "float32", "float64", "bfloat16", "tf32")
 _LAYER_BYTES = 1 << 26  # of layer outputs held at a time
 
 
@@ -59,7 +60,7 @@ class _Compiled:
     def __init__(self, backend: Any, plan: Plan):
         self.plan, self.backend = plan, backend
         self.handle = backend.compile(plan)
-        self.spaces = plan.allocate()
+        self.spaces = backend.allocate(plan)
         # the packed weights live in the arena; Python backends use the rest of it too, so they take turns
         self.lock = threading.Lock()
         self.packed = False
@@ -78,7 +79,7 @@ class _Compiled:
         """Writes the plan's external array (or list of arrays) for all rows of the source, or for those in ``rows``."""
         external = external if isinstance(external, list) else [external]
         n_rows = source.n_rows if rows is None else len(rows)
-        job = Job([*self.spaces, *external], (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
+        job = Job(self.spaces + external, (source,), n_rows, rows, n_steps=-(-n_rows // self.plan.batch),
                   phases=schema.GRADIENT, n_threads=n_threads)  # fmt: skip
         if self.packed and self.backend.name == "native":
             self.backend.run(self.handle, job)
@@ -97,16 +98,29 @@ class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     def _backend(self) -> Any:
         """The backend that the parameters ask for; the fitted one's name is in ``backend_``."""
-        if self.device not in ("auto", "cpu"):
-            if str(self.device).startswith("cuda"):
-                raise ImportError(
-                    f"device={self.device!r} is not available: this version of fastae has no CUDA backend; "
-                    "use device='cpu' or 'auto'"
-                )
-            raise options.unknown("device", self.device, ("auto", "cpu"))
         if self.precision not in PRECISIONS:
             raise options.unknown("precision", self.precision, PRECISIONS)
-        return get_backend(self.backend)
+        backend = get_backend(self.backend, self.device)
+        if self.precision == "tf32" and backend.name != "cuda":
+            raise ValueError("precision='tf32' is a GPU's; set device='cuda', or use precision='float32'")
+        return backend
+
+    def to(self, device: str) -> Self:
+        """Moves the model to "cpu", "cuda" or "cuda:1": what it does from now on is done there. Returns the model."""
+        before = self.device, self.backend
+        self.device = device
+        if self.backend == "cuda" or not isinstance(self.backend, str) or device_number(device) is not None:
+            self.backend = "auto"
+        try:
+            backend = self._backend()
+        except Exception:
+            self.device, self.backend = before
+            raise
+        if hasattr(self, "backend_"):
+            self.backend_, self.device_ = backend.name, backend.device
+            self._forget_compiled()
+            self._live = None
+        return self
 
     def _forget_compiled(self) -> None:
         self._compiled: dict = {}
@@ -156,14 +170,14 @@ class DenseModel(ShownAsHTML, CompiledModel):
     # ---- backend and memory ---------------------------------------------------------------------------------------
 
     @property
-    def _bf16(self) -> bool:
-        """Whether products are in bfloat16."""
-        return self.precision == "bfloat16"
+    def _bf16(self) -> int:
+        """What products are made in: 1 bfloat16, 2 tf32, 0 the plan's own type."""
+        return {"bfloat16": 1, "tf32": 2}.get(self.precision, 0)
 
     def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
         """The inference or evaluation plan for a dtype, made once per set of weights and backend."""
         backend = self._backend()
-        key = (what, dtype, self._bf16, backend.name, getattr(backend, "isa", ""))
+        key = (what, dtype, self._bf16, backend.name, backend.device, getattr(backend, "isa", ""))
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             network: Network = self.network_.encoding if what == "encode" else self.network_
@@ -204,13 +218,14 @@ class DenseModel(ShownAsHTML, CompiledModel):
     def _run(self, what: str, source: Source, dtype: np.dtype, width: int, out: np.ndarray | None = None) -> np.ndarray:
         shape = (source.n_rows, width)
         if out is None:
-            out = np.empty(shape, dtype)
-        elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+            out = namespace(source.data).empty(shape, dtype)
+        elif (out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous
+              or not getattr(out.flags, "writeable", True)):  # fmt: skip
             raise ValueError(
                 f"out has shape {out.shape} and dtype {out.dtype}; wanted a writeable C-contiguous array of shape "
                 f"{shape} and dtype {dtype}"
             )
-        elif np.shares_memory(out, source.data):
+        elif share_memory(out, source.data):
             raise ValueError("out shares memory with X; give an array of its own")
         self._compile(what, dtype).run(source, out, self._threads())
         return out

@@ -83,7 +83,7 @@ class Encoder:
                  error: EncodingError | None = None):  # fmt: skip
         # for errors: the model's class, its names of columns, whether it has a parameter `missing`
         stored = output if output in ("float16", "int8") else "real"
-        plan = inference_plan(network, dtype, bf16=precision == "bfloat16", int8=precision == "int8", output=stored)
+        plan = inference_plan(network, dtype, bf16={"bfloat16": 1, "tf32": 2}.get(precision, 0), int8=precision == "int8", output=stored)
         compiled = _Compiled(get_backend(backend), plan)
         weights.write(plan, compiled.spaces, network, *arrays)
         compiled.connect(network)
@@ -207,7 +207,7 @@ def model_encoder(model: DenseModel, precision: str, n_threads: int | None, outp
             "precision='int8' needs sample: rows like those to come, on which the encoder measures its error; give "
             "sample=X, or use precision='float32'"
         )
-    dtype = np.dtype("float32" if precision in ("bfloat16", "int8") else precision)
+    dtype = np.dtype("float32" if precision in ("bfloat16", "tf32", "int8") else precision)
     if output == "auto":
         output = dtype.name
     if output != dtype.name and (dtype == np.float64 or output == "float64"):

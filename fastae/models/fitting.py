@@ -244,7 +244,7 @@ class FittedByBatches(Stored):
         if options.is_full_batch(network.solver):
             if self._bf16:
                 raise ValueError(
-                    f"precision='bfloat16' cannot go with solver={network.solver.name!r}, which computes in float64; "
+                    f"precision={self.precision!r} cannot go with solver={network.solver.name!r}, which computes in float64; "
                     "use precision='auto', or an update rule such as solver='adam'"
                 )
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)
@@ -254,7 +254,7 @@ class FittedByBatches(Stored):
             raise ValueError(
                 "batch_size=1 cannot go with batch normalisation; use at least 2, or normalization='layer'"
             )
-        spaces = self.plan_.allocate()
+        spaces = backend.allocate(self.plan_)
         weights.write(self.plan_, spaces, network, *(start or (self.weights_, self.norms_)))
         if network.n_directions:
             self.plan_.view(spaces, "basis")[...] = self._basis(network, source, warm)
@@ -300,8 +300,7 @@ class FittedByBatches(Stored):
         weight = None if weight is None or not weight[held_out].any() else weight[held_out]
 
         def validate() -> float:
-            theta = compiled.spaces[schema.THETA]
-            theta[:] = state.spaces[schema.THETA][: len(theta)]
+            compiled.spaces.take(schema.THETA, state.spaces)
             compiled.packed = False
             compiled.run(sources[0], values, self._threads(), held_out)
             return float(np.average(row_losses(values), weights=weight))
@@ -335,7 +334,7 @@ class FittedByBatches(Stored):
         self.best_validation_score_ = self._perfect_score - min(validated) if validated else None
         self.n_parameters_ = weights.n_parameters(network)
         self.backend_ = backend.name
-        self.device_ = "cpu"
+        self.device_ = backend.device
 
 
 def _first_rows(source: Source, network: Network, limit: int) -> np.ndarray:

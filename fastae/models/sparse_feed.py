@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import on_device, to_host
 from ..plan.plan import Source
 from ..stream import Rows, check_finite, open_rows
 from ..stream.rows import BUFFER_ELEMENTS, CHUNK_ELEMENTS, MAX_CHUNK_ROWS
@@ -51,6 +52,8 @@ def open_checked(estimator: Any, X: Any, *, reset: bool, backend: Any, precision
     """
     if not is_stream(X):
         source, dtype = check_rows(estimator, X, reset=reset, backend=backend, precision=precision)
+        if on_device(source.data):  # blocks are shuffled on the host, and go back one ahead of the steps
+            source = Source(to_host(source.data), columns=source.columns)
         return open_rows(rows_of(source), backend=backend), dtype, False
     rows = open_rows(X, None if reset else estimator.n_features_in_, backend=backend)
     if reset:

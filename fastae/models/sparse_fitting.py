@@ -342,7 +342,7 @@ class SparseFitting(SparseState):
         self.fvu_curve_, self.dead_curve_ = list(history.fvu), list(history.dead)
         self.n_iter_, self.t_ = state.epochs, state.steps
         self.plan_ = trainer.plan
-        self.backend_, self.device_ = trainer.backend.name, "cpu"
+        self.backend_, self.device_ = trainer.backend.name, trainer.backend.device
 
 
 def _fingerprint(feed: Feed) -> list:

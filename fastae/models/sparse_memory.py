@@ -59,7 +59,8 @@ class SparseMemory(CompiledModel):
         if network.groups is not None:
             plan.view(spaces, "groups")[0] = network.groups
         self._use(network, dtype, theta)
-        self.backend_, self.device_ = self._backend().name, "cpu"
+        backend = self._backend()
+        self.backend_, self.device_ = backend.name, backend.device
         self.n_iter_ = self.t_ = 0
         for name in CURVES:
             setattr(self, name, [])
@@ -153,7 +154,7 @@ class SparseMemory(CompiledModel):
     def _compile(self, part: str, dtype: np.dtype, k: int | None, capacity: int | None = None,
                  batch: int = SPARSE_BATCH) -> CompiledCode:  # fmt: skip
         backend = self._backend()
-        key = (part, dtype, k, capacity, batch, backend.name, getattr(backend, "isa", ""))
+        key = (part, dtype, k, capacity, batch, backend.name, backend.device, getattr(backend, "isa", ""))
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             plan = sparse_inference_plan(self.network_, dtype, batch, part=part, k=k, capacity=capacity)

@@ -61,7 +61,8 @@ class Stored(DenseModel):
         self.n_iter_ = self.t_ = 0
         self.loss_curve_, self.loss_ = [], np.nan
         self.validation_scores_ = self.best_validation_score_ = None
-        self.backend_, self.device_ = self._backend().name, "cpu"
+        backend = self._backend()
+        self.backend_, self.device_ = backend.name, backend.device
         self._state = None
         self._forget_compiled()
 

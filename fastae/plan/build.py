@@ -19,11 +19,11 @@ _STORED = {"real": REAL, "float16": FLOAT16, "int8": INT8}
 INFERENCE_BATCH = 192  # rows: activations of usual networks stay in a core's L2 cache
 
 
-def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False, bf16: bool = False) -> Plan:
+def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False, bf16: int = 0) -> Plan:
     """gradient: loss and gradient of one batch. update: penalties of the weights, clipping, the rule, projections.
 
     values: 0 the data loss, 1 the sum of all penalties. scalars: 0 the learning rate, then the rule's constants.
-    ``bf16``, here and below: products of layers in bfloat16, everything else in ``dtype`` (float32).
+    ``bf16``, here and below: 1 for products of layers in bfloat16, 2 in tf32, everything else in ``dtype`` (float32).
     """
     builder = PlanBuilder(dtype, batch, "training", bf16=bf16)
     layers = network.layers
@@ -57,7 +57,7 @@ def training_plan(network: Network, dtype, batch: int, *, weighted: bool = False
 
 
 def evaluation_plan(
-    network: Network, dtype, batch: int = INFERENCE_BATCH, *, loss=None, per_head: bool = False, bf16: bool = False
+    network: Network, dtype, batch: int = INFERENCE_BATCH, *, loss=None, per_head: bool = False, bf16: int = 0
 ) -> Plan:
     """``row_value`` (N, 1) float64: each row's loss; with ``loss`` another one, of reconstruction against input.
 
@@ -88,7 +88,7 @@ def evaluation_plan(
 
 
 def inference_plan(
-    network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode", bf16: bool = False,
+    network: Network, dtype, batch: int = INFERENCE_BATCH, *, part: str = "encode", bf16: int = 0,
     int8: bool = False, output: str = "real",
 ) -> Plan:  # fmt: skip
     """Result in the external ``out``.

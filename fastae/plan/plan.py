@@ -106,11 +106,11 @@ class Plan:
                 floats[row, i] = op.floats[attribute]
         return buffers, integers, floats
 
-    def allocate(self, *, arena: bool = True) -> list[np.ndarray]:
+    def allocate(self, *, arena: bool = True) -> Spaces:
         """The four spaces as zeroed, cache-line-aligned byte arrays."""
-        return [aligned_bytes(size if arena or i else 0) for i, size in enumerate(self.sizes)]
+        return Spaces(aligned_bytes(size if arena or i else 0) for i, size in enumerate(self.sizes))
 
-    def view(self, spaces: list[np.ndarray], name: str, batch: int | None = None) -> np.ndarray:
+    def view(self, spaces: Any, name: str, batch: int | None = None) -> np.ndarray:
         """A buffer as a NumPy array over its space."""
         buffer = self.buffers[self.index[name]]
         if buffer.parent is not None:
@@ -139,6 +139,42 @@ class Plan:
         from .listing import listing
 
         return listing(self)
+
+
+class Spaces(list):
+    """A plan's memory on the host: arena, theta, grad, state as arrays of bytes.
+
+    Backends with memory of their own have a class with these methods (`fastae.backends.cuda.memory`).
+    """
+
+    def snapshot(self, i: int, into: Any = None) -> Any:
+        """A copy of a space's present bytes, for `restore`; an earlier one may be written over."""
+        if into is None:
+            return self[i].copy()
+        into[:] = self[i]
+        return into
+
+    def restore(self, i: int, saved: Any) -> None:
+        self[i][:] = saved
+
+    def take(self, i: int, other: Any) -> None:
+        """The first bytes of another memory's space, as many as there are here."""
+        self[i][:] = other[i][: len(self[i])]
+
+    def clear(self, i: int) -> None:
+        self[i][:] = 0
+
+    def finite(self, backend: Any, dtype: np.dtype, n_threads: int = 1) -> bool:
+        """Whether the parameters are."""
+        return backend.all_finite(self[THETA].view(dtype).reshape(1, -1), n_threads)
+
+    def peek(self, plan: Plan, name: str) -> np.ndarray:
+        """A buffer to be read only."""
+        return plan.view(self, name)
+
+    def with_arena(self, plan: Plan) -> Spaces:
+        """The same parameters and states under another plan's arena."""
+        return Spaces([plan.allocate()[ARENA], *self[1:]])
 
 
 def aligned_bytes(size: int) -> np.ndarray:
@@ -175,7 +211,7 @@ class Job:
     the run before its update phase.
     """
 
-    spaces: list[np.ndarray]  # arena, theta, grad, state as bytes, then the external arrays
+    spaces: Any  # arena, theta, grad, state as bytes, then the external arrays
     sources: tuple[Source, ...] = ()
     n_rows: int = 0
     order: np.ndarray | None = None  # int64; None: rows in sequence
@@ -195,7 +231,7 @@ class Job:
 class PlanBuilder:
     """Collects buffers and ops; lays the arena out by liveness at `build`."""
 
-    def __init__(self, dtype, batch: int, title: str = "plan", *, bf16: bool = False):
+    def __init__(self, dtype, batch: int, title: str = "plan", *, bf16: int = 0):
         self.dtype = np.dtype(dtype)
         self.bf16 = bf16  # products of all records that can have them in bfloat16
         self.batch = batch
@@ -323,4 +359,4 @@ class PlanBuilder:
         )
 
 
-__all__ = ["INT64", "Buffer", "Job", "Op", "Plan", "PlanBuilder", "Source", "aligned_bytes"]
+__all__ = ["INT64", "Buffer", "Job", "Op", "Plan", "PlanBuilder", "Source", "Spaces", "aligned_bytes"]

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from ...arrays import namespace, on_device
 from ...plan import schema
-from ...plan.plan import Job, Plan
-from . import codes, dense, encode, latents, update
+from ...plan.plan import Job, Plan, Source
+from . import activities, codes, dense, encode, encoding, latents, losses, norm, random, regularisers, update
+from .blocks import place
+from .memory import DeviceSpaces, all_finite
 from .run import Program, run
 
-MODULES = (dense, update, codes, latents, encode)
+MODULES = (activities, dense, encoding, losses, norm, random, regularisers, update, codes, latents, encode)
 
 
 def kernel_table() -> dict:
@@ -34,13 +37,24 @@ class CudaBackend:
             driver = CupyDriver()
         self.driver = driver
         self.kernels = kernel_table()
+        self.device = f"cuda:{driver.number}"
 
     def __repr__(self) -> str:
         return f"CudaBackend({self.driver!r})"
 
     def compile(self, plan: Plan) -> Program:
         """The plan with what the device keeps of it between runs."""
+        if plan.dtype == np.float64 and any(op.ints.get("bf16") == 1 for op in plan.ops):
+            raise ValueError("a float64 plan cannot have products in bfloat16")
         return Program(plan)
+
+    def allocate(self, plan: Plan) -> DeviceSpaces:
+        """Memory for a plan, on the device."""
+        return DeviceSpaces(self.driver, plan.sizes)
+
+    def place(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        """Sources where steps read them best: on the device, where there is room for them."""
+        return place(self.driver, sources)
 
     def run(self, handle: Program, job: Job) -> int:
         """Runs the job's steps; returns how many finished (fewer when a step's values were not finite)."""
@@ -52,6 +66,10 @@ class CudaBackend:
 
         return get_backend("auto").permutation(seed, epoch, n)
 
-    def all_finite(self, array: np.ndarray, n_threads: int = 1) -> bool:
-        """Whether an array has neither NaN nor infinity."""
-        return bool(np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array).all())
+    def all_finite(self, array: Any, n_threads: int = 1) -> bool:
+        """Whether an array, on the device or the host, has neither NaN nor infinity."""
+        if not on_device(array):
+            return bool(np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array).all())
+        if array.dtype.name not in ("float32", "float64") or array.strides[0] != array.shape[1] * array.dtype.itemsize:
+            return bool(namespace(array).isfinite(array).all())
+        return all_finite(self.driver, self.driver.address(array), array.nbytes, array.dtype)

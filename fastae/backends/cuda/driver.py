@@ -76,6 +76,8 @@ class CupyDriver:
         self.n_multiprocessors = self.device.attributes["MultiProcessorCount"]
         with self.device:
             self.stream = cupy.cuda.Stream(non_blocking=True)
+            self.copies = cupy.cuda.Stream(non_blocking=True)
+        self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
         self._kernels: dict[tuple[str, str], Any] = {}
         self._modules: dict[str, Any] = {}
         self._products: lt.Products | None = None
@@ -98,11 +100,18 @@ class CupyDriver:
             return buffer.data.ptr
         return buffer.__cuda_array_interface__["data"][0]
 
-    def upload(self, array: np.ndarray) -> Any:
-        """A copy of a host array on the device, as bytes."""
+    def upload(self, array: np.ndarray, *, aside: bool = False) -> Any:
+        """A copy of a host array on the device, as bytes. aside : beside what runs there, from another thread"""
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        buffer = self.empty(flat.nbytes)
-        self.write(buffer, flat)
+        if not aside:
+            buffer = self.empty(flat.nbytes)
+            self.write(buffer, flat)
+            return buffer
+        with self.device, self.copies:
+            buffer = self.cupy.empty(max(flat.nbytes, 1), np.uint8)
+            self.cupy.cuda.runtime.memcpyAsync(buffer.data.ptr, flat.ctypes.data, flat.nbytes,
+                                               self.cupy.cuda.runtime.memcpyHostToDevice, self.copies.ptr)  # fmt: skip
+            self.copies.synchronize()
         return buffer
 
     def write(self, buffer: Any, array: np.ndarray, offset: int = 0) -> None:
@@ -127,12 +136,25 @@ class CupyDriver:
         if target is not array:
             array[...] = target
 
-    def copy(self, to: Any, buffer: Any) -> None:
-        """All bytes of a buffer into another on the device."""
+    def copy(self, to: Any, buffer: Any, n_bytes: int | None = None) -> None:
+        """The bytes of a buffer (the first ones) into another on the device."""
         with self.device:
             self.cupy.cuda.runtime.memcpyAsync(
-                self.address(to), self.address(buffer), buffer.nbytes, self.cupy.cuda.runtime.memcpyDeviceToDevice,
-                self.stream.ptr)  # fmt: skip
+                self.address(to), self.address(buffer), buffer.nbytes if n_bytes is None else n_bytes,
+                self.cupy.cuda.runtime.memcpyDeviceToDevice, self.stream.ptr)  # fmt: skip
+
+    def fill(self, buffer: Any, byte: int) -> None:
+        with self.device:
+            self.cupy.cuda.runtime.memsetAsync(self.address(buffer), byte, buffer.nbytes, self.stream.ptr)
+
+    def free_bytes(self) -> int:
+        """Bytes of the device that can still be had."""
+        with self.device:
+            return self.cupy.cuda.runtime.memGetInfo()[0] + self.cupy.get_default_memory_pool().free_bytes()
+
+    def slot(self) -> Slot:
+        """One of two buffers that rows go through."""
+        return Slot(self)
 
     # ---- kernels ---
 
@@ -191,3 +213,78 @@ class CupyDriver:
 
     def synchronize(self) -> None:
         self.stream.synchronize()
+
+
+class Slot:
+    """Pinned memory on the host, and what it was copied to, for rows on their way; copies have a stream of their own."""
+
+    def __init__(self, driver: CupyDriver):
+        self.driver, self.cupy = driver, driver.cupy
+        self.pinned: dict[str, Any] = {}
+        self.buffer: Any = None
+        with driver.device:
+            self.sent, self.free, self.fetched = (self.cupy.cuda.Event(disable_timing=True) for _ in range(3))
+        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def _pin(self, name: str, n_bytes: int) -> np.ndarray:
+        if name not in self.pinned or self.pinned[name].nbytes < n_bytes:
+            memory = self.cupy.cuda.alloc_pinned_memory(max(n_bytes, 1))
+            self.pinned[name] = np.frombuffer(memory, np.uint8)
+        return self.pinned[name]
+
+    def send(self, parts: list[Any]) -> list[int]:
+        """Copies arrays to the device, None for none; returns their addresses. Kernels launched later see them."""
+        driver, runtime = self.driver, self.cupy.cuda.runtime
+        self.sent.synchronize()  # the pinned bytes of the turn before the last are on the device
+        offsets, size = [], 0
+        for part in parts:
+            offsets.append(size)
+            size += 0 if part is None else -(-part.nbytes // 256) * 256
+        pinned = self._pin("send", size)
+        for part, offset in zip(parts, offsets, strict=True):
+            if part is not None and part.nbytes:
+                target = pinned[offset : offset + part.nbytes].view(part.dtype).reshape(part.shape)
+                np.copyto(target, part)
+        with driver.device:
+            driver.copies.wait_event(self.free)
+            if self.buffer is None or self.buffer.nbytes < size:
+                self.free.synchronize()
+                self.buffer = driver.empty(size)
+                driver.synchronize()
+            address = driver.address(self.buffer)
+            if size:
+                runtime.memcpyAsync(address, pinned.ctypes.data, size, runtime.memcpyHostToDevice, driver.copies.ptr)
+            self.sent.record(driver.copies)
+            driver.stream.wait_event(self.sent)
+        return [0 if part is None else address + offset for part, offset in zip(parts, offsets, strict=True)]
+
+    def used(self) -> None:
+        """What reads the rows is launched."""
+        self.free.record(self.driver.stream)
+
+    def fetch(self, pairs: list[tuple[Any, np.ndarray]]) -> None:
+        """Has buffers copied to pinned memory once what is launched has run; `retire` puts them into the arrays."""
+        driver, runtime = self.driver, self.cupy.cuda.runtime
+        pinned = self._pin("fetch", sum(array.nbytes for _, array in pairs))
+        with driver.device:
+            done = self.cupy.cuda.Event(disable_timing=True)
+            done.record(driver.stream)
+            driver.copies.wait_event(done)
+            offset = 0
+            for buffer, array in pairs:
+                part = pinned[offset : offset + array.nbytes]
+                if array.nbytes:
+                    runtime.memcpyAsync(
+                        part.ctypes.data, driver.address(buffer), array.nbytes, runtime.memcpyDeviceToHost,
+                        driver.copies.ptr)  # fmt: skip
+                self.waiting.append((array, part))
+                offset += array.nbytes
+            self.fetched.record(driver.copies)
+        self.held = [buffer for buffer, _ in pairs]
+
+    def retire(self) -> None:
+        if self.waiting:
+            self.fetched.synchronize()
+        for array, part in self.waiting:
+            array[...] = part.view(array.dtype).reshape(array.shape)
+        self.waiting = []

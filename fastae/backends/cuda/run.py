@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...plan import schema
-from ...plan.plan import Job, Plan, Source
-from .binder import Binder, Launch, ceil_div
+from ...plan.plan import Job, Plan
+from .binder import Binder, Launch
+from .blocks import BLOCK_BYTES, Rows, on_device, read_externals, row_bytes
+from .formulas import Formulas
+from .memory import DeviceSpaces, JobSpaces
 from .record import LAUNCH, MAX_SOURCES, STEP
 
-DTYPE_CODES = {
-    "float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "bool": 4, "int8": 5, "uint16": 6,
-    "int16": 7, "uint32": 8, "int32": 9, "uint64": 10, "int64": 11,
-}  # fmt: skip
+_PROGRESS_SECONDS = 0.1
 
 
 class Program:
@@ -25,15 +26,22 @@ class Program:
         self.plan = plan
         self.work: Any = None  # memory that ops share, one after another
         self.work_bytes = 0
+        self.formulas = Formulas(plan.dtype)
+        self.external = {b.space - schema.EXTERNAL: b for b in plan.buffers
+                         if b.space >= schema.EXTERNAL and b.parent is None}  # fmt: skip
+        self.read = read_externals(plan)
+        self.state: Any = None  # the step that runs, at one place for all runs, as graphs have its address
+        self.graphs: dict[tuple, Any] = {}
         # launches read addresses that move from step to step where a caller's array has a row per row of the batch
-        self.moving = any(b.space >= schema.EXTERNAL and b.rows == schema.BATCH_ROWS for b in plan.buffers)
+        self.moving = any(b.rows == schema.BATCH_ROWS for b in self.external.values())
 
 
 def bind(program: Program, driver: Any, kernels: dict, m: int, step: int, bases: list[int], start: int) -> dict:
     """Launches of each phase for batches of m rows."""
+    formula = partial(program.formulas.address, driver)
     while True:
         work = 0 if program.work is None else driver.address(program.work)
-        binder = Binder(program.plan, m, step, bases, start, work, driver)
+        binder = Binder(program.plan, m, step, bases, start, work, driver, formula)
         phases = {p: binder.bind(p, kernels) for p in (schema.PREPARE, schema.GRADIENT, schema.UPDATE)}
         if binder.work_bytes <= program.work_bytes:
             return phases
@@ -47,111 +55,189 @@ def control(name: str, step: int) -> Launch:
     return Launch(name, (1, 1, 1), (32, 1, 1), 0, record)
 
 
-class Upload:
-    """Arrays of a job on the device: those that lie there already by address, the others as copies."""
+class Externals:
+    """The caller's arrays: by address where they lie on the device, else copied there, whole or block by block."""
 
-    def __init__(self, driver: Any):
-        self.driver = driver
-        self.held: list[Any] = []
-        self.back: list[tuple[Any, np.ndarray]] = []
+    def __init__(self, program: Program, driver: Any, arrays: list):
+        self.program, self.driver, self.arrays = program, driver, arrays
+        self.whole = {i: self._in(i, array) for i, array in enumerate(arrays)
+                      if not on_device(array) and not self._by_rows(i)}  # fmt: skip
+        self.slots = (driver.slot(), driver.slot())
+        self.turn = 0
 
-    def __call__(self, array: Any, *, out: bool = False) -> int:
-        """The address of an array's elements on the device; ``out``: it is copied back at the end."""
-        if array is None:
-            return 0
-        if not isinstance(array, np.ndarray):
-            self.held.append(array)
-            return self.driver.address(array)
-        buffer = self.driver.upload(array)
-        self.held.append(buffer)
-        if out:
-            self.back.append((buffer, array))
-        return self.driver.address(buffer)
+    def _by_rows(self, i: int) -> bool:
+        buffer = self.program.external.get(i)
+        return buffer is not None and buffer.rows == schema.BATCH_ROWS
+
+    def _in(self, i: int, array: np.ndarray) -> Any:
+        """Device memory for an array, with its numbers where some op reads them."""
+        buffer = self.program.external.get(i)
+        if buffer is not None and buffer.name not in self.program.read:
+            return self.driver.empty(array.nbytes)
+        return self.driver.upload(array)
+
+    @property
+    def by_blocks(self) -> bool:
+        return any(self._by_rows(i) and not on_device(a) for i, a in enumerate(self.arrays))
+
+    def bases(self, first: int, last: int) -> list[int]:
+        """Address of each array as if all its rows were there, for steps over the rows [first, last)."""
+        self.turn += 1
+        self.held: dict[int, Any] = {}
+        out = []
+        for i, array in enumerate(self.arrays):
+            if on_device(array):
+                out.append(self.driver.address(array))
+            elif i in self.whole:
+                out.append(self.driver.address(self.whole[i]))
+            else:
+                self.held[i] = self._in(i, array[first:last])
+                row = array.dtype.itemsize * (array.shape[1] if array.ndim == 2 else 1)
+                out.append(self.driver.address(self.held[i]) - first * row)
+        return out
+
+    def back(self, first: int, last: int) -> None:
+        """Has the rows [first, last) of what the steps wrote copied back, at the latest by `finish`."""
+        slot = self.slots[self.turn % 2]
+        self.slots[(self.turn + 1) % 2].retire()
+        slot.fetch([(self.held[i], self.arrays[i][first:last]) for i in self.held if self.arrays[i].flags.writeable])
 
     def finish(self) -> None:
-        for buffer, array in self.back:
-            self.driver.download(buffer, array)
+        for slot in self.slots:
+            slot.retire()
+        for i, buffer in self.whole.items():
+            if self.arrays[i].flags.writeable:
+                self.driver.download(buffer, self.arrays[i])
 
 
-def source_record(source: Source, upload: Upload) -> tuple:
-    data = source.data
-    code = DTYPE_CODES.get(data.dtype.name)
-    if code is None:
-        raise TypeError(f"source has dtype {data.dtype}; convert it to one of {', '.join(DTYPE_CODES)}")
-    if source.indptr is None:
-        stride = data.strides[0] // data.itemsize if len(data) else data.shape[1]
-        if isinstance(data, np.ndarray):  # a copy has no gaps
-            data, stride = np.ascontiguousarray(data), data.shape[1]
-        return upload(data), code, stride, data.shape[1], 0, 0, upload(source.weight)
-    indptr, indices = np.asarray(source.indptr, np.int64), np.asarray(source.indices, np.int32)
-    return upload(data), code, 0, source.columns, upload(indptr), upload(indices), upload(source.weight)
+class Run:
+    """One job: its state on the device, and the steps block by block."""
+
+    def __init__(self, program: Program, driver: Any, kernels: dict, job: Job):
+        self.program, self.driver, self.kernels, self.job = program, driver, kernels, job
+        plan = program.plan
+        if isinstance(job.spaces, JobSpaces):
+            self.spaces, arrays = job.spaces.parts()
+        elif isinstance(job.spaces, DeviceSpaces):
+            self.spaces, arrays = job.spaces, []
+        else:  # memory on the host: a copy for this run
+            self.spaces, arrays = DeviceSpaces(driver, plan.sizes), list(job.spaces[schema.EXTERNAL :])
+            for i in range(schema.EXTERNAL):
+                self.spaces[i] = job.spaces[i]
+        self.copied = not isinstance(job.spaces, (JobSpaces, DeviceSpaces))
+        self.external = Externals(program, driver, arrays)
+        self.values = np.zeros((job.n_steps, max(plan.n_values, 1)))
+        self.device_values = driver.upload(self.values)
+        self.held = [driver.upload(a) for a in (job.order, job.scalars) if a is not None]
+        addresses = iter(self.held)
+        state = np.zeros(1, STEP)
+        state["start"], state["first"], state["batch"] = job.first_batch * plan.batch, -1, plan.batch
+        state["n_values"], state["n_scalars"] = plan.n_values, plan.n_scalars
+        state["order"] = 0 if job.order is None else driver.address(next(addresses))
+        state["scalars"] = 0 if job.scalars is None else driver.address(next(addresses))
+        state["values"] = driver.address(self.device_values)
+        state["seed"], state["epoch"] = job.seed, job.epoch
+        assert len(job.sources) <= MAX_SOURCES
+        self.rows = Rows(driver, plan, job, 0)
+        state["source"][0, : len(job.sources)] = self.rows.records()
+        if program.state is None:
+            program.state = driver.empty(STEP.itemsize)
+        driver.write(program.state, state.view(np.uint8))
+        self.step = self.rows.step = driver.address(program.state)
+        self.last = time.perf_counter()
+
+    def __call__(self) -> int:
+        """Runs the steps; returns how many finished."""
+        job, plan, driver = self.job, self.program.plan, self.driver
+        bases = self.spaces.addresses(plan)
+        blocks = not self.rows.resident or self.external.by_blocks
+        size = job.n_steps
+        if blocks:
+            size = max(1, min(size, BLOCK_BYTES // (row_bytes(plan, job, self.rows.resident) * plan.batch)))
+        done = 0
+        while done < job.n_steps:
+            count = min(size, job.n_steps - done)
+            try:
+                self.block(bases, done, count)
+            except driver.OutOfMemory as error:
+                if job.phases & schema.UPDATE or count == 1:
+                    raise self.too_large(error) from error
+                size = count // 2
+                continue
+            done += count
+        self.external.finish()
+        driver.download(self.device_values, self.values)
+        state = np.empty(1, STEP)
+        driver.download(self.program.state, state.view(np.uint8))
+        if self.copied:
+            for i in range(schema.EXTERNAL):
+                if self.job.spaces[i].flags.writeable:
+                    _ = self.spaces[i]  # brings the host's array up to date
+        if job.values is not None:
+            job.values[: job.n_steps, : plan.n_values] = self.values[:, : plan.n_values]
+        return int(state["number"][0])
+
+    def too_large(self, error: Exception) -> MemoryError:
+        plan = self.program.plan
+        wanted = sum(plan.sizes) + self.program.work_bytes
+        return MemoryError(
+            f"the GPU's memory does not suffice: this plan takes {wanted} bytes of it (arena {plan.sizes[0]}, "
+            f"parameters, gradients and states {sum(plan.sizes[1:])}, work {self.program.work_bytes}), and "
+            f"{self.driver.free_bytes()} are free; lower batch_size or the model's size ({error})"
+        )
+
+    def block(self, bases: list[int], first: int, count: int) -> None:
+        """``count`` steps from step ``first`` of the job on."""
+        job, plan, driver = self.job, self.program.plan, self.driver
+        start = (job.first_batch + first) * plan.batch
+        stop = min(job.n_rows, start + count * plan.batch)
+        bases = [*bases, *self.external.bases(start, stop)]
+        enter = self.rows.block(start, stop)
+        if enter is not None:
+            driver.launch(plan.dtype, enter)
+        if first == 0 and job.phases & schema.PREPARE:
+            for launch in bind(self.program, driver, self.kernels, min(plan.batch, stop - start), self.step, bases,
+                               start)[schema.PREPARE]:  # fmt: skip
+                driver.launch(plan.dtype, launch)
+        for number in range(first, first + count):
+            self.run_step(bases, number)
+        self.rows.done()
+        self.external.back(start, stop)
+
+    def run_step(self, bases: list[int], number: int) -> None:
+        job, plan, driver = self.job, self.program.plan, self.driver
+        start = (job.first_batch + number) * plan.batch
+        m = min(plan.batch, job.n_rows - start)
+        if self.program.moving:
+            for launch in self.launches(bases, m, start):
+                driver.launch(plan.dtype, launch)
+        else:
+            key = (m, job.phases, job.values is not None, self.program.work_bytes, *bases)
+            graphs = self.program.graphs
+            if key not in graphs:
+                graphs.clear() if len(graphs) > 7 else None
+                launches = self.launches(bases, m, 0)
+                key = (*key[:3], self.program.work_bytes, *bases)
+                graphs[key] = driver.capture(plan.dtype, launches)
+            graphs[key]()
+        if job.progress is not None and time.perf_counter() - self.last > _PROGRESS_SECONDS:
+            driver.synchronize()
+            self.last = time.perf_counter()
+            job.progress(number + 1)
+
+    def launches(self, bases: list[int], m: int, start: int) -> list[Any]:
+        """What a step launches."""
+        job, plan = self.job, self.program.plan
+        bound = bind(self.program, self.driver, self.kernels, m, self.step, bases, start)
+        out = list(bound[schema.GRADIENT]) if job.phases & schema.GRADIENT else []
+        if plan.n_values and job.values is not None:
+            out.append(control("check", self.step))
+        if job.phases & schema.UPDATE:
+            out += bound[schema.UPDATE]
+        return [*out, control("advance", self.step)]
 
 
 def run(program: Program, driver: Any, kernels: dict, job: Job) -> int:
     """Runs the job's steps; returns how many finished."""
-    plan = program.plan
-    if not job.n_steps:
-        return 0
-    upload = Upload(driver)
-    values = np.zeros((job.n_steps, max(plan.n_values, 1)))
-    state = np.zeros(1, STEP)
-    state["number"], state["start"] = 0, job.first_batch * plan.batch
-    state["batch"], state["n_values"], state["n_scalars"] = plan.batch, plan.n_values, plan.n_scalars
-    state["order"] = upload(job.order)
-    state["values"] = upload(values, out=True)
-    state["scalars"] = upload(job.scalars)
-    state["seed"], state["epoch"] = job.seed, job.epoch
-    assert len(job.sources) <= MAX_SOURCES
-    for i, source in enumerate(job.sources):
-        state["source"][0, i] = source_record(source, upload)
-    bases = [upload(space, out=space.flags.writeable) for space in job.spaces]
-    step = upload(state.view(np.uint8), out=True)
-    for launch in prepare_launches(program, driver, kernels, job, step, bases):
-        driver.launch(plan.dtype, launch)
-    run_steps(program, driver, kernels, job, step, bases)
-    upload.finish()
-    done = int(state["number"][0])
-    if job.values is not None:
-        job.values[: job.n_steps, : plan.n_values] = values[:, : plan.n_values]
-    return done
+    return Run(program, driver, kernels, job)() if job.n_steps else 0
 
-
-def prepare_launches(program, driver, kernels, job, step, bases) -> list[Launch]:
-    if not job.phases & schema.PREPARE:
-        return []
-    m = min(program.plan.batch, job.n_rows - job.first_batch * program.plan.batch)
-    return bind(program, driver, kernels, m, step, bases, 0)[schema.PREPARE]
-
-
-def step_launches(program, driver, kernels, job, step, bases, m, start) -> list[Launch]:
-    bound = bind(program, driver, kernels, m, step, bases, start)
-    launches = bound[schema.GRADIENT] if job.phases & schema.GRADIENT else []
-    if program.plan.n_values and job.values is not None:
-        launches = [*launches, control("check", step)]
-    if job.phases & schema.UPDATE:
-        launches = [*launches, *bound[schema.UPDATE]]
-    return [*launches, control("advance", step)]
-
-
-def run_steps(program, driver, kernels, job, step, bases) -> None:
-    plan = program.plan
-    last = time.perf_counter()
-    captured: dict[int, Any] = {}
-    for number in range(job.n_steps):
-        start = (job.first_batch + number) * plan.batch
-        m = min(plan.batch, job.n_rows - start)
-        if program.moving:
-            for launch in step_launches(program, driver, kernels, job, step, bases, m, start):
-                driver.launch(plan.dtype, launch)
-        else:
-            if m not in captured:
-                launches = step_launches(program, driver, kernels, job, step, bases, m, 0)
-                captured[m] = driver.capture(plan.dtype, launches)
-            captured[m]()
-        if job.progress is not None and time.perf_counter() - last > 0.004:
-            driver.synchronize()
-            last = time.perf_counter()
-            job.progress(number + 1)
-
-
-__all__ = ["Program", "ceil_div", "run"]

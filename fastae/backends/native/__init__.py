@@ -9,7 +9,7 @@ import numpy as np
 from ... import _core
 from ...catalog import FIRST_REGISTERED
 from ...plan import schema
-from ...plan.plan import Job, Plan, Source
+from ...plan.plan import Job, Plan, Source, Spaces
 
 # fastae's codes of stored element types; bfloat16 is ml_dtypes', known by name
 DTYPE_CODES = {
@@ -45,6 +45,15 @@ class NativeBackend:
     """
 
     name = "native"
+    device = "cpu"
+
+    def allocate(self, plan: Plan) -> Spaces:
+        """Memory for a plan."""
+        return plan.allocate()
+
+    def place(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        """Sources where steps read them best: as they are."""
+        return sources
 
     def __init__(self, isa: str | None = None, *, vnni: bool = True):
         self.vnni = vnni
