@@ -114,6 +114,13 @@ template <class E> void run_latent_sum(const E& e, const OpRecord& o) {
   });
 }
 
+// 1 - tanh(x)^2
+FASTAE_INLINE double falling(double x) {
+  double h[Vec<double>::N];
+  tanh(Vec<double>(x)).store(h, Vec<double>::N);
+  return 1 - h[0] * h[0];
+}
+
 template <class E> void run_norm_factor(const E& e, const OpRecord& o, const double* f) {
   typedef typename E::Real T;
   namespace at = at_norm_factor;
@@ -122,12 +129,16 @@ template <class E> void run_norm_factor(const E& e, const OpRecord& o, const dou
   double* const factor = e.template view<double>(o.slot[at::s_factor]).p;
   const int64_t n = e.plan.buffers[o.slot[at::s_w]].rows, p = e.width(o.slot[at::s_w]);
   const int64_t spaces = larger(1, o.i[at::i_spaces]), part = p / spaces;
-  const double s = strength_of(e, f[at::f_strength], o.i[at::i_scalar]) / (double)e.m;
+  const double s = strength_of(e, f[at::f_strength], o.i[at::i_scalar]) / (double)e.m, p0 = f[at::f_p0];
+  const auto norm_of = [&](int64_t j, int64_t q) { return __builtin_sqrt(square_of(w.at(j, q * part), part)); };
   over_latents(e, n, (double)n * p, false, [&](int64_t first, int64_t count, int) {
     for (int64_t j = first; j < first + count; ++j) {
-      const double total = code.sum(j, [](double v) { return v > 0 ? v : 0.0; });
+      double slope = 0;  // of tanh, in val
+      if (p0 > 0 && code.start[j] < code.start[j + 1])
+        for (int64_t q = 0; q < spaces; ++q) slope += p0 * norm_of(j, q);
+      const double total = code.sum(j, [&](double v) { return v <= 0 ? 0 : p0 > 0 ? p0 * v * falling(slope * v) : v; });
       for (int64_t q = 0; q < spaces; ++q) {
-        const double norm = total > 0 ? __builtin_sqrt(square_of(w.at(j, q * part), part)) : 0;
+        const double norm = total > 0 ? norm_of(j, q) : 0;
         factor[q * n + j] = norm > 0 ? s * total / norm : 0;
       }
     }

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import HostRows, on_device
 from .exceptions import NonFiniteLossError
 from .plan import schema
 from .plan.plan import Job, Plan, Source
 from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
 from .spec.sparse import Resample, SparseNetwork
-from .training import Settings, State, step_scalars
+from .training import Settings, State, ahead, step_scalars
 
 _KEEP_STEPS = 100  # between copies of the weights, for when a loss is not finite
 Block = tuple[tuple[Source, ...], int]  # sources of some batches, and their number of rows
@@ -159,12 +160,12 @@ class Trainer:
         """
         self.keep()
         try:
-            for block in blocks:
+            for block, placed in ahead(self.backend, blocks, self.placed):
                 first, n_steps = 0, -(-block[1] // self.batch)
                 while first < n_steps:
                     until = min(stop(self.state.steps), self.next_resample(self.state.steps))
                     count = min(n_steps - first, until - self.state.steps)
-                    self.run(block, first, count)
+                    self.run(placed, first, count)
                     first += count
                     if self.state.steps == self.next_resample(self.state.steps - 1):
                         self.revive(block, (first - 1) * self.batch)
@@ -179,6 +180,10 @@ class Trainer:
             self.put_back()
             raise
         self.finish_epoch()
+
+    def placed(self, block: Block) -> Block:
+        """A block where steps read it best."""
+        return self.backend.place(block[0]), block[1]
 
     # ---- the last weights that were good ---
 
@@ -207,10 +212,20 @@ class Trainer:
         rows = max(t.rows, 1)
         history.loss.append((t.loss + t.other) / rows)
         history.l0.append(t.l0 / rows)
-        history.fvu.append(t.loss / (self.sum_scale * t.variance) if t.variance > 0 else np.nan)
+        history.fvu.append(self.fvu())
         history.dead.append(self.dead_fraction())
         self.position.totals, self.position.step = Totals(), 0
         self.state.epochs += 1
+
+    def fvu(self) -> float:
+        """Of the epoch so far. Where nothing varies as `metrics` has it: 0 of an exact reconstruction, else 1.
+
+        NaN where it cannot be told: the cosine loss has no squared error, the normalized one is 0 where nothing varies.
+        """
+        t = self.position.totals
+        if t.variance > 0:
+            return t.loss / (self.sum_scale * t.variance)
+        return float(t.loss > 0) if self.network.loss == "squared_error" and t.rows else np.nan
 
     def dead_fraction(self) -> float:
         return float((self.state.spaces.peek(self.plan, "since") >= self.network.dead_after).mean())
@@ -293,7 +308,8 @@ def residuals(trainer: Trainer, sources: tuple[Source, ...], rows: np.ndarray) -
 def dense_rows(source: Source, rows: np.ndarray) -> np.ndarray:
     """Some rows of a source as float64."""
     if source.indptr is None:
-        return np.asarray(source.data[rows], dtype=np.float64)
+        data = HostRows(source.data) if on_device(source.data) else source.data
+        return np.asarray(data[rows], dtype=np.float64)
     from scipy.sparse import csr_array
 
     shape = (source.n_rows, source.columns)
@@ -317,12 +333,11 @@ class Progress:
         self.last = time.perf_counter()
         t = trainer.position.totals
         rows = max(t.rows, 1)
-        fvu = t.loss / (trainer.sum_scale * t.variance) if t.variance > 0 else float("nan")
         self.bar.update(t.rows - self.seen)
         self.seen = t.rows
         self.bar.set_description(f"epoch {trainer.state.epochs + 1}", refresh=False)
-        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{fvu:.4f}", L0=f"{t.l0 / rows:.1f}",
-                             dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
+        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{trainer.fvu():.4f}",
+                             L0=f"{t.l0 / rows:.1f}", dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
 
     def epoch(self, rows: int | None) -> None:
         if self.bar is not None and rows is not None:

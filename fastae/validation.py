@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import asarray, namespace, on_device
 from .plan.plan import Source
 from .spec.network import Network
 
@@ -86,6 +87,8 @@ def check_rows(
                 estimator.n_features_in_ = X.shape[1]
                 estimator.__dict__.pop("feature_names_in_", None)
             return Source(array, columns=array.shape[1]), computing_dtype(X.dtype, precision)
+    if on_device(X):
+        return _device_rows(estimator, asarray(X), reset, backend, precision, min_rows, allow_nan)
     frame = _frame_array(X)
     if frame is not None and 0 not in frame.shape and len(frame) >= min_rows:
         array = readable(np.asarray(frame))
@@ -103,6 +106,32 @@ def check_rows(
                 f"{first} Set missing=np.nan to learn from the entries that are there, or fill the others in."
             ) from None
         raise
+
+
+def _device_rows(
+    estimator: Any, X: Any, reset: bool, backend: Any, precision: str, min_rows: int, allow_nan: bool
+) -> tuple[Source, np.dtype]:
+    """Rows that lie on a GPU: read where they lie, by a backend that runs there."""
+    name = type(estimator).__name__
+    if backend.name != "cuda":
+        raise TypeError(
+            f"X lies on a GPU and {name} runs on the CPU; set device='cuda' (or call model.to('cuda')), or give X.get()"
+        )
+    if X.ndim != 2 or X.dtype.name not in READABLE:
+        raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}; wanted real numbers (rows, features)")
+    if X.shape[0] < min_rows or X.shape[1] == 0:
+        raise ValueError(f"X has shape {X.shape}; {name} wants {min_rows} row(s) and 1 feature at least")
+    if not reset and X.shape[1] != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
+        )
+    X = X if is_readable(X) else namespace(X).ascontiguousarray(X)
+    if X.dtype.name in FLOATS and not backend.all_finite(X) and not (allow_nan and not bool((abs(X) == np.inf).any())):
+        raise ValueError(f"Input X contains NaN or infinity; remove or impute such rows before {name}")
+    if reset:
+        estimator.n_features_in_ = X.shape[1]
+        estimator.__dict__.pop("feature_names_in_", None)
+    return Source(X, columns=X.shape[1]), computing_dtype(X.dtype, precision)
 
 
 def _conforms(estimator: Any, X: np.ndarray, reset: bool, min_rows: int) -> bool:

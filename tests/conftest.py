@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastae.backends import get_backend
+from fastae.backends import cuda_backend, get_backend
+from fastae.backends.cuda.driver import why_not
 
 
 def _native(isa):
@@ -33,7 +34,9 @@ def _cuda_host():
 
 
 NATIVE = ["baseline", "avx2", "avx512", "neon"]
-BACKENDS = ["reference", "numba", "cuda_host", *NATIVE]
+# a GPU where there is one: with kernels of the CPU's order of operations, and with cuBLASLt
+GPU = {"cuda_gpu": "exact", "cuda_cublas": "cublas"} if why_not() is None else {}
+BACKENDS = ["reference", "numba", "cuda_host", *GPU, *NATIVE]
 
 
 # with the sets that only multiply bfloat16 in another way
@@ -45,7 +48,12 @@ def backend_named(name):
     """A backend object: "reference", "numba", the CUDA kernels on the host, or the native one on an instruction set."""
     if name == "cuda_host":
         return _cuda_host()
+    if name in GPU:
+        return cuda_backend(0, GPU[name])
     return get_backend(name) if name in ("reference", "numba") else _native(name)
+
+
+WITHOUT_GPU = pytest.mark.skipif(why_not() is None, reason="there is a GPU here")
 
 
 @pytest.fixture(params=BACKENDS)

@@ -1,26 +1,16 @@
 // Elementwise work on layers: activations, their derivatives, dropout, softmax, maxout.
 #pragma once
-#include "cuda/device.cuh"
+#include "cuda/formula.cuh"
 
 namespace fastae {
 
-FASTAE_INLINE T activated(int64_t id, T z, const double* f) {
-  const T p[2] = {(T)f[0], (T)f[1]};
-  T y = z;
-  visit_activation<Vec<T>, T>((int)id, [&](auto formula) { y = formula.y(Vec<T>(z), p).v; });
-  return y;
-}
-
 // dropout'(dy) a'(saved): saved = y after dropout, or z, as the catalogue says
-FASTAE_INLINE T chained(int64_t id, T dy, T saved, const double* f, const Dropout* drop, int64_t r, int64_t j) {
-  const T p[2] = {(T)f[0], (T)f[1]};
+template <class A> FASTAE_INLINE T chained(const A& a, T dy, T saved, const Dropout* drop, int64_t r, int64_t j) {
   if (drop) {
-    dy = (*drop)(r, j, dy);
-    if (!activation_needs_x((int)id)) saved = saved * drop->back;
+    dy = a.masks() ? dy * drop->scale : (*drop)(r, j, dy);
+    if (!a.from_x()) saved = saved * drop->back;
   }
-  T dz = dy;
-  visit_activation<Vec<T>, T>((int)id, [&](auto formula) { dz = (Vec<T>(dy) * formula.dy(Vec<T>(saved), p)).v; });
-  return dz;
+  return dy * a.dy(saved);
 }
 
 // An operand of a product in bfloat16, rounded to nearest even (a NaN stays one): slot extra[0], densely to extra[1]
@@ -32,55 +22,59 @@ FASTAE_KERNEL(round_bf16, kThreads) {
 }
 
 // What follows a layer's product, which lies in y: z = y + [b] (kept if asked for), y = dropout(a(z)).
+template <class A>
 FASTAE_INLINE void finish_dense(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
   namespace at = at_dense;
+  const A a(o, o.i[at::i_activation], o.f + at::f_p0);
   T z = product;
   if (o.has(at::s_b)) z += o.real(at::s_b).p[j];
   if (o.has(at::s_z)) o.real(at::s_z)(r, j) = z;
-  T y = activated(o.i[at::i_activation], z, o.f + at::f_p0);
+  T y = a.y(z);
   if (drop) y = (*drop)(r, j, y);
   o.real(at::s_y)(r, j) = y;
 }
 
-FASTAE_KERNEL(dense_finish, kThreads) {
+FASTAE_KERNEL(dense_finish, kThreads, 1) {
   namespace at = at_dense;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> y = o.real(at::s_y);
   each_cell(o.m, y.columns, [&](int64_t r, int64_t j) {
-    finish_dense(o, o.f[at::f_rate] > 0 ? &drop : nullptr, y(r, j), r, j);
+    finish_dense<AnyActivation>(o, o.f[at::f_rate] > 0 ? &drop : nullptr, y(r, j), r, j);
   });
 }
 
 // The same behind dense_grad's product, which lies in dx.
-FASTAE_INLINE T finish_grad(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
+template <class A> FASTAE_INLINE T finish_grad(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
   namespace at = at_dense_grad;
   if (!o.has(at::s_saved)) return product;
-  return chained(o.i[at::i_activation], product, o.real(at::s_saved)(r, j), o.f + at::f_p0, drop, r, j);
+  const A a(o, o.i[at::i_activation], o.f + at::f_p0);
+  return chained(a, product, o.real(at::s_saved)(r, j), drop, r, j);
 }
 
-FASTAE_KERNEL(dense_grad_finish, kThreads) {
+FASTAE_KERNEL(dense_grad_finish, kThreads, 1) {
   namespace at = at_dense_grad;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> dx = o.real(at::s_dx);
   each_cell(o.m, dx.columns, [&](int64_t r, int64_t j) {
-    dx(r, j) = finish_grad(o, o.f[at::f_rate] > 0 ? &drop : nullptr, dx(r, j), r, j);
+    dx(r, j) = finish_grad<AnyActivation>(o, o.f[at::f_rate] > 0 ? &drop : nullptr, dx(r, j), r, j);
   });
 }
 
-FASTAE_KERNEL(activation, kThreads) {
+FASTAE_KERNEL(activation, kThreads, 1) {
   namespace at = at_activation;
+  const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
   const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
-  each_cell(o.m, x.columns,
-            [&](int64_t r, int64_t j) { y(r, j) = activated(o.i[at::i_activation], x(r, j), o.f + at::f_p0); });
+  each_cell(o.m, x.columns, [&](int64_t r, int64_t j) { y(r, j) = a.y(x(r, j)); });
 }
 
-FASTAE_KERNEL(activation_grad, kThreads) {
+FASTAE_KERNEL(activation_grad, kThreads, 1) {
   namespace at = at_activation_grad;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> dy = o.real(at::s_dy), saved = o.real(at::s_saved), dz = o.real(at::s_dz);
+  const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
+  const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
   each_cell(o.m, dy.columns, [&](int64_t r, int64_t j) {
-    dz(r, j) = chained(o.i[at::i_activation], dy(r, j), saved ? saved(r, j) : dy(r, j), o.f + at::f_p0,
-                       o.f[at::f_rate] > 0 ? &drop : nullptr, r, j);
+    dz(r, j) = chained(a, dy(r, j), saved ? saved(r, j) : dy(r, j), dropped, r, j);
   });
 }
 
@@ -122,23 +116,29 @@ FASTAE_KERNEL(softmax_grad, kThreads) {
 FASTAE_KERNEL(maxout, kThreads) {
   namespace at = at_maxout;
   const View<T> z = o.real(at::s_z), y = o.real(at::s_y);
-  const int64_t n = y.columns, pieces = z.columns / n;
+  const int64_t n = y.columns;
+  const int pieces = (int)z.columns / (int)n;
   each_cell(o.m, n, [&](int64_t r, int64_t j) {
     T top = z(r, j);
-    for (int64_t q = 1; q < pieces; ++q) top = max(Vec<T>(z(r, q * n + j)), Vec<T>(top)).v;
+    for (int q = 1; q < pieces; ++q) top = max(Vec<T>(z(r, q * n + j)), Vec<T>(top)).v;
     y(r, j) = top;
   });
 }
 
-FASTAE_KERNEL(maxout_grad, kThreads) {
+// To the lowest piece that is the largest; nowhere where one is NaN.
+FASTAE_KERNEL(maxout_grad, kThreads, 1) {
   namespace at = at_maxout_grad;
   const View<T> dy = o.real(at::s_dy), z = o.real(at::s_z), dz = o.real(at::s_dz);
-  const int64_t n = dy.columns, pieces = z.columns / n;
+  const int64_t n = dy.columns;
+  const int pieces = (int)z.columns / (int)n;
   each_cell(o.m, n, [&](int64_t r, int64_t j) {
-    int64_t best = 0;
-    for (int64_t q = 1; q < pieces; ++q)
-      if (z(r, q * n + j) > z(r, best * n + j)) best = q;
-    for (int64_t q = 0; q < pieces; ++q) dz(r, q * n + j) = q == best ? dy(r, j) : T(0);
+    T top = z(r, j), left = dy(r, j);
+    for (int q = 1; q < pieces; ++q) top = max(Vec<T>(top), Vec<T>(z(r, q * n + j))).v;
+    for (int q = 0; q < pieces; ++q) {
+      const bool here = z(r, q * n + j) == top;
+      dz(r, q * n + j) = here ? left : T(0);
+      left = here ? T(0) : left;
+    }
   });
 }
 

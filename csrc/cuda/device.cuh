@@ -28,13 +28,15 @@ struct DeviceSource {
 };
 
 constexpr int kMaxSources = 4;
+constexpr int kFormulaExtra = 3;
 
 // One per run, in device memory.
 struct Step {
   int64_t number, start;  // of the step; its first row
   int64_t stopped;        // a step's values were not finite: nothing moves any more
   int64_t batch, n_values, n_scalars;
-  const int64_t* order;  // ids of rows in training order, null where they come in sequence
+  int64_t first_row;     // added to a row's place to make its id
+  const int64_t* order;  // places of rows in training order, null where they come in sequence
   int64_t first;         // sources that hold a block of rows in training order: the position of its first, else -1
   double* values;
   const double* scalars;
@@ -63,7 +65,7 @@ struct Launch {
   Slot slot[kMaxSlots];
   int64_t i[kMaxInts];
   double f[kMaxFloats];
-  int64_t extra[4];  // what the backend adds to a record
+  int64_t extra[4];  // what the backend adds to a record; the last one a registered formula's address
 
   template <class E> FASTAE_INLINE View<E> view(int s) const {
     return View<E>{(E*)slot[s].p, slot[s].ld, slot[s].rows, slot[s].columns};
@@ -77,12 +79,13 @@ struct Launch {
   }
 };
 
-// Body of a kernel that any run may stop before: FASTAE_KERNEL(name, threads) { ... o.slot ... }
-#define FASTAE_KERNEL(NAME, THREADS)                                                \
-  FASTAE_INLINE void NAME##_body(const Launch& o);                                  \
-  extern "C" __global__ void __launch_bounds__(THREADS) fastae_##NAME(const Launch o) { \
-    if (!o.step->stopped) NAME##_body(o);                                           \
-  }                                                                                 \
+// Body of a kernel that any run may stop before: FASTAE_KERNEL(name, threads) { ... o.slot ... }. A third argument 1
+// lets it have the registers of one block, where more blocks side by side would cost spills.
+#define FASTAE_KERNEL(NAME, ...)                                                              \
+  FASTAE_INLINE void NAME##_body(const Launch& o);                                            \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) fastae_##NAME(const Launch o) {   \
+    if (!o.step->stopped) NAME##_body(o);                                                     \
+  }                                                                                           \
   FASTAE_INLINE void NAME##_body(const Launch& o)
 
 constexpr int kThreads = 256;  // of a block, where nothing else is said
@@ -92,15 +95,19 @@ FASTAE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class A> FASTAE_INLINE A smaller(A a, A b) { return a < b ? a : b; }
 template <class A> FASTAE_INLINE A larger(A a, A b) { return a > b ? a : b; }
 
-// f(row, column) for every element; the block's threads lie over (columns, rows), the grid over (rows, columns).
+// f(row, column) for every element; the block's threads lie over (columns, rows), the grid over (rows, columns). Most
+// threads have one element: unrolled, the loops would only be longer.
 template <class F> FASTAE_INLINE void each_cell(int64_t rows, int64_t columns, const F& f) {
+#pragma unroll 1
   for (int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; r < rows; r += (int64_t)gridDim.x * blockDim.y)
+#pragma unroll 1
     for (int64_t j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; j < columns; j += (int64_t)gridDim.y * blockDim.x)
       f(r, j);
 }
 
 // f(i) for i in [0, n)
 template <class F> FASTAE_INLINE void each(int64_t n, const F& f) {
+#pragma unroll 1
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) f(i);
 }
 
@@ -108,6 +115,7 @@ template <class F> FASTAE_INLINE void each(int64_t n, const F& f) {
 // are given as -1, so that every thread of a warp takes part in what follows.
 template <class F> FASTAE_INLINE void each_row(int64_t rows, const F& f) {
   const int64_t stride = (int64_t)gridDim.x * blockDim.y;
+#pragma unroll 1
   for (int64_t first = (int64_t)blockIdx.x * blockDim.y; first < rows; first += stride) {
     const int64_t r = first + threadIdx.y;
     f(r < rows ? r : -1, (int)threadIdx.x);
@@ -120,9 +128,11 @@ FASTAE_INLINE double lanes_sum(double x) {
   return __shfl_sync(0xffffffffu, x, 0, kLanes);
 }
 
-// sum of f(column) over [0, n): lane l takes the columns l, l + 16, ...; n < 1 for threads without a row
-template <class F> FASTAE_INLINE double row_sum(int64_t n, int lane, const F& f) {
+// sum of f(column) over [0, n): lane l takes the columns l, l + 16, ...; n < 1 for threads without a row. Unroll: 1 for
+// an f that is long.
+template <int Unroll = 4, class F> FASTAE_INLINE double row_sum(int64_t n, int lane, const F& f) {
   double sum = 0;
+#pragma unroll Unroll
   for (int64_t j = lane; j < n; j += kLanes) sum += (double)f(j);
   return lanes_sum(sum);
 }

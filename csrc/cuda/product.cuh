@@ -11,30 +11,55 @@ namespace fastae {
 constexpr int kSlice = 16;       // BK
 constexpr int kSegment = 256;    // rows of a chain of a weight's gradient
 
-// Element (i, d) of the left operand at p[i row + d deep], (d, j) of the right at p[d deep + j column].
-struct Operand {
-  const T* p;
+// Element (i, d) of the left operand at p[i row + d deep], (d, j) of the right at p[d deep + j column]; rounded: to
+// bfloat16 on the way.
+template <class E> struct OperandOf {
+  const E* p;
   int64_t side, deep;
+  bool rounded = false;
+};
+typedef OperandOf<T> Operand;
+
+// To the nearest bfloat16, ties to even; a NaN stays as it is.
+FASTAE_INLINE float round_bf16(float x) {
+  uint32_t u = same_bits<uint32_t>(x);
+  u = (u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u;
+  return x != x ? x : same_bits<float>(u);
+}
+
+// What products are made of.
+struct Reals {
+  typedef T Element;
+  static FASTAE_INLINE T multiply_add(T a, T b, T sum) { return mul_add(a, b, sum); }
+  template <int N> static FASTAE_INLINE void round(T (&r)[N]) {
+    if constexpr (sizeof(T) == 4) {  // there is no such product in float64
+#pragma unroll
+      for (int q = 0; q < N; ++q) r[q] = (T)round_bf16((float)r[q]);
+    }
+  }
 };
 
 // c(i, j) <- for each chain in turn: set or add; then finish(value, i, j) is stored.
-template <int BM, int BN, int TM, int TN> struct Tile {
+template <int BM, int BN, int TM, int TN, class Kind = Reals> struct Tile {
+  typedef typename Kind::Element E;
+  typedef OperandOf<E> Side;
   static constexpr int X = BN / TN, Y = BM / TM, threads = X * Y;
   static constexpr int A = BM * kSlice / threads, B = BN * kSlice / threads;
-  typedef T Panel[kSlice][(BM > BN ? BM : BN) + 1];
+  typedef E Panel[kSlice][(BM > BN ? BM : BN) + 1];
 
   // Slice [d0, d0 + kSlice) of an operand to registers, consecutive threads along what is contiguous.
   template <int W, int N>
-  static FASTAE_INLINE void fetch(const Operand& a, int64_t first, int64_t sides, int64_t d0, int64_t depth, T (&r)[N]) {
+  static FASTAE_INLINE void fetch(const Side& a, int64_t first, int64_t sides, int64_t d0, int64_t depth, E (&r)[N]) {
     const int id = threadIdx.x;
 #pragma unroll
     for (int q = 0; q < N; ++q) {
       const int e = q * threads + id;
       const int i = a.deep == 1 ? e / kSlice : e % W, d = a.deep == 1 ? e % kSlice : e / W;
-      r[q] = first + i < sides && d0 + d < depth ? a.p[(first + i) * a.side + (d0 + d) * a.deep] : T(0);
+      r[q] = first + i < sides && d0 + d < depth ? a.p[(first + i) * a.side + (d0 + d) * a.deep] : E(0);
     }
+    if (a.rounded) Kind::round(r);
   }
-  template <int W, int N> static FASTAE_INLINE void keep(const Operand& a, const T (&r)[N], Panel& to) {
+  template <int W, int N> static FASTAE_INLINE void keep(const Side& a, const E (&r)[N], Panel& to) {
     const int id = threadIdx.x;
 #pragma unroll
     for (int q = 0; q < N; ++q) {
@@ -45,15 +70,15 @@ template <int BM, int BN, int TM, int TN> struct Tile {
   }
 
   // Chain over [from, to) of the depth for the outputs at (row, column).
-  static FASTAE_INLINE void chain(const Operand& a, const Operand& b, int64_t row, int64_t rows, int64_t column,
+  static FASTAE_INLINE void chain(const Side& a, const Side& b, int64_t row, int64_t rows, int64_t column,
                                   int64_t columns, int64_t from, int64_t to, Panel& left, Panel& right,
-                                  T (&sum)[TM][TN]) {
-    T ra[A], rb[B];
+                                  E (&sum)[TM][TN]) {
+    E ra[A], rb[B];
     const int x = threadIdx.x % X, y = threadIdx.x / X;
 #pragma unroll
     for (int i = 0; i < TM; ++i)
 #pragma unroll
-      for (int j = 0; j < TN; ++j) sum[i][j] = T(0);
+      for (int j = 0; j < TN; ++j) sum[i][j] = E(0);
     fetch<BM>(a, row, rows, from, to, ra);
     fetch<BN>(b, column, columns, from, to, rb);
     for (int64_t d0 = from; d0 < to; d0 += kSlice) {
@@ -67,7 +92,7 @@ template <int BM, int BN, int TM, int TN> struct Tile {
       }
       const int deep = (int)smaller<int64_t>(kSlice, to - d0);
       const auto step = [&](int d) {
-        T u[TM], v[TN];
+        E u[TM], v[TN];
 #pragma unroll
         for (int i = 0; i < TM; ++i) u[i] = left[d][y + i * Y];
 #pragma unroll
@@ -75,7 +100,7 @@ template <int BM, int BN, int TM, int TN> struct Tile {
 #pragma unroll
         for (int i = 0; i < TM; ++i)
 #pragma unroll
-          for (int j = 0; j < TN; ++j) sum[i][j] = mul_add(u[i], v[j], sum[i][j]);
+          for (int j = 0; j < TN; ++j) sum[i][j] = Kind::multiply_add(u[i], v[j], sum[i][j]);
       };
       if (deep == kSlice) {
 #pragma unroll
@@ -99,7 +124,7 @@ template <int BM, int BN, int TM, int TN> struct Tile {
 
   // f(value, i, j) for the same outputs
   template <class F>
-  static FASTAE_INLINE void each_output(const T (&sum)[TM][TN], int64_t row, int64_t rows, int64_t column,
+  static FASTAE_INLINE void each_output(const E (&sum)[TM][TN], int64_t row, int64_t rows, int64_t column,
                                         int64_t columns, const F& f) {
     const int x = threadIdx.x % X, y = threadIdx.x / X;
 #pragma unroll
@@ -111,24 +136,25 @@ template <int BM, int BN, int TM, int TN> struct Tile {
       }
   }
 
-  // c = a b in one chain, then finish(row, column) for each output. Blocks: x over columns, y over rows.
+  // c = a b in one chain, then, unless all is left to another kernel, finish(row, column) for each output. Blocks: x
+  // over columns, y over rows.
   template <class F>
-  static FASTAE_INLINE void multiply(const Operand& a, const Operand& b, const View<T>& out, int64_t rows,
-                                     int64_t columns, int64_t depth, const F& finish) {
+  static FASTAE_INLINE void multiply(const Side& a, const Side& b, const View<T>& out, int64_t rows,
+                                     int64_t columns, int64_t depth, bool left_over, const F& finish) {
     __shared__ Panel left, right;
     T sum[TM][TN];
     const int64_t column = (int64_t)blockIdx.x * BN;
     for (int64_t row = (int64_t)blockIdx.y * BM; row < rows; row += (int64_t)gridDim.y * BM) {
       chain(a, b, row, rows, column, columns, 0, depth, left, right, sum);
       each_output(sum, row, rows, column, columns, [&](T v, int64_t r, int64_t c) { out(r, c) = v; });
-      each_own(row, rows, column, columns, finish);
+      if (!left_over) each_own(row, rows, column, columns, finish);
     }
   }
 
   // The same in chains over segments of the depth: block z makes segments z, z + gridDim.z, ..., f(value, row, column,
   // segment) takes each.
   template <class F>
-  static FASTAE_INLINE void segments(const Operand& a, const Operand& b, int64_t rows, int64_t columns, int64_t depth,
+  static FASTAE_INLINE void segments(const Side& a, const Side& b, int64_t rows, int64_t columns, int64_t depth,
                                      const F& f) {
     __shared__ Panel left, right;
     T sum[TM][TN];
@@ -146,17 +172,20 @@ typedef Tile<64, 64, 4, 4> MiddleTile;
 typedef Tile<128, 128, 8, 8> LargeTile;
 
 // w (n,k), or (k,n) where it is shared with another layer, as the right operand of x wT
-FASTAE_INLINE Operand weight_side(const View<T>& w, bool transposed) {
-  return transposed ? Operand{w.p, 1, w.ld} : Operand{w.p, w.ld, 1};
+FASTAE_INLINE Operand weight_side(const View<T>& w, bool transposed, bool rounded) {
+  return transposed ? Operand{w.p, 1, w.ld, rounded} : Operand{w.p, w.ld, 1, rounded};
 }
 
+// extra[0]: 1 where dense_finish, or dense_grad_finish, follows: formulas registered at run time are there.
 template <class Tiles> FASTAE_INLINE void dense_product(const Launch& o) {
   namespace at = at_dense;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
-  Tiles::multiply({x.p, x.ld, 1}, weight_side(o.real(at::s_w), o.i[at::i_transposed] != 0), y, o.m, y.columns,
-                  x.columns, [&](int64_t r, int64_t j) { finish_dense(o, dropped, y(r, j), r, j); });
+  const bool rounded = o.i[at::i_bf16] == 1;
+  const Operand right = weight_side(o.real(at::s_w), o.i[at::i_transposed] != 0, rounded);
+  Tiles::multiply({x.p, x.ld, 1, rounded}, right, y, o.m, y.columns, x.columns, o.extra[0] != 0,
+                  [&](int64_t r, int64_t j) { finish_dense<Activation>(o, dropped, y(r, j), r, j); });
 }
 FASTAE_KERNEL(dense_small, 256) { dense_product<SmallTile>(o); }
 FASTAE_KERNEL(dense_middle, 256) { dense_product<MiddleTile>(o); }
@@ -167,10 +196,11 @@ template <class Tiles> FASTAE_INLINE void input_product(const Launch& o) {
   namespace at = at_dense_grad;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> dz = o.real(at::s_dz), dx = o.real(at::s_dx), w = o.real(at::s_w);
-  const Operand right = weight_side(w, o.i[at::i_transposed] == 0);
+  const bool rounded = o.i[at::i_bf16] == 1;
+  const Operand right = weight_side(w, o.i[at::i_transposed] == 0, rounded);
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
-  Tiles::multiply({dz.p, dz.ld, 1}, right, dx, o.m, dx.columns, dz.columns,
-                  [&](int64_t r, int64_t j) { dx(r, j) = finish_grad(o, dropped, dx(r, j), r, j); });
+  Tiles::multiply({dz.p, dz.ld, 1, rounded}, right, dx, o.m, dx.columns, dz.columns, o.extra[0] != 0,
+                  [&](int64_t r, int64_t j) { dx(r, j) = finish_grad<Activation>(o, dropped, dx(r, j), r, j); });
 }
 FASTAE_KERNEL(input_grad_small, 256) { input_product<SmallTile>(o); }
 FASTAE_KERNEL(input_grad_middle, 256) { input_product<MiddleTile>(o); }
@@ -180,10 +210,10 @@ FASTAE_KERNEL(input_grad_large, 256) { input_product<LargeTile>(o); }
 template <class Tiles> FASTAE_INLINE void weight_product(const Launch& o) {
   namespace at = at_dense_grad;
   const View<T> dz = o.real(at::s_dz), x = o.real(at::s_x), dw = o.real(at::s_dw);
-  const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0;
+  const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, rounded = o.i[at::i_bf16] == 1;
   const int64_t n = dz.columns, k = x.columns;
   T* const part = o.extra[0] ? (T*)o.work : nullptr;
-  Tiles::segments({dz.p, 1, dz.ld}, {x.p, 1, x.ld}, n, k, o.m, [&](T v, int64_t j, int64_t c, int64_t s) {
+  Tiles::segments({dz.p, 1, dz.ld, rounded}, {x.p, 1, x.ld, rounded}, n, k, o.m, [&](T v, int64_t j, int64_t c, int64_t s) {
     if (part) {
       part[(s * n + j) * k + c] = v;
       return;

@@ -48,7 +48,7 @@ FASTAE_KERNEL(gather, kThreads) {
     const int64_t place = step.first >= 0 ? position - step.first : id;
     read_row(s, place, x.at(r, 0));
     if (threadIdx.x == 0) {
-      if (o.has(at::s_rows)) ((int64_t*)o.slot[at::s_rows].p)[r] = id;
+      if (o.has(at::s_rows)) ((int64_t*)o.slot[at::s_rows].p)[r] = step.first_row + id;
       if (o.has(at::s_weight)) o.real(at::s_weight).p[r * o.slot[at::s_weight].ld] = s.weight ? (T)s.weight[place] : T(1);
     }
   }
@@ -103,13 +103,21 @@ FASTAE_KERNEL(find_not_finite, kThreads) {
   });
 }
 
-// value += sum of o.m doubles of row_value / m: f(0) 1 to divide
-FASTAE_KERNEL(mean_value, 1024) {
+// Sums of numbers that an op's kernels left at `work`, for values of the run: of the m rows' values over m, and of
+// extra[1] numbers times a factor (extra[2]: the bits of a float64).
+FASTAE_INLINE double work_sum(const Launch& o, int64_t n) {
   const double* v = (const double*)o.work;
   double sum = 0;
-  for (int64_t r = threadIdx.x; r < o.m; r += blockDim.x) sum += v[r];
-  sum = block_sum(sum);
+  for (int64_t r = threadIdx.x; r < n; r += blockDim.x) sum += v[r];
+  return block_sum(sum);
+}
+FASTAE_KERNEL(mean_value, 1024) {
+  const double sum = work_sum(o, o.m);
   if (threadIdx.x == 0) o.add_value(o.extra[0], sum / (double)o.m);
+}
+FASTAE_KERNEL(sum_value, 1024) {
+  const double sum = work_sum(o, o.extra[1]);
+  if (threadIdx.x == 0) o.add_value(o.extra[0], same_bits<double>(o.extra[2]) * sum);
 }
 
 }  // namespace fastae

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from .. import threads
+from ..arrays import namespace, share_memory
 from ..backends import device_number, get_backend
 from ..plan import schema
 from ..plan.build import evaluation_plan, inference_plan
@@ -217,13 +218,14 @@ class DenseModel(ShownAsHTML, CompiledModel):
     def _run(self, what: str, source: Source, dtype: np.dtype, width: int, out: np.ndarray | None = None) -> np.ndarray:
         shape = (source.n_rows, width)
         if out is None:
-            out = np.empty(shape, dtype)
-        elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+            out = namespace(source.data).empty(shape, dtype)
+        elif (out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous
+              or not getattr(out.flags, "writeable", True)):  # fmt: skip
             raise ValueError(
                 f"out has shape {out.shape} and dtype {out.dtype}; wanted a writeable C-contiguous array of shape "
                 f"{shape} and dtype {dtype}"
             )
-        elif np.shares_memory(out, source.data):
+        elif share_memory(out, source.data):
             raise ValueError("out shares memory with X; give an array of its own")
         self._compile(what, dtype).run(source, out, self._threads())
         return out

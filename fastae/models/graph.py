@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import HostRows, on_device
 from ..plan.plan import Source
 from ..spec import options
 from ..spec.options import number
 
 
 def source_rows(source: Source) -> Any:
-    """The rows of a source as an array or CSR matrix."""
+    """The rows of a source as an array or CSR matrix; those on a GPU are copied as they are asked for."""
     if source.indptr is None:
-        return source.data
+        return HostRows(source.data) if on_device(source.data) else source.data
     from scipy.sparse import csr_array
 
     return csr_array((source.data, source.indices, source.indptr), shape=(source.n_rows, source.columns))

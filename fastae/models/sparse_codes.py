@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import asarray, namespace
 from ..ops._call import output as checked_output
 from ..plan.plan import Source
 from ..validation import check_rows
@@ -19,7 +20,7 @@ class SparseCodes(SparseEncoding):
     def decode(self, values: Any, indices: Any, out: np.ndarray | None = None) -> np.ndarray:
         """Rows (N, q) of codes: values (N, s) and indices (N, s), as `encode` gives them."""
         network = self._fitted()
-        values, indices = np.asarray(values), np.asarray(indices)
+        values, indices = asarray(values), asarray(indices)
         if values.ndim != 2 or values.shape != indices.shape or indices.dtype.kind not in "iu":
             raise ValueError(
                 f"values has shape {values.shape}, indices has {indices.shape} and dtype {indices.dtype}; wanted both "
@@ -31,7 +32,8 @@ class SparseCodes(SparseEncoding):
         dtype = np.dtype(np.float64 if values.dtype == np.float64 else np.float32)
         m, s = values.shape
         out = checked_output("out", out, (m, network.n_targets), dtype, values, indices)
-        val, idx = np.ascontiguousarray(values, dtype), np.ascontiguousarray(indices, np.int32)
+        xp = namespace(values, indices)
+        val, idx = xp.ascontiguousarray(values, dtype), xp.ascontiguousarray(indices, np.int32)
         return self._decoded(val, idx, np.full((m, 1), s, np.int32), dtype, out)
 
     def _check_decodable(self) -> None:
@@ -51,7 +53,7 @@ class SparseCodes(SparseEncoding):
             compiled = self._compile("decode", dtype, **ranked)
             compiled.run(Source(np.empty((m, 0), np.float32)), [val, idx, count, out], self._threads())
         elif m:
-            out[...] = self.arrays_["decoder_bias"] / network.input_scale
+            out[...] = namespace(out).asarray(self.arrays_["decoder_bias"] / network.input_scale)
         return out
 
     def inverse_transform(self, X: Any) -> np.ndarray:

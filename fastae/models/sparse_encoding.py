@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import to_host
 from ..ops._call import output as checked_output
 from ..plan.plan import Source
 from ..plan.sparse import SPARSE_BATCH, capacity_of, sparse_inference_plan
@@ -58,7 +59,7 @@ class SparseEncoding(SparseMemory):
         """
         bad = None if count is None or count.min(initial=0) >= 0 else int((count[:, 0] < 0).argmax())
         if bad is None and not self._backend().all_finite(values):
-            bad = int((~np.isfinite(values).all(axis=1)).argmax())
+            bad = int((~np.isfinite(to_host(values)).all(axis=1)).argmax())
         if bad is not None:
             raise ValueError(
                 f"{what} of row {first + bad} overflow {values.dtype.name}; scale X to numbers that can be multiplied"
@@ -95,7 +96,7 @@ class SparseEncoding(SparseMemory):
 
         network, m = self.network_, source.n_rows
         if self._ranked(k):
-            val, idx = self._fixed(source, dtype, k)
+            val, idx = (to_host(part) for part in self._fixed(source, dtype, k))
             on = val != 0
             counts, data, indices = on.sum(axis=1), val[on], idx[on]
         else:
@@ -114,7 +115,7 @@ class SparseEncoding(SparseMemory):
     # ---- codes ---
 
     def transform(self, X: Any):
-        """Code of each row, scipy csr_array (N, n_components).
+        """Code of each row, scipy csr_array (N, n_components), in the host's memory also for rows on a GPU.
 
         X : array, sparse matrix or frame (N, p)
         Raises ValueError beyond 2³¹ − 1 entries; `encode` and `encode_to` have no such bound.

@@ -1,4 +1,7 @@
-"""The kernels as functions of NumPy arrays, for pipelines of one's own.
+"""The kernels as functions of arrays, for pipelines of one's own.
+
+Arrays are NumPy's, or lie on a GPU (CuPy's, ``__cuda_array_interface__``, DLPack): then the GPU computes, and results
+are CuPy's. Arrays of the host beside these are copied there.
 
 Each call is a plan of one or two ops over the caller's arrays, run by a backend like any other plan. float64 arrays
 are computed in float64, everything else in float32. Arrays of inputs are made contiguous where they are not; ``out``
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arrays import asarray, namespace, on_device
 from ..backends import get_backend
 from ..catalog import INDEX, UPDATE_RULES
 from ..plan import schema
@@ -26,6 +30,7 @@ from ._call import (
     Key,
     activation_attributes,
     as_rows,
+    backend_for,
     check_apart,
     check_key,
     check_shape,
@@ -54,10 +59,10 @@ class PackedWeight:
 
 def pack(w: ArrayLike, backend: Any = "auto", n_threads: int | None = None) -> PackedWeight:
     """Packs w (n, k) once for repeated products; the array is copied, later changes to it are not seen."""
-    a = np.array(real_array("w", w))
+    a = real_array("w", w).copy()
     n, k = a.shape
-    chosen = get_backend(backend)
-    packed = np.zeros((-(-n // PACK_ROUND) * PACK_ROUND, k), a.dtype)
+    chosen = backend_for(backend, {"w": a})
+    packed = namespace(a).zeros((-(-n // PACK_ROUND) * PACK_ROUND, k), a.dtype)
     if a.size:
         run_ops(chosen, a.dtype, 1, {"w": a, "packed": packed}, [("pack", {"w": "w", "packed": "packed"})], set(),
              n_threads)  # fmt: skip
@@ -116,13 +121,14 @@ def dense_grad(
     check_shape("w", weight, (n, k))
     check_shape("dy", grad, (m, n))
     check_shape("saved", kept, (m, n))
-    dz, dw, db = np.empty((m, n), a.dtype), np.zeros((n, k), a.dtype), np.zeros((1, n), a.dtype)
+    xp = namespace(a)
+    dz, dw, db = xp.empty((m, n), a.dtype), xp.zeros((n, k), a.dtype), xp.zeros((1, n), a.dtype)
     arrays = {"x": a, "w": weight, "dy": grad, "saved": kept, "dz": dz, "dw": dw, "db": db}
     chain = {"dy": "dy", "saved": "saved", "dz": "dz", **activation_attributes(activation)}
     slots = {"dz": "dz", "x": "x", "w": "w", "dw": "dw", "db": "db"}
     dx = None
     if need_dx:
-        dx = arrays["dx"] = np.empty((m, k), a.dtype)
+        dx = arrays["dx"] = xp.empty((m, k), a.dtype)
         slots["dx"] = "dx"
     run_ops(backend, a.dtype, m, arrays, [("activation_grad", chain), ("dense_grad", slots)],
          {"x", "dy", "saved", "dz", "dx"}, n_threads)  # fmt: skip
@@ -223,18 +229,19 @@ def loss(
     if not a.size:
         raise ValueError(f"y has shape {a.shape}; a mean needs at least one element")
     if mask is not None:
-        observed = np.asarray(mask)
+        observed = asarray(mask)
         if observed.dtype != bool or observed.shape != t.shape:
             raise ValueError(
                 f"mask has shape {observed.shape} and dtype {observed.dtype}; wanted bool of shape {t.shape}"
             )
-        t = np.where(observed, t, a.dtype.type(np.nan))
+        xp = namespace(t)
+        t = xp.where(xp.asarray(observed), t, a.dtype.type(np.nan))
     kind, attributes = loss_record(option, t.shape[1], mean=True, masked=mask is not None)
-    arrays = {"y": a, "target": t, "dy": np.empty_like(a), "row_value": np.empty((len(a), 1))}
+    arrays = {"y": a, "target": t, "dy": namespace(a).empty_like(a), "row_value": np.empty((len(a), 1))}
     slots = {name: name for name in arrays} | {"value": 0, **attributes}
     records = [(kind, slots)]
     if getattr(option, "size_factor", False):
-        arrays["size"], slots["size"] = np.empty((len(a), 1), a.dtype), "size"
+        arrays["size"], slots["size"] = namespace(a).empty((len(a), 1), a.dtype), "size"
         records.insert(0, ("size_factor", {"target": "target", "size": "size"}))
     return run_ops(backend, a.dtype, len(a), arrays, records, set(arrays), n_threads), arrays["dy"]
 
@@ -249,9 +256,9 @@ def penalty(
         if not values or option._row.parameters[0].name != "strength":
             raise ValueError(f"penalty {option!r} has no strength; give its own parameters in the option")
         values[0] = number("strength", strength, 0.0, float("inf"), "left")
-    array = np.asarray(z)
+    array = asarray(z)
     a = real_array("z", array.reshape(1, -1))  # one row: the op takes the mean over rows
-    dz, row_value = np.zeros_like(a), np.empty((1, 1))
+    dz, row_value = namespace(a).zeros_like(a), np.empty((1, 1))
     arrays = {"h": a, "dh": dz, "row_value": row_value}
     slots: dict[str, Any] = {name: name for name in arrays} | {"penalty": option._index, "value": 0}
     slots |= {f"p{i}": v for i, v in enumerate(values)}
@@ -282,10 +289,10 @@ def update(
     arrays = {"w": param, **{f"s{i}": s for i, s in enumerate(state)}}
     for name, array in arrays.items():
         shown = "param" if name == "w" else f"state[{name[1:]}]"
-        if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
-            raise TypeError(f"{shown} must be a float32 or float64 NumPy array, as it is changed in place")
+        if not (isinstance(array, np.ndarray) or on_device(array)) or array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{shown} must be a float32 or float64 array of NumPy or CuPy, as it is changed in place")
         output(shown, array, param.shape, param.dtype)
-    g = real_array("grad", np.asarray(grad).reshape(1, -1), param.dtype)
+    g = real_array("grad", asarray(grad).reshape(1, -1), param.dtype)
     if g.size != param.size:
         raise ValueError(f"grad has {g.size} elements; wanted param's {param.size}")
     check_apart({"param": param, **{f"state[{i}]": s for i, s in enumerate(state)}, "grad": g})

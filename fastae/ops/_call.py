@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arrays import address, asarray, device_number, namespace, on_device, share_memory
 from ..backends import get_backend
 from ..catalog import UPDATE_RULES
 from ..plan import schema
@@ -25,14 +26,14 @@ _BATCH = schema.BATCH_ROWS
 
 def real_array(name: str, value: Any, dtype: np.dtype | None = None, ndim: int = 2) -> np.ndarray:
     """The value as a contiguous real array of ``ndim`` dimensions."""
-    array = np.asarray(value)
+    array = asarray(value)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name} has dtype {array.dtype}; wanted real numbers")
     if array.ndim != ndim:
         raise ValueError(f"{name} has {array.ndim} dimensions; wanted {ndim}")
     if dtype is None:
         dtype = np.dtype(np.float64 if array.dtype == np.float64 else np.float32)
-    return np.ascontiguousarray(array, dtype=dtype)
+    return namespace(array).ascontiguousarray(array, dtype=dtype)
 
 
 def row_vector(name: str, value: Any, dtype: np.dtype, n: int) -> np.ndarray:
@@ -51,18 +52,21 @@ def output(
     name: str, out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any,
     same: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The caller's array for a result, or a new one; ``same``: the input that it may be, element for element."""
+    """The caller's array for a result, or a new one where the inputs lie (on a GPU where one of them does).
+
+    same : the input that it may be, element for element
+    """
     if out is None:
-        return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"{name} is a {type(out).__name__}; wanted a NumPy array")
+        return namespace(*inputs, same).empty(shape, dtype)
+    if not isinstance(out, np.ndarray) and not on_device(out):
+        raise TypeError(f"{name} is a {type(out).__name__}; wanted a NumPy array, or CuPy's on a GPU")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"{name} has shape {out.shape} and dtype {out.dtype}; wanted {shape} and {dtype}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
+    if not (out.flags.c_contiguous and getattr(out.flags, "writeable", True)):
         raise ValueError(f"{name} must be C-contiguous and writeable; allocate it with numpy.empty")
-    if any(isinstance(array, np.ndarray) and np.may_share_memory(out, array) for array in inputs):
+    if any(share_memory(out, array) for array in inputs):
         raise ValueError(f"{name} shares memory with an input; give an array of its own")
-    if same is not None and out.ctypes.data != same.ctypes.data and np.may_share_memory(out, same):
+    if same is not None and share_memory(out, same) and address(out) != address(same):
         raise ValueError(f"{name} overlaps an input that starts elsewhere; give that input itself or another array")
     return out
 
@@ -72,7 +76,7 @@ def check_apart(arrays: dict[str, np.ndarray]) -> None:
     names = list(arrays)
     for i, first in enumerate(names):
         for second in names[:i]:
-            if np.may_share_memory(arrays[first], arrays[second]):
+            if share_memory(arrays[first], arrays[second]):
                 raise ValueError(f"{first} shares memory with {second}; give each an array of its own")
 
 
@@ -141,7 +145,7 @@ def run_ops(
         for name, a in arrays.items()
     )  # fmt: skip
     records = tuple((kind, tuple(sorted(attributes.items()))) for kind, attributes in ops)
-    chosen = get_backend(backend)
+    chosen = backend_for(backend, arrays)
     plan, handle = _compiled(chosen, dtype, m, buffers, records)
     values = np.zeros((1, 1)) if plan.n_values else None
     empty = np.empty(0, np.uint8)
@@ -153,9 +157,19 @@ def run_ops(
     return float("nan") if values is None else float(values[0, 0])
 
 
+def backend_for(backend: Any, arrays: dict[str, Any]) -> Any:
+    """The backend of a name; "auto" is the GPU of the arrays where one of them lies there."""
+    device = next((array for array in arrays.values() if on_device(array)), None)
+    if device is None or not isinstance(backend, str):
+        return get_backend(backend)
+    if backend not in ("auto", "cuda"):
+        raise ValueError(f"backend={backend!r} runs on the CPU, and an array lies on a GPU; use backend='auto'")
+    return get_backend("auto", f"cuda:{device_number(device)}")
+
+
 def as_rows(name: str, value: Any, dtype: np.dtype | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
     """An array of any shape as (rows, columns), and its shape."""
-    array = np.asarray(value)
+    array = asarray(value)
     shape = array.shape
     flat = array.reshape(-1, shape[-1]) if array.ndim >= 2 else array.reshape(1, -1)
     return real_array(name, flat, dtype), shape

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arrays import asarray, namespace
 from ..spec.options import number
 from ._call import check_shape, output, real_array, row_vector, run_ops
 
 
 def index_array(indices: ArrayLike, n: int) -> np.ndarray:
     """The indices as contiguous int32 (m, s), all of them in 0 .. n − 1."""
-    array = np.asarray(indices)
+    array = asarray(indices)
     if array.dtype.kind not in "iu":
         raise TypeError(f"indices have dtype {array.dtype}; wanted integers")
     if array.ndim != 2:
@@ -24,7 +25,7 @@ def index_array(indices: ArrayLike, n: int) -> np.ndarray:
     if array.size and not (0 <= array.min() and array.max() < n):
         wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"indices hold {wrong}; wanted 0 .. {n - 1}, the rows of w")
-    return np.ascontiguousarray(array, dtype=np.int32)
+    return namespace(array).ascontiguousarray(array, dtype=np.int32)
 
 
 def full_count(indices: np.ndarray) -> np.ndarray:

@@ -226,6 +226,7 @@ class Job:
     progress: Callable[[int], object] | None = (
         None  # called with the number of finished steps every few milliseconds; may raise
     )
+    first_row: int = 0  # added to the rows' places to make their ids: rows of an epoch that come in several jobs
 
 
 class PlanBuilder:

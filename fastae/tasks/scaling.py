@@ -68,7 +68,7 @@ class Scaling:
             return cls(center, np.where(scale > 0, scale, 1.0))
         width = max(1, _BLOCK // source.n_rows)
         for j in range(0, p, width):
-            block = np.array(source.data[:, j : j + width], dtype=np.float64, order="F")
+            block = np.array(to_host(source.data[:, j : j + width]), dtype=np.float64, order="F")
             # exact powers of two keep squares and differences finite, whatever the column's unit
             exponent = np.frexp(abs(block).max(axis=0))[1]
             middle, spread = _KINDS[kind](np.ldexp(block, -exponent))
@@ -78,7 +78,7 @@ class Scaling:
 
     def rows(self, source: Source, rows: Any, dtype: np.dtype) -> np.ndarray:
         """Scaled rows, a slice or ids, dense (m, p) in ``dtype``."""
-        raw = source.data[rows] if source.indptr is None else _csr(source, source.data)[rows].toarray()
+        raw = source_rows(source)[rows] if source.indptr is None else _csr(source, source.data)[rows].toarray()
         if self.scale is None:
             return raw.astype(dtype)
         block = raw.astype(np.float64)

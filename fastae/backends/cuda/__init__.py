@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from ...arrays import namespace, on_device
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source
-from . import dense, update
+from . import activities, dense, encoding, losses, norm, random, regularisers, update
 from .blocks import place
-from .memory import DeviceSpaces
+from .memory import DeviceSpaces, all_finite
 from .run import Program, run
 
-MODULES = (dense, update)
+MODULES = (activities, dense, encoding, losses, norm, random, regularisers, update)
 
 
 def kernel_table() -> dict:
@@ -43,6 +44,8 @@ class CudaBackend:
 
     def compile(self, plan: Plan) -> Program:
         """The plan with what the device keeps of it between runs."""
+        if plan.dtype == np.float64 and any(op.ints.get("bf16") == 1 for op in plan.ops):
+            raise ValueError("a float64 plan cannot have products in bfloat16")
         return Program(plan)
 
     def allocate(self, plan: Plan) -> DeviceSpaces:
@@ -63,6 +66,10 @@ class CudaBackend:
 
         return get_backend("auto").permutation(seed, epoch, n)
 
-    def all_finite(self, array: np.ndarray, n_threads: int = 1) -> bool:
-        """Whether an array has neither NaN nor infinity."""
-        return bool(np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array).all())
+    def all_finite(self, array: Any, n_threads: int = 1) -> bool:
+        """Whether an array, on the device or the host, has neither NaN nor infinity."""
+        if not on_device(array):
+            return bool(np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array).all())
+        if array.dtype.name not in ("float32", "float64") or array.strides[0] != array.shape[1] * array.dtype.itemsize:
+            return bool(namespace(array).isfinite(array).all())
+        return all_finite(self.driver, self.driver.address(array), array.nbytes, array.dtype)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...catalog import FIRST_REGISTERED
 from ...plan import schema
 from ...plan.plan import Op, Plan
 from .lt import Matrix, Product
-from .record import LAUNCH
+from .record import FORMULA_EXTRA, LAUNCH
 
 PRODUCTS = ("float32", "bfloat16", "tf32")  # what a record's ``bf16`` means
 
-THREADS, LANES = 256, 16
+THREADS, LANES, COLUMNS = 256, 16, 32
 Grid = tuple[int, int, int]
 
 
@@ -32,6 +34,11 @@ class Launch:
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def float_bits(x: float) -> int:
+    """A float64 as the integer of its bits."""
+    return int(np.float64(x).view(np.int64))
 
 
 def over_cells(rows: int, columns: int) -> tuple[Grid, Grid]:
@@ -54,15 +61,25 @@ def over_rows(rows: int) -> tuple[Grid, Grid]:
     return (max(1, min(ceil_div(rows, y), 16384)), 1, 1), (LANES, y, 1)
 
 
+def over_columns(columns: int) -> tuple[Grid, Grid]:
+    """Grid and block for ``each_column``: sixteen threads a column, for sums over rows."""
+    return (max(1, min(ceil_div(columns, COLUMNS), 16384)), 1, 1), (COLUMNS, LANES, 1)
+
+
 class Binder:
     """Makes the launches of a plan's ops for batches of m rows over given memory.
 
     bases : address of each space; work : of the memory that ops share, 0 while nobody knows how much they want
     start : first row of the batch, for arrays of the caller's with a row per row of the run
+    formula : index -> address of a formula registered at run time
     """
 
-    def __init__(self, plan: Plan, m: int, step: int, bases: list[int], start: int, work: int, driver: Any):
+    def __init__(
+        self, plan: Plan, m: int, step: int, bases: list[int], start: int, work: int, driver: Any,
+        formula: Callable[[int], int],
+    ):  # fmt: skip
         self.plan, self.m, self.step, self.bases, self.start, self.work = plan, m, step, bases, start, work
+        self.formula = formula
         self.n_multiprocessors = driver.n_multiprocessors
         self.cublas = driver.products == "cublas"
         self.launches: list[Launch | Product] = []
@@ -98,6 +115,23 @@ class Binder:
 
     # ---- launches ---
 
+    def registered(self) -> int:
+        """Index of the op's formula where it was registered at run time, else 0."""
+        ints = self.op.ints  # type: ignore[union-attr]
+        index = max(ints.get(name, 0) for name in ("activation", "loss", "penalty"))
+        return index if index >= FIRST_REGISTERED else 0
+
+    @contextmanager
+    def as_op(self, kind: str, m: int | None = None, **attributes: Any) -> Iterator[Op]:
+        """Meanwhile the op at hand is one of another kind, over buffers by name; m : its batch"""
+        spec, before = schema.KIND[kind], (self.op, self.m)
+        slots = {slot: attributes[slot] for slot in spec.slots if attributes.get(slot) is not None}
+        ints = {name: attributes.get(name, -1 if name == "value" else 0) for name in spec.ints}
+        self.op = Op(kind, 0, slots, ints, {name: attributes.get(name, 0.0) for name in spec.floats})
+        self.m = self.m if m is None else m
+        yield self.op
+        self.op, self.m = before
+
     def record(self, work: int = 0, extra: tuple[int, ...] = ()) -> np.ndarray:
         op, kind = self.op, schema.KIND[self.op.kind]  # type: ignore[union-attr]
         record = np.zeros(1, LAUNCH)
@@ -110,6 +144,8 @@ class Binder:
         record["i"][0, : len(kind.ints)] = [op.ints[name] for name in kind.ints]  # type: ignore[union-attr]
         record["f"][0, : len(kind.floats)] = [op.floats[name] for name in kind.floats]  # type: ignore[union-attr]
         record["extra"][0, : len(extra)] = extra
+        if self.registered():
+            record["extra"][0, FORMULA_EXTRA] = self.formula(self.registered())
         return record
 
     def launch(
@@ -159,10 +195,22 @@ class Binder:
         """A launch with sixteen threads for every row of the batch."""
         self.launch(kernel, over_rows(self.m), **more)
 
-    def mean_value(self, column: int, row_values: int) -> None:
-        """values[column] += mean of the m float64 at an address."""
+    def valued_rows(self, kernel: str) -> None:
+        """The same for an op with a value: the mean of what rows leave in the shared memory, where it is asked for."""
+        column = self.op.ints["value"]  # type: ignore[union-attr]
+        self.rows(kernel, work_bytes=self.m * 8 * (column >= 0), extra=(int(column >= 0),))
+        self.mean_value(column)
+
+    def mean_value(self, column: int) -> None:
+        """values[column] += mean of m float64 that the kernel before left in the shared memory."""
         if column >= 0:
-            self.launch("mean_value", ((1, 1, 1), (1024, 1, 1)), work=row_values, extra=(column,))
+            self.launch("mean_value", ((1, 1, 1), (1024, 1, 1)), work_bytes=self.m * 8, extra=(column,))
+
+    def sum_value(self, column: int, n: int, factor: float = 1.0) -> None:
+        """values[column] += factor times the sum of n float64 there."""
+        if column >= 0:
+            extra = (column, n, float_bits(factor))
+            self.launch("sum_value", ((1, 1, 1), (1024, 1, 1)), work_bytes=n * 8, extra=extra)
 
     def bind(self, phases: int, kernels: dict[str, Callable[[Binder, Op], None]]) -> list[Launch]:
         """The launches of the plan's ops of some phases."""

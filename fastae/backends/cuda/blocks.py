@@ -80,7 +80,7 @@ def place(driver: Any, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         if source not in waiting:
             return source
         data = np.ascontiguousarray(source.data)
-        array: Any = DeviceArray(driver.upload(data), data.shape, data.dtype)  # type: ignore[arg-type]
+        array: Any = DeviceArray(driver.upload(data, aside=True), data.shape, data.dtype)  # type: ignore[arg-type]
         return Source(array, columns=source.columns, weight=source.weight)
 
     return tuple(placed(source) for source in sources)
@@ -192,7 +192,7 @@ def read_externals(plan: Plan) -> set[str]:
             owner = plan.buffers[plan.index[name]].parent or name
             if plan.buffers[plan.index[owner]].space < schema.EXTERNAL:
                 continue
-            if slot in WRITTEN.get(op.kind, ()) and name == owner:
+            if slot in WRITTEN.get(op.kind, ()) and name == owner and op.ints.get("accumulate", 0) <= 0:
                 written.add(owner)
             elif owner not in written:
                 read.add(owner)

@@ -35,7 +35,10 @@ def dense(b: Binder, op) -> None:
     (_, k), n = b.shape("x"), b.shape("y")[1]
     if not b.cublas:
         name, threads = tile(b, b.m, n)
-        b.launch(f"dense_{name}", threads)
+        own = b.registered() > 0
+        b.launch(f"dense_{name}", threads, extra=(int(own),))
+        if own:  # only this kernel knows formulas of run time
+            b.cells("dense_finish", "y")
         return
     x, w = b.operands(("x", False), ("w", not op.ints["transposed"]))
     b.product(x, w, b.matrix("y"), b.m, n, k)
@@ -54,7 +57,10 @@ def dense_grad(b: Binder, op) -> None:
         weight_gradient(b, n, k)
     if b.has("dx"):
         name, threads = tile(b, b.m, k)
-        b.launch(f"input_grad_{name}", threads)
+        own = b.registered() > 0
+        b.launch(f"input_grad_{name}", threads, extra=(int(own),))
+        if own:
+            b.cells("dense_grad_finish", "dx")
 
 
 def weight_gradient(b: Binder, n: int, k: int) -> None:
@@ -100,10 +106,6 @@ def activation(b: Binder, op) -> None:
 
 def activation_grad(b: Binder, op) -> None:
     b.cells("activation_grad", "dy")
-
-
-def dropout(b: Binder, op) -> None:
-    b.cells("dropout", "x")
 
 
 def add(b: Binder, op) -> None:

@@ -102,11 +102,18 @@ class CupyDriver:
             return buffer.data.ptr
         return buffer.__cuda_array_interface__["data"][0]
 
-    def upload(self, array: np.ndarray) -> Any:
-        """A copy of a host array on the device, as bytes."""
+    def upload(self, array: np.ndarray, *, aside: bool = False) -> Any:
+        """A copy of a host array on the device, as bytes. aside : beside what runs there, from another thread"""
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        buffer = self.empty(flat.nbytes)
-        self.write(buffer, flat)
+        if not aside:
+            buffer = self.empty(flat.nbytes)
+            self.write(buffer, flat)
+            return buffer
+        with self.device, self.copies:
+            buffer = self.cupy.empty(max(flat.nbytes, 1), np.uint8)
+            self.cupy.cuda.runtime.memcpyAsync(buffer.data.ptr, flat.ctypes.data, flat.nbytes,
+                                               self.cupy.cuda.runtime.memcpyHostToDevice, self.copies.ptr)  # fmt: skip
+            self.copies.synchronize()
         return buffer
 
     def write(self, buffer: Any, array: np.ndarray, offset: int = 0) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Job, Plan
+from . import blocks
 from .binder import Binder, Launch
-from .blocks import BLOCK_BYTES, Rows, on_device, read_externals, row_bytes
-from .memory import DeviceSpaces, JobSpaces
+from .blocks import Rows, on_device, read_externals, row_bytes
+from .formulas import Formulas
+from .memory import DeviceSpaces, JobSpaces, too_large
 from .record import LAUNCH, MAX_SOURCES, STEP
 
 _PROGRESS_SECONDS = 0.1
@@ -24,18 +27,22 @@ class Program:
         self.plan = plan
         self.work: Any = None  # memory that ops share, one after another
         self.work_bytes = 0
+        self.formulas = Formulas(plan.dtype)
         self.external = {b.space - schema.EXTERNAL: b for b in plan.buffers
                          if b.space >= schema.EXTERNAL and b.parent is None}  # fmt: skip
         self.read = read_externals(plan)
+        self.state: Any = None  # the step that runs, at one place for all runs, as graphs have its address
+        self.graphs: dict[tuple, Any] = {}
         # launches read addresses that move from step to step where a caller's array has a row per row of the batch
         self.moving = any(b.rows == schema.BATCH_ROWS for b in self.external.values())
 
 
 def bind(program: Program, driver: Any, kernels: dict, m: int, step: int, bases: list[int], start: int) -> dict:
     """Launches of each phase for batches of m rows."""
+    formula = partial(program.formulas.address, driver)
     while True:
         work = 0 if program.work is None else driver.address(program.work)
-        binder = Binder(program.plan, m, step, bases, start, work, driver)
+        binder = Binder(program.plan, m, step, bases, start, work, driver, formula)
         phases = {p: binder.bind(p, kernels) for p in (schema.PREPARE, schema.GRADIENT, schema.UPDATE)}
         if binder.work_bytes <= program.work_bytes:
             return phases
@@ -130,54 +137,45 @@ class Run:
         state["order"] = 0 if job.order is None else driver.address(next(addresses))
         state["scalars"] = 0 if job.scalars is None else driver.address(next(addresses))
         state["values"] = driver.address(self.device_values)
-        state["seed"], state["epoch"] = job.seed, job.epoch
+        state["seed"], state["epoch"], state["first_row"] = job.seed, job.epoch, job.first_row
         assert len(job.sources) <= MAX_SOURCES
         self.rows = Rows(driver, plan, job, 0)
         state["source"][0, : len(job.sources)] = self.rows.records()
-        self.state = driver.upload(state.view(np.uint8))
-        self.step = self.rows.step = driver.address(self.state)
-        self.graphs: dict[int, Any] = {}
+        if program.state is None:
+            program.state = driver.empty(STEP.itemsize)
+        driver.write(program.state, state.view(np.uint8))
+        self.step = self.rows.step = driver.address(program.state)
         self.last = time.perf_counter()
 
     def __call__(self) -> int:
         """Runs the steps; returns how many finished."""
         job, plan, driver = self.job, self.program.plan, self.driver
         bases = self.spaces.addresses(plan)
-        blocks = not self.rows.resident or self.external.by_blocks
         size = job.n_steps
-        if blocks:
-            size = max(1, min(size, BLOCK_BYTES // (row_bytes(plan, job, self.rows.resident) * plan.batch)))
+        if not self.rows.resident or self.external.by_blocks:
+            size = max(1, min(size, blocks.BLOCK_BYTES // (row_bytes(plan, job, self.rows.resident) * plan.batch)))
         done = 0
         while done < job.n_steps:
             count = min(size, job.n_steps - done)
             try:
                 self.block(bases, done, count)
-            except driver.OutOfMemory as error:
+            except driver.OutOfMemory:
                 if job.phases & schema.UPDATE or count == 1:
-                    raise self.too_large(error) from error
+                    raise
                 size = count // 2
                 continue
             done += count
         self.external.finish()
         driver.download(self.device_values, self.values)
         state = np.empty(1, STEP)
-        driver.download(self.state, state.view(np.uint8))
+        driver.download(self.program.state, state.view(np.uint8))
         if self.copied:
             for i in range(schema.EXTERNAL):
                 if self.job.spaces[i].flags.writeable:
                     _ = self.spaces[i]  # brings the host's array up to date
         if job.values is not None:
-            job.values[: job.n_steps] = self.values[:, : plan.n_values]
+            job.values[: job.n_steps, : plan.n_values] = self.values[:, : plan.n_values]
         return int(state["number"][0])
-
-    def too_large(self, error: Exception) -> MemoryError:
-        plan = self.program.plan
-        wanted = sum(plan.sizes) + self.program.work_bytes
-        return MemoryError(
-            f"the GPU's memory does not suffice: this plan takes {wanted} bytes of it (arena {plan.sizes[0]}, "
-            f"parameters, gradients and states {sum(plan.sizes[1:])}, work {self.program.work_bytes}), and "
-            f"{self.driver.free_bytes()} are free; lower batch_size or the model's size ({error})"
-        )
 
     def block(self, bases: list[int], first: int, count: int) -> None:
         """``count`` steps from step ``first`` of the job on."""
@@ -205,9 +203,14 @@ class Run:
             for launch in self.launches(bases, m, start):
                 driver.launch(plan.dtype, launch)
         else:
-            if m not in self.graphs:
-                self.graphs[m] = driver.capture(plan.dtype, self.launches(bases, m, 0))
-            self.graphs[m]()
+            key = (m, job.phases, job.values is not None, self.program.work_bytes, *bases)
+            graphs = self.program.graphs
+            if key not in graphs:
+                graphs.clear() if len(graphs) > 7 else None
+                launches = self.launches(bases, m, 0)
+                key = (*key[:3], self.program.work_bytes, *bases)
+                graphs[key] = driver.capture(plan.dtype, launches)
+            graphs[key]()
         if job.progress is not None and time.perf_counter() - self.last > _PROGRESS_SECONDS:
             driver.synchronize()
             self.last = time.perf_counter()
@@ -227,5 +230,9 @@ class Run:
 
 def run(program: Program, driver: Any, kernels: dict, job: Job) -> int:
     """Runs the job's steps; returns how many finished."""
-    return Run(program, driver, kernels, job)() if job.n_steps else 0
-
+    if not job.n_steps:
+        return 0
+    try:
+        return Run(program, driver, kernels, job)()
+    except driver.OutOfMemory as error:
+        raise too_large(driver, program.plan.sizes, program.work_bytes, error) from error

@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from ...catalog import UPDATE_RULES
-from .binder import Binder, over
+from ...plan import schema
+from .binder import Binder, ceil_div, over
+from .regularisers import FLAT_BLOCK, over_blocks
+
+
+def clip_gradient(b: Binder, op) -> None:
+    rows, columns = b.shape("g")
+    n = rows * columns
+    if schema.CLIP_MODES[op.ints["mode"]] == "value":
+        b.launch("clip_values", over(n))
+        return
+    blocks = ceil_div(n, FLAT_BLOCK)
+    memory = (blocks + 1) * 8
+    b.launch("clip_squares", over_blocks(blocks), work_bytes=memory)
+    b.launch("clip_factor", ((1, 1, 1), (1024, 1, 1)), work_bytes=memory)
+    b.launch("clip_scale", over(n), work_bytes=memory)
 
 
 def update(b: Binder, op) -> None:

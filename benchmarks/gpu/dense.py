@@ -1,0 +1,119 @@
+"""Training steps of a dense autoencoder, 784-512-128-32 mirrored, beside PyTorch eager, compiled and as a CUDA graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import fastae
+from fastae import training
+from fastae.plan.plan import Source
+
+from .device import Device
+
+WIDTHS = (784, 512, 128, 32, 128, 512, 784)
+BATCHES = (1024, 65_536)
+
+
+def flops(batch: int) -> float:
+    pairs = list(zip(WIDTHS, WIDTHS[1:]))
+    return batch * 2.0 * (3 * sum(a * b for a, b in pairs) - pairs[0][0] * pairs[0][1])
+
+
+def ours(device: Device, batch: int, precision: str, products: str, steps: int) -> dict[str, float]:
+    """Seconds of a step: of an epoch of ``steps`` batches of rows that lie on the device."""
+    rows = batch * steps
+    X = np.random.default_rng(0).random((batch * min(steps, 8), 784), dtype=np.float32)
+    model = fastae.Autoencoder(
+        32, hidden_layer_sizes=(512, 128), activation="relu", output_activation="sigmoid", loss="binary_cross_entropy",
+        batch_size=batch, max_iter=1, tol=0, random_state=0, backend=device.backend(products), precision=precision,
+        shuffle=False,
+    )  # fmt: skip
+    model.fit(X[: 2 * batch])
+    backend = device.backend(products)
+    plan, handle = model.plan_, backend.compile(model.plan_)
+    state = model._begin(backend, model.network_, Source(X, columns=784), np.dtype(np.float32), len(X), None)
+    settings = model._settings(model.network_, 0)
+    (source,) = backend.place((Source(X, columns=784),))
+    order = np.arange(rows, dtype=np.int64) % len(X)
+
+    def run(n: int) -> float:
+        return training.run_epoch(backend, plan, handle, state, (source,), order[: n * batch], n * batch, settings)
+
+    loss = run(steps)
+    short, long = (device.seconds(lambda n=n: run(n), 3) for n in (1, steps))
+    return {"seconds": (long - short) / max(steps - 1, 1), "loss": loss}
+
+
+def torch_steps(device: Device, batch: int, way: str, precision: str, steps: int) -> dict[str, float]:
+    """way : "eager", "compile" or "graph" """
+    import torch
+
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    layers: list[Any] = []
+    for i, (a, b) in enumerate(zip(WIDTHS, WIDTHS[1:])):
+        layers += [torch.nn.Linear(a, b)] + ([torch.nn.ReLU()] if i not in (2, len(WIDTHS) - 2) else [])
+    model = torch.nn.Sequential(*layers).cuda()
+    adam = torch.optim.Adam(model.parameters(), fused=True, capturable=way == "graph")
+    X = torch.rand(batch, 784, device="cuda")
+    loss_of = torch.nn.BCEWithLogitsLoss()
+    forward = torch.compile(model, mode="max-autotune-no-cudagraphs") if way == "compile" else model
+
+    def step() -> Any:
+        adam.zero_grad(set_to_none=way != "graph")
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = loss_of(forward(X), X)
+        loss.backward()
+        adam.step()
+        return loss
+
+    if way == "graph":
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = step()
+        call = graph.replay
+    else:
+        call = step
+    for _ in range(5):
+        result = call()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(steps):
+        result = call()
+    end.record()
+    end.synchronize()
+    return {"seconds": start.elapsed_time(end) / 1e3 / steps, "loss": float(loss if way == "graph" else result)}
+
+
+def run(device: Device, left: float) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    batches = (32,) if device.rehearse else BATCHES
+    for batch in batches:
+        steps = device.size(500 if batch < 10_000 else 30, 3)
+        table = {}
+        for precision, products in (("float32", "exact"), ("float32", "cublas"), ("tf32", "cublas"),
+                                    ("bfloat16", "cublas")):  # fmt: skip
+            table[f"fastae {precision} {products}"] = ours(device, batch, precision, products, steps)
+        if not device.rehearse:
+            for way in ("eager", "graph", "compile"):
+                for precision in ("float32", "tf32", "bfloat16"):
+                    try:
+                        table[f"torch {way} {precision}"] = torch_steps(device, batch, way, precision, steps)
+                    except Exception as error:
+                        table[f"torch {way} {precision}"] = {"failed": str(error)[:200]}
+        for name, entry in table.items():
+            if "seconds" in entry:
+                entry["flop/s"] = flops(batch) / entry["seconds"]
+                print(f"batch {batch}, {name}: {entry['seconds'] * 1e6:.1f} µs, {entry['flop/s'] / 1e12:.1f} TFLOP/s, "
+                      f"loss {entry['loss']:.4f}", flush=True)  # fmt: skip
+            else:
+                print(f"batch {batch}, {name}: {entry}", flush=True)
+        out[str(batch)] = table
+    return out

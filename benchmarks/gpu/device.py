@@ -1,0 +1,67 @@
+"""The GPU of a run, or in a rehearsal the kernels on the host: backends, clocks, sizes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastae.backends import cuda_backend
+
+
+class Device:
+    """What the parts ask: a backend by its way of multiplying, and times."""
+
+    def __init__(self, rehearse: bool):
+        self.rehearse = rehearse
+        self._made: dict[str, Any] = {}
+
+    def backend(self, products: str = "cublas") -> Any:
+        """products : "cublas" or "exact" """
+        if products not in self._made:
+            self._made[products] = self._host(products) if self.rehearse else cuda_backend(0, products)
+        return self._made[products]
+
+    def _host(self, products: str) -> Any:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+        from cuda_host import HostDriver
+
+        from fastae.backends.cuda import CudaBackend
+
+        return CudaBackend(HostDriver(products=products))
+
+    def size(self, full: int, tiny: int) -> int:
+        """A size, or that of a rehearsal."""
+        return tiny if self.rehearse else full
+
+    def seconds(self, call: Callable[[], object], repeats: int = 5) -> float:
+        """Best time of a call that ends when the device is done."""
+        call()
+        best = float("inf")
+        for _ in range(1 if self.rehearse else repeats):
+            start = time.perf_counter()
+            call()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    def events(self, launch: Callable[[], object], count: int) -> float:
+        """Seconds of one of ``count`` launches in a row, by the device's own clock."""
+        launch()
+        if self.rehearse:
+            start = time.perf_counter()
+            launch()
+            return time.perf_counter() - start
+        driver = self.backend().driver
+        import cupy
+
+        with driver.device:
+            first, last = cupy.cuda.Event(), cupy.cuda.Event()
+            driver.synchronize()
+            first.record(driver.stream)
+            for _ in range(count):
+                launch()
+            last.record(driver.stream)
+            last.synchronize()
+            return cupy.cuda.get_elapsed_time(first, last) / 1e3 / count

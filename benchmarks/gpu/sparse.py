@@ -1,0 +1,93 @@
+"""A TopK sparse autoencoder's step, D 4096, M 131,072, k 64, batch 8192, and batch encoding, beside PyTorch."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+import fastae
+
+from .device import Device
+
+
+def sizes(device: Device) -> tuple[int, int, int, int]:
+    return (4096, 131_072, 64, 8192) if not device.rehearse else (48, 256, 8, 32)
+
+
+def model_of(device: Device, precision: str = "float32") -> tuple[fastae.SparseAutoencoder, np.ndarray]:
+    p, n, k, batch = sizes(device)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((4 * batch, p), dtype=np.float32)
+    model = fastae.SparseAutoencoder(
+        n, k=k, batch_size=batch, max_iter=1, random_state=0, backend=device.backend(), shuffle=False, learning_rate=1e-4
+    )  # fmt: skip
+    return model, X
+
+
+def run(device: Device, left: float) -> dict[str, Any]:
+    p, n, k, batch = sizes(device)
+    out: dict[str, Any] = {"sizes": {"p": p, "n": n, "k": k, "batch": batch}}
+    model, X = model_of(device)
+    start = time.perf_counter()
+    model.fit(X)
+    out["first fit"] = {"seconds": time.perf_counter() - start, "fvu": model.fvu_curve_[-1]}
+    start = time.perf_counter()
+    repeats = device.size(3, 1)
+    for _ in range(repeats):
+        model.partial_fit(X)
+    out["step"] = {"seconds": (time.perf_counter() - start) / repeats / (len(X) / batch), "fvu": model.fvu_curve_[-1]}
+    print({name: entry for name, entry in out.items() if name != "sizes"}, flush=True)
+    resident = X
+    if not device.rehearse:
+        import cupy
+
+        resident = cupy.asarray(X)
+    seconds = device.seconds(lambda: model.encode(resident), 3)
+    out["encode"] = {"seconds": seconds, "rows/s": len(X) / seconds}
+    print(f"encode: {len(X) / seconds:.0f} rows/s", flush=True)
+    if not device.rehearse:
+        out["torch"] = torch_figures(X, p, n, k, batch)
+    return out
+
+
+def torch_figures(X: np.ndarray, p: int, n: int, k: int, batch: int) -> dict[str, Any]:
+    """The dense step by autograd with bfloat16 autocast and fused Adam, and encoding in float32, tf32 and bfloat16."""
+    import torch
+
+    torch.manual_seed(0)
+    x = torch.from_numpy(X[:batch]).cuda()
+    encoder = torch.randn(n, p, device="cuda").mul_(p**-0.5).requires_grad_()
+    decoder = encoder.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([encoder, decoder], lr=1e-4, fused=True)
+
+    def timed(call: Any, count: int) -> float:
+        call()
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        for _ in range(count):
+            call()
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3 / count
+
+    def step() -> None:
+        adam.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            z = x @ encoder.T
+            values, indices = z.topk(k, dim=1)
+            code = torch.zeros_like(z).scatter(1, indices, values.relu())
+            error = (code @ decoder - x).float()
+        error.square().sum(1).mean().backward()
+        adam.step()
+
+    out: dict[str, Any] = {"dense step": timed(step, 5)}
+    for name, tf32, dtype in (("float32", False, torch.float32), ("tf32", True, torch.float32),
+                              ("bfloat16", False, torch.bfloat16)):  # fmt: skip
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        a, w = x.to(dtype), encoder.detach().to(dtype)
+        seconds = timed(lambda a=a, w=w: (a @ w.T).topk(k, dim=1), 5)
+        out[f"encode {name}"] = {"rows/s": batch / seconds}
+    print(out, flush=True)
+    return out

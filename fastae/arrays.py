@@ -1,0 +1,86 @@
+"""Arrays of NumPy and of a GPU (CuPy's, ``__cuda_array_interface__``, DLPack): which is which, and the same on both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_CUDA = 2  # kDLCUDA
+
+
+def on_device(array: Any) -> bool:
+    """Whether an array lies in a GPU's memory."""
+    if isinstance(array, np.ndarray) and not hasattr(array, "__cuda_array_interface__"):
+        return False
+    if hasattr(array, "__cuda_array_interface__"):
+        return True
+    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == _CUDA
+
+
+def cupy() -> Any:
+    """CuPy; ImportError with what to do where it is missing."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            f"arrays on a GPU need CuPy ({error}): pip install 'fastae[cuda13]' (or [cuda12]), or give NumPy arrays"
+        ) from error
+    return cupy
+
+
+def namespace(*arrays: Any) -> Any:
+    """CuPy where one of the arrays lies on a GPU, else NumPy."""
+    return cupy() if any(on_device(array) for array in arrays) else np
+
+
+def asarray(value: Any) -> Any:
+    """The value as an array of NumPy, or of CuPy where it lies on a GPU: without a copy."""
+    if not on_device(value):
+        return np.asarray(value)
+    xp = cupy()
+    return xp.asarray(value) if hasattr(value, "__cuda_array_interface__") else xp.from_dlpack(value)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """The array in the host's memory: itself where it lies there."""
+    return asarray(array).get() if on_device(array) else np.asarray(array)
+
+
+def device_number(array: Any) -> int:
+    """Which GPU an array lies on."""
+    device = getattr(asarray(array), "device", None)
+    return int(getattr(device, "id", 0))
+
+
+def share_memory(a: Any, b: Any) -> bool:
+    """Whether two arrays may overlap; one on a GPU and one on the host never do."""
+    if not (hasattr(a, "dtype") and hasattr(b, "dtype")) or on_device(a) != on_device(b):
+        return False
+    if not on_device(a):
+        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.may_share_memory(a, b)
+    return bool(cupy().may_share_memory(asarray(a), asarray(b)))
+
+
+def address(array: Any) -> int:
+    """Address of an array's first element, on whichever side."""
+    if on_device(array):
+        return int(array.__cuda_array_interface__["data"][0])
+    return int(array.ctypes.data)
+
+
+class HostRows:
+    """Rows of an array on a GPU as NumPy arrays, copied as they are asked for."""
+
+    def __init__(self, array: Any):
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return to_host(self.array[cupy().asarray(rows) if isinstance(rows, np.ndarray) else rows])
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.asarray(to_host(self.array), dtype=dtype)

@@ -1,0 +1,17 @@
+"""Random numbers: corruption of the input, dropout, neighbours in a graph."""
+
+from __future__ import annotations
+
+from .binder import Binder, over
+
+
+def noise(b: Binder, op) -> None:
+    b.cells("noise", "x")
+
+
+def dropout(b: Binder, op) -> None:
+    b.cells("dropout", "x")
+
+
+def neighbour(b: Binder, op) -> None:
+    b.launch("neighbour", over(b.m))

@@ -1,0 +1,155 @@
+"""Device kernels of the dense ops, on the host: bit for bit the compiled backend's, in any order of threads."""
+
+import shutil
+
+import cuda_host
+import numpy as np
+import pytest
+from conftest import backend_named
+from cuda_host import HostDriver
+from test_records import RECORDS, M, arrays_of, run
+
+from fastae.backends.cuda import CudaBackend
+from fastae.catalog import ACTIVATIONS, INDEX, LOSSES, PENALTIES, UPDATE_RULES
+from fastae.likelihoods import LIKELIHOODS
+from fastae.plan import schema
+from fastae.plan.plan import Job, PlanBuilder
+
+SIZES = [(1, 1, 1), (7, 33, 17), (257, 31, 70), (600, 67, 3), (13, 129, 200)]
+
+# as in test_records, and more letters: h: 2n columns, H: 3n; t: counts with a few NaN; i: row ids
+LOSS = {"y": "M n", "target": "M n", "weight": "M 1 +", "dy": "M n", "row_value": "M 1 d"}
+MORE = [
+    *[("dense", {"activation": i, "p0": 0.6, "rate": rate, "stream": 2},
+       {"x": "M k", "w": "n k", "b": "1 n", "y": "M n", "rows": "M 1 i"} | ({"z": "M n"} if rate else {}))
+      for i, rate in zip(range(len(ACTIVATIONS)), [0, 0.3] * 7)],
+    *[("dense_grad", {"activation": i, "p0": 0.6, "rate": rate, "stream": 3},
+       {"dz": "M n", "x": "M k", "w": "n k", "dx": "M k", "dw": "n k", "db": "1 n", "saved": "M k", "rows": "M 1 i"})
+      for i, rate in zip(range(len(ACTIVATIONS)), [0.3, 0] * 7)],
+    ("activation_grad", {"activation": INDEX["activation"]["relu"], "rate": 0.4},
+     {"dy": "M n", "saved": "M n", "dz": "M n", "rows": "M 1 i"}),
+    ("softmax", {}, {"z": "M n", "y": "M n"}),
+    ("softmax_grad", {}, {"dy": "M n", "y": "M n", "dz": "M n"}),
+    ("dropout", {"stream": 1, "rate": 0.25}, {"x": "M n", "y": "M n", "rows": "M 1 i"}),
+    *[("noise", {"kind": i, "stream": 4, "amount": 0.3, "low": -1, "high": 2},
+       {"x": "M n", "y": "M n", "rows": "M 1 i"}) for i in range(len(schema.NOISE_KINDS))],
+    *[("transform_input", {"transform": i, "missing": missing}, {"x": "M n t", "y": "M n", "target": "M n"})
+      for i, missing in ((0, 1.0), (1, np.nan))],
+    *[("loss", {"loss": i, "masked": masked, "accumulate": masked, "p0": 0.5, "scale": 0.7},
+       LOSS | {"target": "M n" if masked == 0 else "M n t"})
+      for i in (*range(len(LOSSES)), schema.MULTINOMIAL, schema.COSINE) for masked in range(3)],
+    *[("likelihood", {"likelihood": i, "masked": masked, "scale": 0.7},
+       LOSS | {"target": "M n t", "y": f"M {'hH'[i]}", "dy": f"M {'hH'[i]}", "size": "M 1"})
+      for i in range(len(LIKELIHOODS)) for masked in (1, 2)],
+    ("size_factor", {}, {"target": "M n t", "size": "M 1"}),
+    *[("distribution", {"likelihood": 1, "output": i}, {"y": "M n", "size": "M 1", "out": "M n"}) for i in range(3)],
+    *[("activity", {"penalty": i, "p0": 0.3, "p1": 0.4}, {"h": "M n", "dh": "M n", "row_value": "M 1 d"})
+      for i in range(len(PENALTIES))],
+    ("activity", {"penalty": 0, "p0": 0.3}, {"h": "M n", "dh": "M n"}),
+    ("kl_sparsity", {"rho": 0.1, "weight": 0.3}, {"h": "M n +", "dh": "M n", "mean": "1 n d"}),
+    *[("weight_penalty", {"penalty": i, "p0": 0.3, "p1": 0.4}, {"w": "n k", "dw": "n k"})
+      for i in range(len(PENALTIES))],
+    *[("clip_gradient", {"mode": mode, "limit": 0.9}, {"g": "n k"}) for mode in range(2)],
+    ("clip_gradient", {"mode": 1, "limit": 1e9}, {"g": "n k"}),
+    *[("project", {"kind": i, "penalty": 2, "p0": 0.4, "p1": 0.5}, {"w": "n k"})
+      for i in range(len(schema.PROJECT_KINDS))],
+    *[("update", {"rule": i, "p0": 0.9, "p1": 0.99, "p2": 1e-6}, {"w": "n k", "g": "n k"}
+       | {f"s{q}": "n k +" for q in range(len(rule.states))}) for i, rule in enumerate(UPDATE_RULES)],
+]  # fmt: skip
+
+
+def expanded(slots, n):
+    """Shapes in the letters that test_records knows, without the flags of this file."""
+    out = {}
+    for name, text in slots.items():
+        rows, columns, *flags = text.split()
+        columns = {"h": str(2 * n), "H": str(3 * n)}.get(columns, columns)
+        out[name] = " ".join([rows, columns, *(f for f in flags if f in "d+")])
+    return out
+
+
+def inputs(slots, sizes, dtype):
+    shapes = expanded(slots, sizes[1])
+    arrays = arrays_of(shapes, sizes, dtype)
+    rng = np.random.default_rng(1)
+    for name, text in slots.items():
+        flags = text.split()[2:]
+        if "i" in flags:
+            arrays[name] = rng.integers(0, 1 << 40, (sizes[0], 1))
+        elif "t" in flags:
+            counts = rng.poisson(1.5, arrays[name].shape).astype(dtype)
+            arrays[name] = np.where(rng.random(counts.shape) < 0.3, dtype(np.nan), counts)
+    return arrays
+
+
+def outcome(backend, dtype, m, kind, attributes, arrays, wide=()):
+    """All arrays after one record, and the value; arrays named in ``wide`` are columns of wider buffers."""
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    builder = PlanBuilder(dtype, m)
+    codes = {np.dtype(np.int64): schema.INT64, np.dtype(np.float16): schema.FLOAT16, np.dtype(np.int8): schema.INT8}
+    given = {}
+    for name, array in arrays.items():
+        code = codes.get(array.dtype, schema.REAL)
+        if code == schema.REAL and array.dtype == np.float64 and name in DOUBLES:
+            code = schema.FLOAT64
+        batch = M if name in BATCH and len(array) == m else len(array)
+        if name in wide:
+            whole = np.full((len(array), array.shape[1] + 8), 7, array.dtype)
+            whole[:, 3 : 3 + array.shape[1]] = array
+            builder.external(f"{name}_whole", batch, whole.shape[1], code)
+            given[name], arrays[name] = builder.part(f"{name}_whole", 3, array.shape[1]), whole
+        else:
+            given[name] = builder.external(name, batch, array.shape[1], code)
+    value = {"value": builder.value()} if "value" in schema.KIND[kind].ints else {}
+    scalars = np.linspace(0.01, 0.05, 4)[None]
+    more = {"scalar": builder.scalars(4)} if "scalar" in schema.KIND[kind].ints else {}
+    builder.op(kind, **given, **attributes, **value, **more)
+    plan, values = builder.build(), np.zeros((1, 1))
+    job = Job([*plan.allocate(), *arrays.values()], (), m, phases=schema.GRADIENT, values=values, scalars=scalars,
+              seed=11, epoch=3)  # fmt: skip
+    assert backend.run(backend.compile(plan), job) == 1
+    return arrays, values[0, 0]
+
+
+DOUBLES = {"row_value", "mean", "deviation", "statistics", "factor"}
+BATCH = {"x", "y", "z", "dy", "dz", "dx", "h", "h2", "dh", "dh2", "target", "weight", "size", "rows", "row_value",
+         "saved", "sum", "out", "statistics", "coefficient", "centred", "product", "q", "scale"}  # fmt: skip
+WEIGHTS = {"orthogonality", "projector"}  # whose product has no row per row of the batch
+
+
+def compare(kind, attributes, slots, sizes, dtype, native, device, wide=()):
+    arrays = inputs(slots, sizes, dtype)
+    m = sizes[0] if kind not in WEIGHTS else 1
+    try:
+        want, expected = outcome(native, dtype, m, kind, attributes, arrays, wide)
+    except Exception as error:  # where the compiled backend has no such record, neither has a plan
+        pytest.fail(f"{kind}: {error}")
+    got, value = outcome(device, dtype, m, kind, attributes, arrays, wide)
+    label = f"{kind} {attributes} {sizes} {np.dtype(dtype)}"
+    assert value == pytest.approx(expected, rel=1e-12, abs=1e-300, nan_ok=True), label
+    for name in arrays:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=f"{label}: {name}")
+
+
+@pytest.fixture(scope="module")
+def native():
+    """The widest set with fused multiply-adds that is here."""
+    for name in ("avx512", "avx2", "neon"):
+        try:
+            return backend_named(name)
+        except pytest.skip.Exception:
+            continue
+    pytest.skip("no compiled kernels with fused multiply-adds")
+
+
+@pytest.fixture(scope="module")
+def device():
+    return backend_named("cuda_host")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_bits_of_the_compiled_backend(native, device, sizes, dtype):
+    for kind, attributes, slots in [*RECORDS, *MORE]:
+        slots = {name: text.replace("3n", "H") for name, text in slots.items()}
+        compare(kind, attributes, slots, sizes, dtype, native, device)
