@@ -329,6 +329,11 @@ class PlanBuilder:
                 if self._buffers[name].space == ARENA:
                     first.setdefault(name, i)
                     last[name] = i
+        for op in self._ops:  # where a code is nearly full, what uses its list reads the code itself
+            if op.kind == "by_latent" and op.slots["entry"] in last:
+                for name in (self._buffers[op.slots[slot]].parent or op.slots[slot] for slot in ("idx", "count")):
+                    if name in last:
+                        last[name] = max(last[name], last[op.slots["entry"]])
         for op in self._ops:  # what is prepared once lives for ever
             if op.phase == schema.PREPARE:
                 for name in op.slots.values():
