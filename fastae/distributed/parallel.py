@@ -94,5 +94,5 @@ class DataParallel:
             job.values[i] = values[0]
         if not np.isfinite(values).all():
             return False
-        self.inner.run(inner, replace(one, phases=schema.UPDATE, values=None))
+        self.inner.run(inner, replace(one, phases=schema.UPDATE, values=np.zeros_like(values)))
         return True
