@@ -19,7 +19,7 @@ from fastae.backends.cuda.record import LAUNCH, STEP
 
 SOURCES = Path(__file__).parent.parent / "csrc"
 FLAGS = ["-std=c++17", "-DFASTAE_DEVICE", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
-         "-shared", f"-I{SOURCES}", "-Wno-unknown-pragmas"]  # fmt: skip
+         "-shared", "-Wno-unknown-pragmas"]  # fmt: skip
 
 
 def _flags() -> list[str]:
@@ -37,18 +37,18 @@ def compiler() -> str | None:
 
 
 @cache
-def library(real: str, *extra: str) -> ctypes.CDLL:
+def library(real: str, *extra: str, sources: Path = SOURCES) -> ctypes.CDLL:
     """The kernels for ``float`` or ``double``, compiled once per state of the sources."""
-    command = [os.environ.get("CXX", "g++"), *_flags(), *extra, f"-DFASTAE_REAL={real}"]
+    command = [os.environ.get("CXX", "g++"), *_flags(), *extra, f"-I{sources}", f"-DFASTAE_REAL={real}"]
     digest = hashlib.sha256(repr(command).encode())
-    for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("cuda/**/*.*")]):
+    for path in sorted([*sources.glob("*.h"), *sources.glob("cuda/**/*.*")]):
         digest.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"fastae-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"{digest.hexdigest()[:24]}.so"
     if not target.exists():
         part = target.with_suffix(f".{os.getpid()}.tmp")
-        subprocess.run([*command, str(SOURCES / "cuda" / "host" / "shim.cpp"), "-o", str(part)], check=True)
+        subprocess.run([*command, str(sources / "cuda" / "host" / "shim.cpp"), "-o", str(part)], check=True)
         os.replace(part, target)
     shim = ctypes.CDLL(str(target))
     shim.fastae_host_launch.restype = ctypes.c_char_p
@@ -86,6 +86,7 @@ class HostDriver:
 
     seed : of the order in which threads and blocks run
     products : "exact" for the device's own kernels, "cublas" for NumPy in the place of cuBLASLt
+    sources : the folder of csrc, or of a changed copy
     """
 
     n_multiprocessors = 4
@@ -93,8 +94,8 @@ class HostDriver:
     free = 1 << 40  # bytes that `place` may count on
     OutOfMemory = MemoryError
 
-    def __init__(self, seed: int = 1, *flags: str, products: str = "exact"):
-        self.seed, self.flags, self.products = seed, flags, products
+    def __init__(self, seed: int = 1, *flags: str, products: str = "exact", sources: Path = SOURCES):
+        self.seed, self.flags, self.products, self.sources = seed, flags, products, sources
         self.launched: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -128,7 +129,7 @@ class HostDriver:
         if isinstance(launch, Product):
             multiply(launch)
             return
-        shim = library("float" if dtype == np.float32 else "double", *self.flags)
+        shim = library("float" if dtype == np.float32 else "double", *self.flags, sources=self.sources)
         kernel = ctypes.cast(getattr(shim, f"fastae_{launch.kernel}"), ctypes.c_void_p)
         triple = ctypes.c_uint * 3
         self.seed += 1
