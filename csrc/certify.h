@@ -1,23 +1,9 @@
-// Candidates of the largest pre-activations by products in bfloat16, with a proven bound of their error.
-//
-// z is float32's chain plus bias, s = sum_p x^_p w^_p + b as the instructions make it, x^ and w^ rounded to bfloat16.
-// With u = 2^-24, norms |.|_2 and all sums over p terms:
-//
-//   |z - (x w + b)|      <= g1 |x||w| + 4u |b| + tiny        chain of fused multiply-adds, then one addition
-//   |x w - x^ w^|        <= |x - x^||w| + |x^||w - w^|       Cauchy-Schwarz on (x - x^) w + x^ (w - w^)
-//   |s - (x^ w^ + b)|    <= g2 |x^||w^| + 4u |b| + tiny      any order of additions, rounded to nearest or cut
-//
-//   B = |w| (|x - x^| + g1 |x|) + |x^| (|w - w^| + g2 |w^|) + 8u |b| + tiny  >=  |z - s|
-//
-// Products of bfloat16 numbers are exact in float32. An instruction adds p products to a sum in some tree, in at most
-// 1.25 p + 32 additions on the way of a product (AMX adds its even and its odd products apart); cutting instead of
-// rounding doubles u: g2 = 2u N / (1 - 2u N), N = 1.25 p + 32, the last few for the rounding of s + b and of s +- B.
-// tiny = p 2^-120: denormal operands, products and sums may each be taken as 0 (< 2^-126), the chain's underflow is less.
-// Norms are float32 sums: (p + 64) 2^-24 more covers their rounding and that of B itself, p 2^-148 their underflow.
+// Candidates of the largest pre-activations by products in bfloat16, with the bound of their error that bounds.h proves.
 #pragma once
 #include <cstring>
 
 #include "bf16_pack.h"
+#include "bounds.h"
 #include "cpu.h"
 #include "kernels.h"
 
@@ -26,25 +12,11 @@ namespace fastae {
 namespace {
 
 constexpr int64_t kCertifyRows = 32, kCertifyLatents = 32;  // of a block: two by two tiles
-constexpr float kSafeSize = 0x1p100f;                       // products of norms, and biases, below this cannot overflow
 
 // Intel's dot products of bfloat16 are slower than its float32.
 FASTAE_INLINE bool fast_dots(int how) {
   return how == bf16_product::tiles || (how == bf16_product::dots && !strstr(cpu_brand(), "Intel"));
 }
-
-struct Bounds {
-  float g1, g2, more, tiny;
-  explicit Bounds(int64_t p) {
-    const double u = 0x1p-24, n = 1.25 * (double)p + 32;
-    g1 = (float)(1.01 * (double)(p + 4) * u);
-    g2 = (float)(1.01 * 2 * u * n / (1 - 2 * u * n));
-    more = (float)(1 + (double)(p + 64) * 2 * u);
-    tiny = (float)p * 0x1p-120f;
-  }
-  static bool possible(int64_t p) { return p < 1 << 18; }
-  float norm(float squares, int64_t p) const { return __builtin_sqrtf(squares + (float)p * 0x1p-148f) * more; }
-};
 
 FASTAE_INLINE Vec<float> widened(__m256i halves) {
   return as_float(IntVec<float>((Native<float>::ints)_mm512_maskz_cvtepu16_epi32(0xffff, halves)) << 16);

@@ -8,3 +8,13 @@
 #include "cuda/regularisers.cuh"
 #include "cuda/run.cuh"
 #include "cuda/update.cuh"
+// of codes
+#include "cuda/codes.cuh"
+#include "cuda/penalties.cuh"
+#include "cuda/sparse.cuh"
+#include "cuda/latents.cuh"
+#include "cuda/latent_grad.cuh"
+#include "cuda/select.cuh"
+#include "cuda/encode.cuh"
+#include "cuda/batch_topk.cuh"
+#include "cuda/certify.cuh"

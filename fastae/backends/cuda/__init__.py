@@ -9,12 +9,12 @@ import numpy as np
 from ...arrays import namespace, on_device
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source
-from . import activities, dense, encoding, losses, norm, random, regularisers, update
+from . import activities, codes, dense, encode, encoding, latents, losses, norm, random, regularisers, update
 from .blocks import place
 from .memory import DeviceSpaces, all_finite
 from .run import Program, run
 
-MODULES = (activities, dense, encoding, losses, norm, random, regularisers, update)
+MODULES = (activities, dense, encoding, losses, norm, random, regularisers, update, codes, latents, encode)
 
 
 def kernel_table() -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from . import lt, source
 from .binder import Launch
 
+_log = logging.getLogger("fastae")
 _REAL = {"float32": "float", "float64": "double"}
 
 
@@ -143,6 +145,11 @@ class CupyDriver:
                 self.address(to), self.address(buffer), buffer.nbytes if n_bytes is None else n_bytes,
                 self.cupy.cuda.runtime.memcpyDeviceToDevice, self.stream.ptr)  # fmt: skip
 
+    def view(self, buffer: Any, n_bytes: int, dtype: np.dtype) -> Any:
+        """The first bytes of a buffer as an array; work of others on it waits for what was launched."""
+        self.synchronize()
+        return buffer[:n_bytes].view(dtype)
+
     def fill(self, buffer: Any, byte: int) -> None:
         with self.device:
             self.cupy.cuda.runtime.memsetAsync(self.address(buffer), byte, buffer.nbytes, self.stream.ptr)
@@ -167,10 +174,18 @@ class CupyDriver:
         return self._kernels[name, real]
 
     def _module(self, real: str) -> Any:
-        """The kernels for a real type: those built with the package, else compiled now and kept on disk by CuPy."""
+        """The kernels for a real type: those built with the package, else compiled now and kept on disk by CuPy.
+
+        Those built may be of a newer CUDA than the driver's, or lack this GPU's architecture.
+        """
         path = source.fatbin(real)
         if path is not None:
-            return self.cupy.RawModule(path=str(path))
+            module = self.cupy.RawModule(path=str(path))
+            try:
+                module.compile()
+                return module
+            except self.cupy.cuda.driver.CUDADriverError as error:
+                _log.warning("%s cannot be loaded here (%s); the kernels are compiled now instead", path.name, error)
         return self.cupy.RawModule(code=source.kernels(), options=(*source.NVRTC_OPTIONS, f"-DFASTAE_REAL={real}"))
 
     def launch(self, dtype: np.dtype, launch: Launch | lt.Product) -> None:
