@@ -40,6 +40,8 @@ class DeviceArray:
     shape: tuple[int, int]
     dtype: np.dtype
 
+    ndim = 2
+
     def __len__(self) -> int:
         return self.shape[0]
 
