@@ -345,7 +345,7 @@ FASTAE_KERNEL(fallback_product, 256) {
     M::each_output(sum, row, e.some, column, columns, [&](T v, int64_t r, int64_t c) { e.z[r * e.chunk + c] = v; });
   }
 }
-FASTAE_KERNEL(fallback_filter, kSelectThreads) {
+FASTAE_KERNEL(fallback_filter, kSelectThreads, 1) {
   const Fallback e(o);
   if (e.columns() < 1) return;
   for (int64_t f = blockIdx.x; f < e.some; f += gridDim.x) e.Encode::filter(e.rows[f], e.z + f * e.chunk);
