@@ -17,6 +17,7 @@ import numpy as np
 from fastae.backends.cuda.binder import Launch
 from fastae.backends.cuda.lt import Matrix, Product
 from fastae.backends.cuda.record import LAUNCH, STEP
+from fastae.backends.cuda.user import scalar_function
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 FLAGS = ["-std=c++17", "-DFASTAE_DEVICE", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
@@ -24,6 +25,7 @@ FLAGS = ["-std=c++17", "-DFASTAE_DEVICE", "-O2", "-ffp-contract=off", "-fno-trap
 # What `make asan` asks for: also for arrays in shared memory.
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize=vptr",
              "-fsanitize-sections=fastae_shared", "-fno-sanitize-recover=undefined"]  # fmt: skip
+FUNCTIONS: dict[tuple, object] = {}  # Python functions of formulas, whose addresses plans hold
 LAUNCHED: Counter[str] = Counter()  # kernels that ran in this process
 
 
@@ -157,6 +159,17 @@ class HostDriver:
         )  # fmt: skip
         if error:
             raise RuntimeError(f"kernel {launch.kernel}: {error.decode()}")
+
+    def user_function(self, formula, suffix: str, dtype: np.dtype) -> int:
+        """Address of a formula's Python function as a C function of scalars."""
+        key = formula.index, suffix, dtype.name
+        if key not in FUNCTIONS:
+            from numba import cfunc, njit, types
+
+            real = types.float64 if dtype == np.float64 else types.float32
+            compiler = cfunc(real(real, real, real, real), error_model="numpy")
+            FUNCTIONS[key] = compiler(scalar_function(formula, suffix, dtype, njit(error_model="numpy")))
+        return FUNCTIONS[key].address
 
     def capture(self, dtype: np.dtype, launches: list[Launch]):
         def replay():

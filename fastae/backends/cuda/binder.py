@@ -12,6 +12,7 @@ import numpy as np
 from ...catalog import FIRST_REGISTERED
 from ...plan import schema
 from ...plan.plan import Op, Plan
+from ...registry import FORMULAS
 from .lt import Matrix, Product
 from .record import FORMULA_EXTRA, LAUNCH
 
@@ -30,6 +31,7 @@ class Launch:
     block: Grid
     shared: int
     record: np.ndarray
+    formula: int = 0  # index of one whose Python functions the kernel is linked with
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -164,7 +166,9 @@ class Binder:
         """Adds a launch. work : address of a kernel's memory; work_bytes : so much of the memory that ops share"""
         self.work_bytes = max(self.work_bytes, work_bytes)
         record = self.record(self.work if work is None else work, extra)
-        self.launches.append(Launch(kernel, *threads, shared, record))
+        formula = FORMULAS.get(self.registered())
+        linked = formula.index if formula is not None and formula.functions else 0
+        self.launches.append(Launch(kernel, *threads, shared, record, linked))
 
     def matrix(self, slot: str, transposed: bool = False) -> Matrix:
         """A slot's buffer as an operand of `product`."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from . import lt, source
+from ...registry import FORMULAS, Formula
+from . import lt, source, user
 from .binder import Launch
 
 _log = logging.getLogger("fastae")
-_REAL = {"float32": "float", "float64": "double"}
 
 
 def driver_version() -> int | None:
@@ -80,7 +80,7 @@ class CupyDriver:
             self.stream = cupy.cuda.Stream(non_blocking=True)
             self.copies = cupy.cuda.Stream(non_blocking=True)
         self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
-        self._kernels: dict[tuple[str, str], Any] = {}
+        self._kernels: dict[tuple[str, str, int], Any] = {}
         self._modules: dict[str, Any] = {}
         self._products: lt.Products | None = None
         self._workspace: Any = None
@@ -165,13 +165,27 @@ class CupyDriver:
 
     # ---- kernels ---
 
-    def kernel(self, name: str, dtype: np.dtype) -> Any:
-        real = _REAL[dtype.name]
-        if (name, real) not in self._kernels:
-            if real not in self._modules:
-                self._modules[real] = self._module(real)
-            self._kernels[name, real] = self._modules[real].get_function(f"fastae_{name}")
-        return self._kernels[name, real]
+    def kernel(self, name: str, dtype: np.dtype, formula: int = 0) -> Any:
+        """A kernel; formula : index of one whose Python functions it calls."""
+        real = user.REAL[dtype.name]
+        if (name, real, formula) not in self._kernels:
+            if formula:
+                module = self.cupy.cuda.function.Module()
+                with self.device:
+                    module.load(user.cubin(FORMULAS[formula], name, dtype, int(self.device.compute_capability)))
+            else:
+                if real not in self._modules:
+                    self._modules[real] = self._module(real)
+                module = self._modules[real]
+            self._kernels[name, real, formula] = module.get_function(f"fastae_{name}")
+        return self._kernels[name, real, formula]
+
+    def user_function(self, formula: Formula, suffix: str, dtype: np.dtype) -> int:
+        """Address of a formula's Python function: none, as kernels are linked with it."""
+        reason = user.missing()
+        if reason is not None:
+            raise ImportError(f"{formula.kind} {formula.row.name!r}: {reason}; or register it as text")
+        return 0
 
     def _module(self, real: str) -> Any:
         """The kernels for a real type: those built with the package, else compiled now and kept on disk by CuPy.
@@ -193,7 +207,8 @@ class CupyDriver:
             if isinstance(launch, lt.Product):
                 self._multiply(launch)
             else:
-                self.kernel(launch.kernel, dtype)(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared)
+                kernel = self.kernel(launch.kernel, dtype, launch.formula)
+                kernel(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared)
 
     def _multiply(self, product: lt.Product) -> None:
         if self._products is None:
@@ -205,7 +220,7 @@ class CupyDriver:
         """The launches as one CUDA graph; a call of the result replays it."""
         for launch in launches:  # before the capture, which allows neither loading nor allocating
             if isinstance(launch, Launch):
-                self.kernel(launch.kernel, dtype)
+                self.kernel(launch.kernel, dtype, launch.formula)
             else:
                 if self._products is None:
                     self._workspace = self.empty(lt.WORKSPACE_BYTES)
