@@ -203,7 +203,7 @@ class Trainer:
         if self.kept is None:
             return
         self.state.spaces.restore(schema.THETA, self.kept)
-        self.state.spaces.clear(schema.STATE)  # it may hold infinities too
+        self.state.spaces.zero(schema.STATE)  # it may hold infinities too
         self.state.steps = self.kept_at = self.position.step = 0
         self.position.totals = Totals()
 

@@ -178,7 +178,7 @@ def run_epoch(
 
     def fail(where: str) -> NonFiniteLossError:
         state.spaces.restore(schema.THETA, backup)
-        state.spaces.clear(schema.STATE)  # it may hold infinities too, and leads to where the loss went
+        state.spaces.zero(schema.STATE)  # it may hold infinities too, and leads to where the loss went
         state.steps = 0
         return NonFiniteLossError(
             f"loss became NaN or infinite in epoch {state.epochs + 1}, {where}; the weights of the epoch's start were "

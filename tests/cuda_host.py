@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -21,11 +22,12 @@ from fastae.backends.cuda.user import scalar_function
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 FLAGS = ["-std=c++17", "-DFASTAE_DEVICE", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
-         "-shared", "-Wno-unknown-pragmas"]  # fmt: skip
+         "-shared", "-Wno-unknown-pragmas", "-Wno-subobject-linkage"]  # fmt: skip
 # What `make asan` asks for: also for arrays in shared memory.
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize=vptr",
              "-fsanitize-sections=fastae_shared", "-fno-sanitize-recover=undefined"]  # fmt: skip
 FUNCTIONS: dict[tuple, object] = {}  # Python functions of formulas, whose addresses plans hold
+ONE_AT_A_TIME = threading.Lock()  # the shim has one device
 LAUNCHED: Counter[str] = Counter()  # kernels that ran in this process
 
 
@@ -153,10 +155,11 @@ class HostDriver:
         self.seed += 1
         self.launched[launch.kernel] = self.launched.get(launch.kernel, 0) + 1
         LAUNCHED[launch.kernel] += 1
-        error = shim.fastae_host_launch(
-            kernel, triple(*launch.grid), triple(*launch.block), ctypes.c_size_t(launch.shared),
-            ctypes.c_void_p(launch.record.ctypes.data), ctypes.c_uint64(self.seed),
-        )  # fmt: skip
+        with ONE_AT_A_TIME:
+            error = shim.fastae_host_launch(
+                kernel, triple(*launch.grid), triple(*launch.block), ctypes.c_size_t(launch.shared),
+                ctypes.c_void_p(launch.record.ctypes.data), ctypes.c_uint64(self.seed),
+            )  # fmt: skip
         if error:
             raise RuntimeError(f"kernel {launch.kernel}: {error.decode()}")
 

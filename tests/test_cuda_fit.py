@@ -122,7 +122,7 @@ def test_memory_on_the_device_is_copied_only_where_it_is_looked_at():
     assert spaces.address(1) == address and (driver_bytes(driver, spaces, 1) == 9).all()
     spaces.restore(1, saved)
     assert (spaces[1] == 7).all()
-    spaces.clear(1)
+    spaces.zero(1)
     assert not spaces[1].any()
 
 

@@ -106,7 +106,7 @@ class FittedByBatches(TakesRows):
                       publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
-        state.spaces.clear()  # the working memory, before another plan takes some; the optimiser's is the model's now
+        state.spaces.release()  # the working memory, before another plan takes some; the optimiser's is the model's now
         if self._diagnosed:
             diagnostics.warn_after_fit(self, sources[0], self.plan_.dtype)
         return self

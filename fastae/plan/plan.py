@@ -161,8 +161,12 @@ class Spaces(list):
         """The first bytes of another memory's space, as many as there are here."""
         self[i][:] = other[i][: len(self[i])]
 
-    def clear(self, i: int) -> None:
+    def zero(self, i: int) -> None:
         self[i][:] = 0
+
+    def release(self) -> None:
+        """Lets go of all memory; what others hold of it stays theirs."""
+        self[:] = []
 
     def finite(self, backend: Any, dtype: np.dtype, n_threads: int = 1) -> bool:
         """Whether the parameters are."""

@@ -98,7 +98,11 @@ class DeviceSpaces:
         self.driver.copy(self.device[i], other.device[i], self.sizes[i])
         self.where[i] = _DEVICE
 
-    def clear(self, i: int) -> None:
+    def release(self) -> None:
+        self.host, self.device = [None] * len(self), [None] * len(self)
+        self.where = [_NOWHERE] * len(self)
+
+    def zero(self, i: int) -> None:
         self.address(i)
         self.driver.fill(self.device[i], 0)
         self.where[i] = _DEVICE
