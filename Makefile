@@ -4,7 +4,7 @@
 # make asan tsan  the tests under sanitizers, in an environment of their own below build-asan/, build-tsan/
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 SYSTEM_PYTHON ?= python3
-CXX_SOURCES = $(wildcard csrc/*.h csrc/*.cpp)
+CXX_SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*.h csrc/cuda/*.cuh csrc/cuda/*.cu csrc/cuda/host/*)
 
 .PHONY: build lint format test bench asan tsan clean
 
@@ -39,10 +39,10 @@ define sanitised_copy
 endef
 
 # pytest -s: the report of a crash is written at once; log_path: pytest cannot swallow it. libstdc++ is preloaded
-# because the first C++ exception aborts without it.
+# because the first C++ exception aborts without it. FASTAE_SANITIZE: tests compile the device kernels for the host alike.
 asan:
 	$(call sanitised_copy,asan,address)
-	cd build-asan/src && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	cd build-asan/src && FASTAE_SANITIZE=address LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/build-asan/report \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/build-asan/report ../venv/bin/python -m pytest -q -s
 	@! cat build-asan/report.* 2>/dev/null
@@ -56,5 +56,5 @@ tsan:
 	@! cat build-tsan/report.* 2>/dev/null
 
 clean:
-	rm -rf build build-asan build-tsan dist *.egg-info fastae/_core*.so fastae/_build.json
+	rm -rf build build-asan build-tsan dist *.egg-info fastae/_core*.so fastae/_build.json fastae/backends/cuda/kernels_*
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,6 +1,8 @@
 """Builds ``fastae._core``: one static library per instruction set, linked into one extension.
 
-Environment: ``CC``, ``CXX``, ``CXXFLAGS`` as usual; ``FASTAE_SANITIZE=address`` or ``thread`` for a sanitised build.
+Environment: ``CC``, ``CXX``, ``CXXFLAGS`` as usual; ``FASTAE_SANITIZE=address`` or ``thread`` for a sanitised build;
+``FASTAE_CUDA=1`` compiles the CUDA kernels with nvcc, ``0`` does not; by default (``auto``) wheels have them where
+nvcc is at hand, and in-place builds leave it to the first use on a GPU.
 
 An instruction set that does not compile is left out. Without a working compiler the package is installed all the
 same and runs on Numba. ``fastae/_build.json`` records what was built, and why something was not.
@@ -9,6 +11,7 @@ same and runs on Numba. ``fastae/_build.json`` records what was built, and why s
 import hashlib
 import json
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -48,6 +51,12 @@ SANITIZERS = {
 }
 if SANITIZE not in SANITIZERS:
     sys.exit(f"FASTAE_SANITIZE={SANITIZE!r} must be 'address' or 'thread'; unset it for an ordinary build")
+
+CUDA = os.environ.get("FASTAE_CUDA", "") or "auto"
+if CUDA not in ("0", "1", "auto"):
+    sys.exit(f"FASTAE_CUDA={CUDA!r} must be '0', '1' or 'auto'; unset it for the default, 'auto'")
+CUDA_PACKAGE = Path("fastae", "backends", "cuda")
+DEVICE = runpy.run_path(str(CUDA_PACKAGE / "source.py"))
 
 USER_FLAGS = shlex.split(os.environ.get("CXXFLAGS", ""))
 COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-Wno-psabi"]
@@ -110,6 +119,21 @@ class BuildPackage(build_py):
         if not self.editable_mode:
             shutil.rmtree(Path(self.build_lib, "fastae"), ignore_errors=True)
         super().run()
+        if not self.editable_mode:
+            ship_device_code(Path(self.build_lib) / CUDA_PACKAGE / "csrc")
+
+
+def ship_device_code(folder):
+    """The kernels' sources, from which CUDA compiles them at their first use where no fatbin is."""
+    for name in DEVICE["shipped"](SOURCES):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(SOURCES / name, target)
+
+
+def wants_cuda(inplace):
+    """Whether to compile the CUDA kernels now. Half a minute of both of two cores: not for a working copy."""
+    return not SANITIZE and (CUDA == "1" or (CUDA == "auto" and not inplace and shutil.which("nvcc") is not None))
 
 
 class BuildLibraries(build_clib):
@@ -123,11 +147,18 @@ class BuildLibraries(build_clib):
         self.built = []
         self.failed = {}
         self.module_objects = []
+        self.cuda = None
 
     def build_libraries(self, libraries):
+        fatbins = {}
         with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
             attempts = {name: pool.submit(self.build_one, name, info) for name, info in reversed(libraries)}
             module = pool.submit(self.compile_module, [name.removeprefix("fastae_") for name, _ in libraries])
+            if wants_cuda(self.get_finalized_command("build_ext").inplace):
+                fatbins = {
+                    real: pool.submit(DEVICE["compile_fatbin"], SOURCES, real, self.fatbin(real))
+                    for real in DEVICE["REALS"]
+                }
         for name, attempt in attempts.items():
             isa = name.removeprefix("fastae_")
             try:
@@ -141,6 +172,20 @@ class BuildLibraries(build_clib):
         self.built.reverse()
         if not self.failed and module.exception() is None:
             self.module_objects = module.result()
+        if fatbins:
+            self.cuda = {real: self.cuda_outcome(attempt) for real, attempt in fatbins.items()}
+
+    def fatbin(self, real):
+        return Path(self.build_temp, "cuda", f"kernels_{real}.fatbin")
+
+    @staticmethod
+    def cuda_outcome(attempt):
+        """What a fatbin holds; a failure is reported and fails nothing, as there is another way at run time."""
+        try:
+            return attempt.result()
+        except FAILURES as error:
+            shout(f"fastae: CUDA kernels could not be compiled ahead; a GPU's first use will: {error}")
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def build_one(self, name, info):
         source, flags = info["sources"], info["cflags"]
@@ -184,7 +229,17 @@ class BuildModule(build_ext):
         libraries = self.get_finalized_command("build_clib")
         self.report = {"instruction_sets": libraries.built, "failed": dict(libraries.failed), "error": None}
         super().run()
+        self.copy_fatbins(libraries)
         self.write_report()
+
+    def copy_fatbins(self, libraries):
+        folder = CUDA_PACKAGE if self.inplace else Path(self.build_lib) / CUDA_PACKAGE
+        self.report["cuda"] = libraries.cuda
+        for real, outcome in (libraries.cuda or {}).items():
+            if "error" not in outcome:
+                folder.mkdir(parents=True, exist_ok=True)
+                for path in (libraries.fatbin(real), libraries.fatbin(real).with_suffix(".sha256")):
+                    shutil.copyfile(path, folder / path.name)
 
     def build_extension(self, ext):
         libraries = self.get_finalized_command("build_clib")

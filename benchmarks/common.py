@@ -77,16 +77,21 @@ def record(name: str, entry: dict) -> None:
 
 
 class Contestant:
-    """A worker process that runs one round each time it is asked: ``python -m <worker> <spec>``."""
+    """A worker process that runs one round each time it is asked: ``python -m <worker> <spec>``.
 
-    def __init__(self, label: str, spec: dict, threads: int, worker: str):
+    folder : where the package is that it runs, None for the one here
+    """
+
+    def __init__(self, label: str, spec: dict, threads: int, worker: str, folder: Path | None = None):
         self.label = label
         self.rounds: list[dict] = []
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTAE_NUM_THREADS")
         environment = os.environ | dict.fromkeys(names, str(threads))
+        if folder is not None:
+            environment["PYTHONPATH"] = str(folder)
         self.process = subprocess.Popen(
             [sys.executable, "-m", worker, json.dumps(spec | {"threads": threads})],
-            cwd=HERE.parent, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=folder or HERE.parent, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         ready = self.process.stdout.readline()
         if ready.strip() != "ready":

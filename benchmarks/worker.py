@@ -1,4 +1,6 @@
-"""One contestant: reads a line, does one round of its workload, writes {"seconds", "loss"} as JSON.
+"""One contestant: reads a line, does one round of its workload, writes {"seconds", "processor", "loss"} as JSON.
+
+``processor`` is the time of all its threads on processors, which other programs don't add to.
 
 The networks: W1 30-64-32-64-30, ReLU, squared error; W2 784-512-128-32-128-512-784, ReLU, dropout 0.2, sigmoid with
 binary cross-entropy; both Adam, learning rate 1e-3; seconds of one epoch. W4a: encoding 768-256-64, ReLU.
@@ -203,11 +205,12 @@ def main() -> None:
     calls, epochs = spec.get("calls", 1), spec.get("epochs", 1)
     print("ready", flush=True)
     for _ in sys.stdin:
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         for _ in range(calls):
             _, loss = run()
-        seconds = (time.perf_counter() - begin) / calls / epochs
-        print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
+        seconds, processor = time.perf_counter() - begin, time.process_time() - busy
+        print(json.dumps({"seconds": seconds / calls / epochs, "processor": processor / calls / epochs, "loss": loss}),
+              flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

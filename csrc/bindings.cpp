@@ -264,7 +264,7 @@ class Plan : public fastae::CompiledPlan {
   int64_t run(const std::vector<py::array>& spaces, const std::vector<py::tuple>& sources, int64_t n_rows,
               const std::optional<dense_array<int64_t>>& order, int64_t first_batch, int64_t n_steps, int64_t phases,
               const std::optional<dense_array<double>>& scalars, std::optional<dense_array<double>>& values,
-              uint64_t seed, uint32_t epoch, int threads, const py::object& progress) {
+              uint64_t seed, uint32_t epoch, int threads, const py::object& progress, int64_t first_row) {
     if (threads < 1 || threads > fastae::kMaxThreads)
       refuse("n_threads=" + std::to_string(threads) + " must be in 1.." + std::to_string(fastae::kMaxThreads));
     if (n_steps < 0 || first_batch < 0 || (n_steps > 0 && (first_batch + n_steps - 1) * record_.batch >= n_rows))
@@ -304,7 +304,8 @@ class Plan : public fastae::CompiledPlan {
                                    &Poll::run,
                                    &poll,
                                    workspace.get(),
-                                   fastae::finite_check::none};
+                                   fastae::finite_check::none,
+                                   first_row};
     int64_t done;
     {
       py::gil_scoped_release release;
@@ -452,6 +453,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
            py::arg("n_scalars"), py::arg("row_local"), py::arg("formulas"), py::arg("vnni"))
       .def("run", &Plan::run, py::arg("spaces"), py::arg("sources"), py::arg("n_rows"), py::arg("order").noconvert(),
            py::arg("first_batch"), py::arg("n_steps"), py::arg("phases"), py::arg("scalars").noconvert(),
-           py::arg("values").noconvert(), py::arg("seed"), py::arg("epoch"), py::arg("threads"), py::arg("progress"));
+           py::arg("values").noconvert(), py::arg("seed"), py::arg("epoch"), py::arg("threads"), py::arg("progress"),
+           py::arg("first_row") = 0);
   fastae::bind_encoder(m);
 }

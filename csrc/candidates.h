@@ -12,17 +12,6 @@
 namespace fastae {
 namespace {
 
-// Memory cut into arrays on cache lines; without memory it only counts.
-struct Carve {
-  char* p;
-  int64_t used = 0;
-  template <class U> U* take(int64_t n) {
-    U* const here = (U*)(p ? p + used : nullptr);
-    used += ((n > 0 ? n : 1) * (int64_t)sizeof(U) + 63) / 64 * 64;
-    return here;
-  }
-};
-
 // A row of x in 8-bit integers (quantized.h): its scale, norms, and what sums of either byte begin with.
 struct QuantizedRow {
   float scale, squares, residual;
@@ -61,9 +50,9 @@ template <class T> struct Candidates {
   static constexpr int64_t kBlock = 96;        // latents of a group: a multiple of this
 
   const EncodeArgs<T>& a;
-  int64_t group, run_of, room;  // latents of a group, and in float32; candidates of a row
-  T *panels, *gathered, *limit, *z, *low;
-  int32_t *idx, *held, *full;  // full: number of candidates at which the limit is raised
+  int64_t group, run_of, room;                       // latents of a group, and in float32; candidates of a row
+  T *panels, *gathered, *upright, *limit, *z, *low;  // upright: latents as columns, of codes that are nearly full
+  int32_t *idx, *held, *full;                        // full: number of candidates at which the limit is raised
   // of certified candidates
   uint16_t *halves, *tiles;
   int8_t* bytes_x;
@@ -86,6 +75,7 @@ template <class T> struct Candidates {
     room = a.kind == code_kind::threshold ? 128 : ceil_div(smaller(a.most_n, 6 * a.most_k + 128), 16) * 16;
     panels = c.take<T>(rows * p);
     gathered = c.take<T>(a.subsets ? run_of * p : 0);
+    upright = c.take<T>(a.kind == code_kind::threshold && !a.subsets ? packed_size<T>(run_of, p) : 0);
     limit = c.take<T>(rows);
     z = c.take<T>(rows * room);
     low = c.take<T>(has_bounds(a) ? rows * room : 0);

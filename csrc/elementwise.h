@@ -16,6 +16,17 @@ template <class T> struct View {
   FASTAE_INLINE explicit operator bool() const { return p != nullptr; }
 };
 
+// Memory cut into arrays on cache lines; without memory it only counts.
+struct Carve {
+  char* p;
+  int64_t used = 0;
+  template <class U> U* take(int64_t n) {
+    U* const here = (U*)(p ? p + used : nullptr);
+    used += ((n > 0 ? n : 1) * (int64_t)sizeof(U) + 63) / 64 * 64;
+    return here;
+  }
+};
+
 struct Key {
   uint64_t seed;
   uint32_t epoch;

@@ -17,8 +17,9 @@ template <class T> using EncodingBase = Candidates<T>;
 
 template <class T> struct Encoding : EncodingBase<T> {
   typedef EncodingBase<T> Base;
-  using Base::Base, Base::a, Base::group, Base::run_of, Base::room, Base::panels, Base::gathered, Base::limit, Base::z;
-  using Base::idx, Base::held, Base::full, Base::certified, Base::begun, Base::panels_made, Base::overflow;
+  using Base::Base, Base::a, Base::group, Base::run_of, Base::room, Base::panels, Base::gathered, Base::upright;
+  using Base::limit, Base::z, Base::idx, Base::held, Base::full, Base::certified, Base::begun, Base::panels_made,
+      Base::overflow;
   using Base::redone, Base::W, Base::magnitude, Base::some, Base::take_exact, Base::make_exact, Base::panel_count;
 
   // ---- products in float32 ---------------------------------------------------------------------------------------------
@@ -71,12 +72,17 @@ template <class T> struct Encoding : EncodingBase<T> {
     }
   }
 
+  // Writes what has only bounds yet: a threshold code's entries are written in order.
+  void settle() {
+    if (!begun || a.kind != code_kind::threshold) return;
+    parallel(useful_threads(a.threads, (double)a.m * a.p * 32), ceil_div(a.m, 8), [&](int64_t task) {
+      for (int64_t r = task * 8; r < smaller(a.m, task * 8 + 8); ++r) make_exact(r, true);
+    });
+  }
+
   template <int KIND> void float_group(int64_t first, int64_t last) {
     make_panels();
-    if (begun && KIND == code_kind::threshold)  // entries are written in order
-      parallel(useful_threads(a.threads, (double)a.m * a.p * 32), ceil_div(a.m, 8), [&](int64_t task) {
-        for (int64_t r = task * 8; r < smaller(a.m, task * 8 + 8); ++r) make_exact(r, true);
-      });
+    settle();
     const T* w = a.w.at(first, 0);
     int64_t ldw = a.w.ld;
     if (a.subset) {
@@ -88,6 +94,70 @@ template <class T> struct Encoding : EncodingBase<T> {
     parallel(useful_threads(a.threads, (double)a.m * (last - first) * a.p), panel_count(), [&](int64_t i) {
       if (a.m - i * W > Vec<T>::N) float_block<KIND, 2>(w, ldw, i * W, first, last);
       else float_block<KIND, 1>(w, ldw, i * W, first, last);
+    });
+  }
+
+  // ---- nearly full codes -----------------------------------------------------------------------------------------------
+  // Rows of x are rows of a tile here, so that a row's entries come a vector at a time; the chains are the same.
+  static constexpr int64_t kFullEncodeShare = 16, kFullEncodeRows = 48, kFirstLook = 96;
+
+  // Whether so many of the latents [0, last) are in the code that the rest is likely to be, too.
+  bool nearly_full(int64_t last) const {
+    if (a.kind != code_kind::threshold || a.subset || a.path != encode_path::automatic) return false;
+    int64_t all = 0;
+    for (int64_t r = 0; r < a.m; ++r) all += *a.count.at(r, 0) + held[r];
+    return all * kFullEncodeShare >= a.m * last;
+  }
+
+  // z (lanes) of latents from j on joins row r's entries
+  FASTAE_INLINE void take_lanes(int64_t r, int32_t j, Vec<T> value, int lanes) {
+    typedef Vec<T> V;
+    V t(T(0));
+    if (a.threshold) t = a.single ? V(a.threshold[0]) : V::load(a.threshold + j, lanes);
+    uint32_t hits = lane_bits(value > at_least(V(limit[r]), t - V(a.margin)));
+    hits &= (uint32_t)((1ull << lanes) - 1);
+    if (!hits) return;
+    int32_t& count = *a.count.at(r, 0);
+    if (count + V::N > a.capacity) {
+      T each[V::N];
+      value.store(each);
+      each_lane(hits, [&](int lane) { Base::emit(r, j + lane, each[lane]); });
+      return;
+    }
+    put_lanes(hits, select(value > t, value, V(T(0))), j, a.val.at(r, count), a.idx.at(r, count));
+    if (a.pre) put_lanes(hits, value, j, a.pre.at(r, count), a.idx.at(r, count));
+    count += __builtin_popcount(hits);
+  }
+
+  void full_group(int64_t first, int64_t last) {
+    constexpr int64_t C = kPanelColumns<T>;
+    settle();
+    const int64_t columns = last - first;
+    const int threads = useful_threads(a.threads, (double)a.m * columns * a.p);
+    pack_panels(a.w.at(first, 0), a.w.ld, columns, a.p, true, 0, ceil_div(columns, C), threads, upright);
+    const int64_t run = larger(12, smaller(kFullEncodeRows, ceil_div(ceil_div(a.m, 2 * threads), 12) * 12));
+    parallel(threads, ceil_div(a.m, run), [&](int64_t task) {
+      const int64_t end = smaller(a.m, task * run + run);
+      alignas(64) T c[kPanelRows * C];
+      for (int64_t panel = 0; panel * C < columns; ++panel) {
+        const int64_t width = smaller(C, columns - panel * C);
+        const int nv = panel_vectors<T>(columns, panel);
+        for (int64_t r = task * run; r < end;) {
+          const TileArgs<T> t = {a.p, a.x.at(r, 0), a.x.ld, upright + panel * C * a.p, c, C, nv * Vec<T>::N, kSet};
+          const int taken = run_tile<T, false>(nv, end - r, t);
+          for (int i = 0; i < taken; ++i) {
+            if (limit[r + i] == kInfinity<T>) continue;
+            for (int64_t v = 0; v < width; v += Vec<T>::N) {
+              const int64_t j = first + panel * C + v;
+              const int lanes = (int)smaller(Vec<T>::N, width - v);
+              Vec<T> value = Vec<T>::load(c + i * C + v);
+              if (a.b) value += Vec<T>::load(a.b + j, lanes);
+              take_lanes(r + i, (int32_t)j, value, lanes);
+            }
+          }
+          r += taken;
+        }
+      }
     });
   }
 
@@ -149,8 +219,14 @@ template <class T> struct Encoding : EncodingBase<T> {
         if (certified && first < a.n) Base::make_halves();
       }
 #endif
-      for (; first < a.n; first += group) {
-        const int64_t last = smaller(a.n, first + group);
+      // a short first group of threshold codes tells how full they are
+      const bool looks = KIND == code_kind::threshold && a.m >= 16 && a.n >= 8 * kFirstLook;
+      for (int64_t last; first < a.n; first = last) {
+        last = smaller(a.n, first + (looks && first == 0 ? kFirstLook : group));
+        if (KIND == code_kind::threshold && first && nearly_full(first)) {
+          for (int64_t q = first; q < last; q += run_of) full_group(q, smaller(last, q + run_of));
+          continue;
+        }
 #ifdef FASTAE_BF16
         if constexpr (sizeof(T) == 4) {
           if (certified && Base::template certified_group<KIND>(first, last)) {

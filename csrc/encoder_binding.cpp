@@ -177,7 +177,7 @@ class Encoder {
     const JobRecord job = {
         spaces,          strides,         &source, rows, nullptr, 0,       steps,
         phase::gradient, nullptr,         nullptr, 0,    0,       threads, release ? &Poll::run : nullptr,
-        &poll,           workspace.get(), check_};
+        &poll,           workspace.get(), check_,  0};
     int64_t done;
     if (release) {
       const py::gil_scoped_release released;

@@ -111,7 +111,7 @@ template <class T> struct Executor {
     const int64_t b = o.slot[at::s_x];
     if (o.slot[at::s_rows] >= 0) {
       int64_t* id = view<int64_t>(o.slot[at::s_rows]).p;
-      for (int64_t r = 0; r < m; ++r) id[r] = job.order ? job.order[start + r] : start + r;
+      for (int64_t r = 0; r < m; ++r) id[r] = job.first_row + (job.order ? job.order[start + r] : start + r);
     }
     if (o.slot[at::s_weight] >= 0) {
       T* weight = real(o.slot[at::s_weight]).p;

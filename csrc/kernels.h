@@ -126,8 +126,9 @@ struct JobRecord {
   int threads;
   bool (*poll)(void* context, int64_t done);  // every few milliseconds between steps; false stops the run
   void* poll_context;
-  void* workspace;  // workspace_bytes(plan, threads), on a cache line
-  int64_t check;    // finite_check; of steps that run side by side
+  void* workspace;    // workspace_bytes(plan, threads), on a cache line
+  int64_t check;      // finite_check; of steps that run side by side
+  int64_t first_row;  // added to the rows' places to make their ids
 };
 
 struct Kernels {

@@ -1,5 +1,6 @@
 // Codes by latents: entries in the order of their latents, and sums over each latent's entries. No atomics: a latent's
-// entries are listed in ascending order, and its sum is chains over segments of kChunk of them, added in order.
+// entries are listed in ascending order, and its sum is one chain over them, or with more than kChunk of them chains over
+// segments of so many rows, added in order.
 #pragma once
 #include "sparse.h"
 #include "update.h"
@@ -10,10 +11,9 @@ namespace {
 // Latents a task takes; their parts of a sum over latents are one chain, and those are added in order.
 constexpr int64_t kLatentBlock = 64;
 
-// start[j] .. start[j + 1] into entry (m width): positions r width + i of the entries of latent j, ascending
-FASTAE_INLINE void list_by_latent(View<const int32_t> idx, const Entries& entries, int64_t m, int64_t n, int64_t* start,
-                                  int64_t* entry) {
-  const int64_t width = entries.segments * entries.capacity;
+// Entries of latent j: start[j + 1] - start[j]
+FASTAE_INLINE void count_by_latent(View<const int32_t> idx, const Entries& entries, int64_t m, int64_t n,
+                                   int64_t* start) {
   for (int64_t j = 0; j <= n; ++j) start[j] = 0;
   for (int64_t r = 0; r < m; ++r)
     entries.each(r, [&](int64_t position, int64_t count) {
@@ -25,6 +25,13 @@ FASTAE_INLINE void list_by_latent(View<const int32_t> idx, const Entries& entrie
     start[j] = sum;
     sum += count;
   }
+}
+
+// start[j] .. start[j + 1] into entry (m width): positions r width + i of the entries of latent j, ascending
+FASTAE_INLINE void list_by_latent(View<const int32_t> idx, const Entries& entries, int64_t m, int64_t n, int64_t* start,
+                                  int64_t* entry) {
+  const int64_t width = entries.segments * entries.capacity;
+  count_by_latent(idx, entries, m, n, start);
   for (int64_t r = 0; r < m; ++r)
     entries.each(r, [&](int64_t position, int64_t count) {
       const int32_t* const at = idx.at(r, position);
@@ -69,23 +76,36 @@ template <class T> struct LatentGrad {
     return u.at(r, p * (q ? blocks - segments + q : smaller(groups.of(latent), blocks - segments)));
   }
 
+  // Rows of the batch whose entries are one chain of a latent that has more than kChunk.
+  int64_t segment_rows() const { return larger(1, kChunk / larger(1, segments)); }
+
   // g = the gradient of w's row j
   void row(int64_t j, T* g) const noexcept {
-    const int64_t first = code.start[j], last = code.start[j + 1];
+    const int64_t first = code.start[j], last = code.start[j + 1], rows = segment_rows();
+    const bool many = last - first > kChunk;
     Chunk<T> chunk;
-    for (int64_t s = first; s < last || s == first; s += kChunk) {
+    for (int64_t e = first; e < last || e == first;) {
+      const bool begin = e == first;
+      const int64_t end = many ? (code.entry[e] / code.width / rows + 1) * rows * code.width : 0;
       chunk.n = 0;
-      for (int64_t e = s; e < smaller(last, s + kChunk); ++e) {
+      for (int64_t i = 0; e < last && i < kChunk && (!many || code.entry[e] < end); ++i, ++e) {
         const int64_t at = code.entry[e], r = at / code.width;
         chunk.add(*code.coef.at(r, at - r * code.width), row_of(at, j));
       }
-      if (s == first) sum_rows(chunk, (const Chunk<T>*)nullptr, (const T*)nullptr, g, p);
+      if (begin) sum_rows(chunk, (const Chunk<T>*)nullptr, (const T*)nullptr, g, p);
       else sum_rows<T, true>(chunk, nullptr, nullptr, g, p);
+      if (first == last) break;
     }
+    finish(j, g);
+  }
+
+  // g is the sum over the entries: what else the gradient has
+  void finish(int64_t j, T* g) const noexcept {
+    const bool any = code.start[j] < code.start[j + 1];
     const T* const x = w.at(j, 0);
     for (int64_t s = 0; factor && s < spaces; ++s)
       if (factor[s * n + j] != 0) add_row(x, (T)factor[s * n + j], g, p / spaces * s, p / spaces);
-    if (unit && (first < last || factor)) {
+    if (unit && (any || factor)) {
       const T* const both[2] = {g, x};
       T products[2];
       dots<T, 2>(x, both, p, products);

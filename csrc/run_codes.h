@@ -91,6 +91,7 @@ template <class E> void run_jumprelu_grad(const E& e, const OpRecord& o, const d
   const int64_t width = e.width(o.slot[at::s_val]), penalty = o.i[at::i_penalty];
   const Entries entries = entries_of(e, o.slot[at::s_count], width);
   const bool logarithm = o.i[at::i_logarithm] != 0, saturating = penalty == jump_penalty::tanh;
+  const bool by_rows = penalty == jump_penalty::row_quadratic, above = o.i[at::i_above] != 0;
   const T* const norms = saturating ? norms_of(e, entries, idx, o.slot[at::s_w], 1) : nullptr;
   const double m = (double)e.m, s = strength_of(e, f[at::f_strength], o.i[at::i_scalar]);
   const Vec<T> zero(T(0)), one(T(1)), half((T)(f[at::f_bandwidth] / 2)), bandwidth((T)f[at::f_bandwidth]);
@@ -118,9 +119,12 @@ template <class E> void run_jumprelu_grad(const E& e, const OpRecord& o, const d
     value = s * excess * excess;
     of_step = 2 * s * excess / (f[at::f_target] * m);
   }
-  const Vec<T> in_step((T)of_step), weight((T)(s / m)), p0((T)f[at::f_p0]);
+  const auto excess_of = [&](int64_t r) { return e.sums[r] / f[at::f_target] - 1; };  // sums: of l0, each row's own
+  if (by_rows) value = s / m * sum_of(e.m, [&](int64_t r) { return excess_of(r) * excess_of(r); });
+  const Vec<T> weight((T)(s / m)), p0((T)f[at::f_p0]);
   const double sum = sum_over_rows(e, (double)width * 32, [&](int64_t r) {
     double row = 0;
+    const Vec<T> in_step((T)(by_rows ? 2 * s * excess_of(r) / (f[at::f_target] * m) : of_step));
     entries.each(r, [&](int64_t position, int64_t n) {
       row += row_sum<T>(n, [&](int64_t i, int lanes) {
         const int64_t q = position + i;
@@ -131,7 +135,7 @@ template <class E> void run_jumprelu_grad(const E& e, const OpRecord& o, const d
           h = tanh(c * Vec<T>::load(val.at(r, q), lanes));
           d = d + weight * c * (one - h * h);
         }
-        const Vec<T> slope = -fma(t, d, in_step) / bandwidth;
+        const Vec<T> slope = -fma(t, d, above ? select(z > t, in_step, zero) : in_step) / bandwidth;
         select(z > t, d, zero).store(dz.at(r, q), lanes);
         select(fabs(z - t) < half, logarithm ? slope * t : slope, zero).store(dtheta.at(r, q), lanes);
         return h;

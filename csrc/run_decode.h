@@ -1,6 +1,6 @@
 // Ops of codes that go by rows of the batch: decoding, the error, the gradient in the entries.
 #pragma once
-#include "sparse.h"
+#include "full.h"
 
 namespace fastae {
 namespace {
@@ -50,8 +50,15 @@ template <class E, class T = typename E::Real> CodeGrad<T> code_grad_of(const E&
           e.width(o.slot[at::s_w])};
 }
 
+// Whether the op goes by dense products; n: latents.
+template <class E, class Op> bool goes_full(const E& e, const Op& op, int64_t n) {
+  return op.entries.segments == 1 && !op.groups.end && full_code(op.idx, op.entries, e.m, n, op.p);
+}
+
 template <class E> void run_decode(const E& e, const OpRecord& o) {
   const auto decode = decode_of(e, o);
+  const int64_t n = e.plan.buffers[o.slot[at_decode::s_w]].rows;
+  if (goes_full(e, decode, n)) return decode_full(decode, e.m, n, e.threads, e.codes);
   const double width = (double)(decode.entries.segments * decode.entries.capacity);
   e.over_rows(width * (double)decode.p,
               [&](int64_t first, int64_t count) { decode.rows(first, count, [](int64_t) {}); });
@@ -59,6 +66,8 @@ template <class E> void run_decode(const E& e, const OpRecord& o) {
 
 template <class E> void run_code_grad(const E& e, const OpRecord& o) {
   const auto grad = code_grad_of(e, o);
+  const int64_t n = e.plan.buffers[o.slot[at_code_grad::s_w]].rows;
+  if (goes_full(e, grad, n)) return code_grad_full(grad, e.m, n, e.threads);
   const double width = (double)(grad.entries.segments * grad.entries.capacity);
   e.over_rows(width * (double)grad.p, [&](int64_t first, int64_t count) {
     for (int64_t r = first; r < first + count; ++r) grad.row(r, r + 1 < first + count ? r + 1 : -1);
@@ -151,6 +160,11 @@ FASTAE_INLINE bool row_by_row(const OpRecord* o) {
 // The three ops from o on; f: floats of the second.
 template <class E> void run_row_by_row(const E& e, const OpRecord* o, const double* f) {
   const auto decode = decode_of(e, o[0]);
+  if (goes_full(e, decode, e.plan.buffers[o[0].slot[at_decode::s_w]].rows)) {
+    run_decode(e, o[0]);
+    run_squared_error(e, o[1], f);
+    return run_code_grad(e, o[2]);
+  }
   const auto error = squared_error_of(e, o[1], f);
   const auto grad = code_grad_of(e, o[2]);
   const double width = (double)(decode.entries.segments * decode.entries.capacity);

@@ -1,31 +1,9 @@
 // Ops of codes that go by latents: sums over each latent's entries, and what is made of them.
 #pragma once
-#include "latent.h"
-#include "run_codes.h"
+#include "run_lists.h"
 
 namespace fastae {
 namespace {
-
-template <class E> void run_by_latent(const E& e, const OpRecord& o) {
-  namespace at = at_by_latent;
-  list_by_latent(e.template view<const int32_t>(o.slot[at::s_idx]),
-                 entries_of(e, o.slot[at::s_count], e.width(o.slot[at::s_idx])), e.m, e.width(o.slot[at::s_start]) - 1,
-                 e.template view<int64_t>(o.slot[at::s_start]).p, e.template view<int64_t>(o.slot[at::s_entry]).p);
-}
-
-template <class E, class T = typename E::Real>
-Listed<T> listed(const E& e, int64_t coef, int64_t start, int64_t entry) {
-  return {e.template view<const T>(coef), e.width(coef), e.template view<const int64_t>(start).p,
-          e.template view<const int64_t>(entry).p};
-}
-
-// f(first, count, thread) over blocks of the latents; work: multiply-adds
-template <class E, class F> void over_latents(const E& e, int64_t n, double work, bool fixed, const F& f) {
-  const int t = useful_threads(e.threads, work);
-  const int64_t run = fixed ? kLatentBlock : larger(1, smaller(kLatentBlock, n / (4 * t)));
-  parallel_on(t, ceil_div(n, run),
-              [&](int64_t task, int thread) { f(task * run, smaller(run, n - task * run), thread); });
-}
 
 // Elements of scratch that fused updates take: a gradient's row for each thread.
 template <class T> FASTAE_INLINE int64_t gradient_row(int64_t p) { return ceil_div(p, 16) * 16 + 16; }
@@ -54,6 +32,8 @@ template <class E> void run_pre_bias_grad(const E& e, const OpRecord& o, const d
   });
   finish_pre_bias(e, o, f, (const T*)part);
 }
+
+FASTAE_INLINE int64_t parts_of(int64_t n, int64_t p) { return ceil_div(n, kLatentBlock) * p; }
 
 // Gradient rows of w; where fused, given to the rule at once. pre_bias: an op of that kind over the same weights, done
 // on the way.
@@ -87,19 +67,39 @@ void run_latent_grad(const E& e, const OpRecord& o, const OpRecord* pre_bias, co
   const T* const pre_db = pre_bias ? e.real(pre_bias->slot[at_pre_bias_grad::s_db]).p : nullptr;
   T* const part = (T*)e.codes + e.threads * gradient_row<T>(p);
   const double work = ((double)code.start[n] + (double)n * (at_once ? 8 : 1)) * (double)(dw ? p : 1);
-  over_latents(e, n, work, pre_bias != nullptr, [&](int64_t first, int64_t count, int thread) {
-    T* const own = (T*)e.codes + thread * gradient_row<T>(p);
+  const auto bias_part = [&](int64_t first, int64_t count) {
     if (pre_bias) weighted_rows(pre_db, View<const T>{w.p, w.ld}, first, count, p, part + first / kLatentBlock * p);
-    for (int64_t j = first; j < first + count; ++j) {
-      if (db) db[j] = (T)code.sum(j);
-      if (!dw) continue;
-      T* const g = at_once ? own : dw.at(j, 0);
-      grad.row(j, g);
-      if (!at_once) continue;
-      rule.rows(g, p, j, 1, 0, p);
-      if (unit) unit_row(w.at(j, 0), p);
-    }
-  });
+  };
+  const auto use = [&](int64_t j, const T* g) {
+    rule.rows(g, p, j, 1, 0, p);
+    if (unit) unit_row(w.at(j, 0), p);
+  };
+  const OpRecord* const maker = unlisted(e, o.slot[at::s_entry]);
+  const FullGrad<T> full(grad, maker ? code_of(e, *maker) : FullCode(), e.threads, part + parts_of(n, p));
+  if (maker && full.finite()) {
+    full.begin(e.threads);
+    parallel_on(useful_threads(e.threads, work), ceil_div(n, full.kLatents), [&](int64_t task, int thread) {
+      const int64_t begin = task * full.kLatents, end = smaller(n, begin + full.kLatents);
+      for (int64_t j = begin; j < end; j += kLatentBlock) bias_part(j, smaller(kLatentBlock, end - j));
+      full.block(begin, end - begin, thread, [&](int64_t j, const T* g) {
+        if (at_once) use(j, g);
+        else memcpy(dw.at(j, 0), g, (size_t)p * sizeof(T));
+      });
+    });
+  } else {
+    if (maker) make_list(e, *maker);
+    over_latents(e, n, work, pre_bias != nullptr, [&](int64_t first, int64_t count, int thread) {
+      T* const own = (T*)e.codes + thread * gradient_row<T>(p);
+      bias_part(first, count);
+      for (int64_t j = first; j < first + count; ++j) {
+        if (db) db[j] = (T)code.sum(j);
+        if (!dw) continue;
+        T* const g = at_once ? own : dw.at(j, 0);
+        grad.row(j, g);
+        if (at_once) use(j, g);
+      }
+    });
+  }
   if (pre_bias) finish_pre_bias(e, *pre_bias, pre_bias_f, (const T*)part);
 }
 
@@ -109,9 +109,16 @@ template <class E> void run_latent_sum(const E& e, const OpRecord& o) {
   const Listed<T> code = listed(e, o.slot[at::s_coef], o.slot[at::s_start], o.slot[at::s_entry]);
   T* const sum = e.real(o.slot[at::s_sum]).p;
   const int64_t n = e.width(o.slot[at::s_sum]);
-  over_latents(e, n, (double)code.start[n] * 8, false, [&](int64_t first, int64_t count, int) {
-    for (int64_t j = first; j < first + count; ++j) store_sum(sum + j, code.sum(j), o.i[at::i_add] != 0);
-  });
+  sums_by_latent(
+      e, code, o.slot[at::s_entry], n, [](double c) { return c; },
+      [&](int64_t j, double total) { store_sum(sum + j, total, o.i[at::i_add] != 0); });
+}
+
+// 1 - tanh(x)^2
+FASTAE_INLINE double falling(double x) {
+  double h[Vec<double>::N];
+  tanh(Vec<double>(x)).store(h, Vec<double>::N);
+  return 1 - h[0] * h[0];
 }
 
 template <class E> void run_norm_factor(const E& e, const OpRecord& o, const double* f) {
@@ -122,14 +129,22 @@ template <class E> void run_norm_factor(const E& e, const OpRecord& o, const dou
   double* const factor = e.template view<double>(o.slot[at::s_factor]).p;
   const int64_t n = e.plan.buffers[o.slot[at::s_w]].rows, p = e.width(o.slot[at::s_w]);
   const int64_t spaces = larger(1, o.i[at::i_spaces]), part = p / spaces;
-  const double s = strength_of(e, f[at::f_strength], o.i[at::i_scalar]) / (double)e.m;
+  const double s = strength_of(e, f[at::f_strength], o.i[at::i_scalar]) / (double)e.m, p0 = f[at::f_p0];
+  const auto norm_of = [&](int64_t j, int64_t q) { return __builtin_sqrt(square_of(w.at(j, q * part), part)); };
+  const auto store = [&](int64_t j, double total) {
+    for (int64_t q = 0; q < spaces; ++q) {
+      const double norm = total > 0 ? norm_of(j, q) : 0;
+      factor[q * n + j] = norm > 0 ? s * total / norm : 0;
+    }
+  };
+  if (!(p0 > 0))
+    return sums_by_latent(e, code, o.slot[at::s_entry], n, [](double v) { return v > 0 ? v : 0.0; }, store);
   over_latents(e, n, (double)n * p, false, [&](int64_t first, int64_t count, int) {
     for (int64_t j = first; j < first + count; ++j) {
-      const double total = code.sum(j, [](double v) { return v > 0 ? v : 0.0; });
-      for (int64_t q = 0; q < spaces; ++q) {
-        const double norm = total > 0 ? __builtin_sqrt(square_of(w.at(j, q * part), part)) : 0;
-        factor[q * n + j] = norm > 0 ? s * total / norm : 0;
-      }
+      double slope = 0;  // of tanh, in val
+      if (code.start[j] < code.start[j + 1])
+        for (int64_t q = 0; q < spaces; ++q) slope += p0 * norm_of(j, q);
+      store(j, code.sum(j, [&](double v) { return v <= 0 ? 0 : p0 * v * falling(slope * v); }));
     }
   });
 }
@@ -172,17 +187,44 @@ template <class E> void run_average(const E& e, const OpRecord& o, const double*
 
 // Bytes of scratch beside sums that an op of codes takes.
 template <class T> int64_t code_scratch(const PlanRecord& plan, const OpRecord& o, int threads) {
-  const auto norms = [&](int64_t w) { return w < 0 ? 0 : plan.buffers[w].rows * (int64_t)sizeof(T); };
-  const auto parts = [&](int64_t w) { return ceil_div(plan.buffers[w].rows, kLatentBlock) * plan.buffers[w].columns; };
+  constexpr int64_t size = sizeof(T);
+  const auto rows = [&](int64_t b) { return plan.buffers[b].rows; };
+  const auto columns = [&](int64_t b) { return plan.buffers[b].columns; };
+  const auto norms = [&](int64_t w) { return w < 0 ? 0 : rows(w) * size; };
+  // f(segments) of the code behind a list that may be left with its starts; else 0
+  const auto where_full = [&](int64_t entry, const auto& f) -> int64_t {
+    const int64_t p = full_width(plan, entry);
+    const OpRecord* const maker = p ? maker_of(plan, entry) : nullptr;
+    if (!maker) return 0;
+    const int64_t segments = columns(maker->slot[at_by_latent::s_count]);
+    const int64_t n = columns(maker->slot[at_by_latent::s_start]) - 1;
+    return may_be_full(columns(maker->slot[at_by_latent::s_idx]) / segments, n, p) ? f(segments) : 0;
+  };
   switch (o.kind) {
     case op::code_penalty: return norms(o.slot[at_code_penalty::s_w]);
     case op::jumprelu_grad: return norms(o.slot[at_jumprelu_grad::s_w]);
     case op::gated_grad: return norms(o.slot[at_gated_grad::s_w]);
-    case op::pre_bias_grad: return parts(o.slot[at_pre_bias_grad::s_w]) * (int64_t)sizeof(T);
-    case op::latent_grad:
-      return (threads * gradient_row<T>(plan.buffers[o.slot[at_latent_grad::s_w]].columns) +
-              parts(o.slot[at_latent_grad::s_w])) *
-             (int64_t)sizeof(T);
+    case op::pre_bias_grad: {
+      const int64_t w = o.slot[at_pre_bias_grad::s_w];
+      return parts_of(rows(w), columns(w)) * size;
+    }
+    case op::decode: {
+      const int64_t w = o.slot[at_decode::s_w], segments = columns(o.slot[at_decode::s_count]);
+      const bool full = may_be_full(columns(o.slot[at_decode::s_val]) / segments, rows(w), columns(w));
+      return full ? decode_full_bytes<T>(plan.batch, columns(w)) : 0;
+    }
+    case op::latent_sum:
+      return where_full(o.slot[at_latent_sum::s_entry],
+                        [&](int64_t) { return columns(o.slot[at_latent_sum::s_sum]) * 8; });
+    case op::norm_factor:
+      return where_full(o.slot[at_norm_factor::s_entry],
+                        [&](int64_t) { return rows(o.slot[at_norm_factor::s_w]) * 8; });
+    case op::latent_grad: {
+      const int64_t w = o.slot[at_latent_grad::s_w], p = columns(w);
+      return (threads * gradient_row<T>(p) + parts_of(rows(w), p)) * size +
+             where_full(o.slot[at_latent_grad::s_entry],
+                        [&](int64_t segments) { return FullGrad<T>::bytes(plan.batch, segments, p, threads); });
+    }
     default: return 0;
   }
 }

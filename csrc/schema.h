@@ -249,7 +249,7 @@ enum Slot { s_val, s_count, s_dval };
 }
 namespace at_jumprelu_grad {
 enum Slot { s_pre, s_val, s_idx, s_count, s_threshold, s_w, s_dval, s_dz, s_dtheta };
-enum Int { i_value, i_l0, i_scalar, i_penalty, i_logarithm };
+enum Int { i_value, i_l0, i_scalar, i_penalty, i_logarithm, i_above };
 enum Float { f_bandwidth, f_strength, f_target, f_p0 };
 }
 namespace at_gated_grad {
@@ -272,7 +272,7 @@ enum Int { i_add };
 namespace at_norm_factor {
 enum Slot { s_val, s_start, s_entry, s_w, s_factor };
 enum Int { i_scalar, i_spaces };
-enum Float { f_strength };
+enum Float { f_strength, f_p0 };
 }
 namespace at_bias_grad {
 enum Slot { s_dy, s_db };
@@ -319,7 +319,7 @@ namespace encode_path {
 enum { automatic, float32, bfloat16, int8 };
 }
 namespace jump_penalty {
-enum { step, tanh, quadratic };
+enum { step, tanh, quadratic, row_quadratic };
 }
 namespace error_norm {
 enum { none, residual, target };

@@ -154,6 +154,7 @@ FASTAE_INLINE void sum_block(const Chunk<T>& rows, const Chunk<T>* next, int64_t
 #pragma GCC unroll 24
   for (int v = 0; v < V; ++v) {
     if (after) sum[v] = load(to + j, v) + sum[v];
+    sum[v] += Vec<T>(T(0));  // -0 becomes +0, as in full.h
     if (whole) sum[v].store(to + j + v * N);
     else sum[v].store(to + j, lanes);
   }
@@ -167,6 +168,17 @@ void sum_rows(const Chunk<T>& rows, const Chunk<T>* next, const T* from, T* to, 
   for (; j + kSumVectors * N <= p; j += kSumVectors * N) sum_block<T, kSumVectors, after>(rows, next, j, N, from, to);
   for (; j + 4 * N <= p; j += 4 * N) sum_block<T, 4, after>(rows, next, j, N, from, to);
   for (; j < p; j += N) sum_block<T, 1, after>(rows, next, j, (int)smaller(N, p - j), from, to);
+}
+
+// A sum that was made with terms of 0 in it: -0 becomes +0. Returns whether all is finite.
+template <class T> FASTAE_INLINE bool finish_sum(T* y, int64_t p) {
+  Vec<T> none(T(0));
+  over_row<T>(p, [&](int64_t j, int lanes) {
+    const Vec<T> v = Vec<T>::load(y + j, lanes) + Vec<T>(T(0));
+    none = fma(v, Vec<T>(T(0)), none);
+    v.store(y + j, lanes);
+  });
+  return all(none == Vec<T>(T(0)));
 }
 
 // y (m,p), or block g of y (m, G p) = [b] + sum of val w[idx] over the entries, those of the groups up to g

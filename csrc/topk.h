@@ -38,6 +38,30 @@ template <class F> FASTAE_INLINE void each_lane(uint32_t bits, const F& f) {
   for (; bits; bits &= bits - 1) f(__builtin_ctz(bits));
 }
 
+// The lanes of x that are set, and their numbers from j on, to val and idx, where there is room for all lanes.
+template <class T> FASTAE_INLINE void put_lanes(uint32_t bits, Vec<T> x, int32_t j, T* val, int32_t* idx) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    _mm512_storeu_ps(val, _mm512_maskz_compress_ps((__mmask16)bits, x.v));
+    _mm512_storeu_si512(idx,
+                        _mm512_maskz_compress_epi32((__mmask16)bits, _mm512_add_epi32(lane, _mm512_set1_epi32(j))));
+  } else {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm512_storeu_pd(val, _mm512_maskz_compress_pd((__mmask8)bits, x.v));
+    _mm256_storeu_si256((__m256i*)idx,
+                        _mm256_maskz_compress_epi32((__mmask8)bits, _mm256_add_epi32(lane, _mm256_set1_epi32(j))));
+  }
+#else
+  T each[Vec<T>::N];
+  x.store(each);
+  each_lane(bits, [&](int lane) {
+    *val++ = each[lane];
+    *idx++ = j + lane;
+  });
+#endif
+}
+
 // Integers in the order of the numbers, and back; NaN is none of them.
 template <class T> FASTAE_INLINE typename Lane<T>::I order_of(T x) {
   typename Lane<T>::I i;

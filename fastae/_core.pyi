@@ -53,4 +53,5 @@ class Plan(CompiledPlan):
         epoch: int,
         threads: int,
         progress: Callable[[int], object] | None,
+        first_row: int = 0,
     ) -> int: ...

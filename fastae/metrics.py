@@ -3,6 +3,10 @@
 Everything is summed in float64, and sums of blocks are merged so that the result does not depend on how the stream
 was cut, nor on a large offset of the features (Chan, Golub and LeVeque, 1983, about a shift). Ratios are made of whole
 sums at the end: averaging them over batches would give another number.
+
+Where nothing varies there is no variance to explain. Such features follow scikit-learn's ``r2_score``: explained
+variance is 1 (unexplained 0) if the reconstruction has no error at all, else 0 (unexplained 1) rather than −∞, so that
+numbers stay finite and can be averaged and compared. Without any rows numbers are NaN.
 """
 
 from __future__ import annotations
@@ -14,8 +18,10 @@ import numpy as np
 
 from . import ops
 from .io.model_file import write_atomically
+from .models.sparse_feed import is_stream, rows_of
 from .spec.options import number
 from .stream import open_rows
+from .validation import check_rows
 
 SLICE = 1024  # rows that are in float64 at a time
 BIN = 0.25  # width of a bin of log10 frequencies
@@ -27,8 +33,8 @@ class SparseReport:
     """How well sparse codes reconstruct, and how the latents are used.
 
     n_components, n_features : widths of code and rows
-    Feed it with `update`; numbers are properties, undefined ones NaN. An entry of a code counts as active where it is
-    not 0.
+    Feed it with `update`; numbers are properties, NaN without rows. An entry of a code counts as active where it is not
+    0.
 
     Sums kept: n_rows; per feature (p,) ``shift`` (the first row), ``mean`` of x − shift, ``spread`` Σ(x − x̄)²,
     ``squared_error`` Σ(x − x̂)²; ``cosine_sum``; per latent (n,) ``fired`` (rows in which it is active) and ``total``
@@ -48,10 +54,10 @@ class SparseReport:
     def of(cls, model: Any, source: Any, *, rows_per_block: int = 4096, max_rows: int | None = None) -> Self:
         """Of a fitted model (``encode`` or ``transform``, and ``reconstruct``) and the rows of a source.
 
-        source : what `fastae.stream.open_rows` takes
+        source : what `fastae.stream.open_rows` takes; also frames, lists of rows and arrays of objects, as in ``fit``
         max_rows : rows after which to stop, or None
         """
-        rows = open_rows(source, model.n_features_in_)
+        rows = open_rows(_as_fit_reads(model, source), model.n_features_in_)
         encode = getattr(model, "encode", None) or model.transform
         both = getattr(model, "_code_and_reconstruction", None)  # of one encoding
         report: Self | None = None
@@ -160,8 +166,11 @@ class SparseReport:
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ the mean of all rows."""
-        return _ratio(float(self.squared_error.sum()), float(self.spread.sum()))
+        """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ the mean of all rows.
+
+        Of rows that are all the same 0 if the reconstruction is exact, else 1.
+        """
+        return float(_unexplained(self.squared_error.sum(), self.spread.sum(), self.n_rows))
 
     @property
     def mse(self) -> float:
@@ -170,15 +179,16 @@ class SparseReport:
 
     @property
     def explained_variance(self) -> np.ndarray:
-        """1 − Σ(x − x̂)² / Σ(x − x̄)² of each feature (p,); NaN where it does not vary."""
-        bare = np.full(self.n_features, np.nan)
-        return 1.0 - np.divide(self.squared_error, self.spread, out=bare, where=self.spread > 0)
+        """1 − Σ(x − x̂)² / Σ(x − x̄)² of each feature (p,); where it does not vary 1 if it is exact, else 0."""
+        return 1.0 - _unexplained(self.squared_error, self.spread, self.n_rows)
 
     @property
     def mean_explained_variance(self) -> float:
-        """Mean of `explained_variance` over the features that vary; 1 − `fvu` weights them by their variance."""
-        known = self.explained_variance[self.spread > 0]
-        return float(known.mean()) if len(known) else np.nan
+        """Mean of `explained_variance` over the features that vary, over all where none does; 1 − `fvu` weights them by
+        their variance.
+        """
+        varies = self.spread > 0
+        return float(self.explained_variance[varies if varies.any() else slice(None)].mean())
 
     @property
     def cosine(self) -> float:
@@ -269,6 +279,21 @@ class SparseReport:
 
 def _ratio(above: float, below: float) -> float:
     return above / below if below else np.nan
+
+
+def _unexplained(error: Any, spread: Any, n_rows: int) -> np.ndarray:
+    """error / spread; where spread is 0 as the module says."""
+    error, spread = np.asarray(error), np.asarray(spread)
+    flat = np.where(error > 0, 1.0, 0.0) if n_rows else np.full(error.shape, np.nan)
+    return np.divide(error, spread, out=flat, where=spread > 0)
+
+
+def _as_fit_reads(model: Any, source: Any) -> Any:
+    """Rows that are not numbers by their dtype as numbers: frames, nested lists, arrays of objects."""
+    numeric = hasattr(source, "tocsr") or getattr(getattr(source, "dtype", None), "kind", "O") != "O"
+    if numeric or is_stream(source) or not hasattr(model, "get_params"):
+        return source
+    return rows_of(check_rows(model, source, reset=False, backend="auto")[0])
 
 
 def _double(block: Any) -> np.ndarray:

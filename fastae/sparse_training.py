@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from .plan import schema
 from .plan.plan import Job, Plan, Source
 from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
 from .spec.sparse import Resample, SparseNetwork
-from .training import Settings, State, step_scalars
+from .training import Settings, State, ahead, step_scalars
 
 _KEEP_STEPS = 100  # between copies of the weights, for when a loss is not finite
 Block = tuple[tuple[Source, ...], int]  # sources of some batches, and their number of rows
@@ -161,7 +160,7 @@ class Trainer:
         """
         self.keep()
         try:
-            for block, placed in self.ahead(blocks):
+            for block, placed in ahead(self.backend, blocks, self.placed):
                 first, n_steps = 0, -(-block[1] // self.batch)
                 while first < n_steps:
                     until = min(stop(self.state.steps), self.next_resample(self.state.steps))
@@ -182,21 +181,9 @@ class Trainer:
             raise
         self.finish_epoch()
 
-    def ahead(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Block]]:
-        """Blocks, each with the same where steps read it best: on a GPU put there while the one before is worked on."""
-        if self.backend.device == "cpu":
-            yield from ((block, block) for block in blocks)
-            return
-
-        def take() -> tuple[Block, Block] | None:
-            block = next(blocks, None)
-            return None if block is None else (block, (self.backend.place(block[0]), block[1]))
-
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(take)
-            while (item := waiting.result()) is not None:
-                waiting = pool.submit(take)
-                yield item
+    def placed(self, block: Block) -> Block:
+        """A block where steps read it best."""
+        return self.backend.place(block[0]), block[1]
 
     # ---- the last weights that were good ---
 
@@ -216,7 +203,7 @@ class Trainer:
         if self.kept is None:
             return
         self.state.spaces.restore(schema.THETA, self.kept)
-        self.state.spaces.clear(schema.STATE)  # it may hold infinities too
+        self.state.spaces.zero(schema.STATE)  # it may hold infinities too
         self.state.steps = self.kept_at = self.position.step = 0
         self.position.totals = Totals()
 
@@ -225,10 +212,20 @@ class Trainer:
         rows = max(t.rows, 1)
         history.loss.append((t.loss + t.other) / rows)
         history.l0.append(t.l0 / rows)
-        history.fvu.append(t.loss / (self.sum_scale * t.variance) if t.variance > 0 else np.nan)
+        history.fvu.append(self.fvu())
         history.dead.append(self.dead_fraction())
         self.position.totals, self.position.step = Totals(), 0
         self.state.epochs += 1
+
+    def fvu(self) -> float:
+        """Of the epoch so far. Where nothing varies as `metrics` has it: 0 of an exact reconstruction, else 1.
+
+        NaN where it cannot be told: the cosine loss has no squared error, the normalized one is 0 where nothing varies.
+        """
+        t = self.position.totals
+        if t.variance > 0:
+            return t.loss / (self.sum_scale * t.variance)
+        return float(t.loss > 0) if self.network.loss == "squared_error" and t.rows else np.nan
 
     def dead_fraction(self) -> float:
         return float((self.state.spaces.peek(self.plan, "since") >= self.network.dead_after).mean())
@@ -336,12 +333,11 @@ class Progress:
         self.last = time.perf_counter()
         t = trainer.position.totals
         rows = max(t.rows, 1)
-        fvu = t.loss / (trainer.sum_scale * t.variance) if t.variance > 0 else float("nan")
         self.bar.update(t.rows - self.seen)
         self.seen = t.rows
         self.bar.set_description(f"epoch {trainer.state.epochs + 1}", refresh=False)
-        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{fvu:.4f}", L0=f"{t.l0 / rows:.1f}",
-                             dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
+        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{trainer.fvu():.4f}",
+                             L0=f"{t.l0 / rows:.1f}", dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
 
     def epoch(self, rows: int | None) -> None:
         if self.bar is not None and rows is not None:

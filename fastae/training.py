@@ -1,17 +1,19 @@
 """The epoch loop that all estimators share.
 
-One call of the backend per epoch. The order of the rows is a function of (seed, epoch), so training depends neither
-on the number of threads nor on how often it was interrupted between epochs.
+One call of the backend per epoch, or per block of rows where these don't lie in memory. The order of the rows is a
+function of (seed, epoch), so training depends neither on the number of threads nor on how often it was interrupted
+between epochs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -74,6 +76,64 @@ class Settings:
     verbose: int = 0
 
 
+class Block(NamedTuple):
+    """Rows that one call of the backend goes through, whole batches but for an epoch's last."""
+
+    sources: tuple[Source, ...]
+    n_rows: int
+    order: np.ndarray | None = None  # int64; None: rows in sequence
+
+
+class Feed(Protocol):
+    """Where the rows of training come from."""
+
+    @property
+    def n_rows(self) -> int | None:
+        """Of an epoch; None where only reading to the end would tell."""
+
+    def blocks(self, epoch: int) -> Iterator[Block]:
+        """The rows of an epoch, in its order."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Rows that lie in memory: an epoch is one block, and its order a permutation of all of them."""
+
+    backend: Any
+    settings: Settings
+    sources: tuple[Source, ...]
+    rows: np.ndarray | None = None  # those to train on, None for all
+
+    @property
+    def n_rows(self) -> int:
+        return self.sources[0].n_rows if self.rows is None else len(self.rows)
+
+    def blocks(self, epoch: int) -> Iterator[Block]:
+        """Rows shuffled by (seed, epoch)."""
+        order = self.rows
+        if self.settings.shuffle:
+            order = self.backend.permutation(self.settings.seed, epoch, self.n_rows)
+            order = order if self.rows is None else np.ascontiguousarray(self.rows[order])
+        yield Block(self.sources, self.n_rows, order)
+
+
+def ahead(backend: Any, blocks: Iterator[Any], place: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    """Blocks, each with the same where steps read it best: on a GPU put there while the one before is worked on."""
+    if backend.device == "cpu":
+        yield from ((block, block) for block in blocks)
+        return
+
+    def take() -> tuple[Any, Any] | None:
+        block = next(blocks, None)
+        return None if block is None else (block, place(block))
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(take)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(take)
+            yield item
+
+
 @cache
 def _code(text: str) -> CodeType:
     return compile(text, "<step constant>", "eval")
@@ -99,49 +159,63 @@ def step_scalars(settings: Settings, state: State, n_steps: int, fractions: np.n
     return np.ascontiguousarray(np.stack(columns, axis=1))
 
 
+def _add(progress: Callable[[int], object], before: int, steps: int) -> object:
+    return progress(before + steps)
+
+
 def run_epoch(
-    backend: Any, plan: Plan, handle: Any, state: State, sources: tuple[Source, ...], rows: np.ndarray | None,
-    n_rows: int, settings: Settings, progress: Callable[[int], object] | None = None,
+    backend: Any, plan: Plan, handle: Any, state: State, feed: Feed, settings: Settings,
+    progress: Callable[[int], object] | None = None,
 ) -> float:  # fmt: skip
-    """One pass over the rows; returns the mean objective (loss and penalties). Raises `NonFiniteLossError`."""
-    n_steps = -(-n_rows // plan.batch)
-    values = np.zeros((n_steps, plan.n_values))
+    """One pass over the rows; returns the mean objective (loss and penalties). Raises `NonFiniteLossError`.
+
+    progress : called now and then with the number of steps that are done
+    """
+    per_epoch = None if feed.n_rows is None else -(-feed.n_rows // plan.batch)
     backup = state.spaces.snapshot(schema.THETA)
-    job = Job(
-        spaces=state.spaces, sources=sources, n_rows=n_rows, order=rows, n_steps=n_steps,
-        scalars=step_scalars(settings, state, n_steps), values=values, seed=settings.seed, epoch=state.epochs,
-        n_threads=settings.n_threads, progress=progress,
-    )  # fmt: skip
-    # The run ends before the update of a step whose loss is not finite, but weights may have gone wrong before.
-    done = backend.run(handle, job)
-    if done < n_steps or not state.spaces.finite(backend, plan.dtype):
+    objectives: list[np.ndarray] = []
+    steps = n_rows = 0
+
+    def fail(where: str) -> NonFiniteLossError:
         state.spaces.restore(schema.THETA, backup)
-        state.spaces.clear(schema.STATE)  # it may hold infinities too, and leads to where the loss went
+        state.spaces.zero(schema.STATE)  # it may hold infinities too, and leads to where the loss went
         state.steps = 0
-        where = f"batch {done + 1} of {n_steps}" if done < n_steps else "its last update"
-        raise NonFiniteLossError(
+        return NonFiniteLossError(
             f"loss became NaN or infinite in epoch {state.epochs + 1}, {where}; the weights of the epoch's start were "
             "kept; lower learning_rate, scale X, or set the solver's clip_norm"
         )
-    state.steps += n_steps
+
+    def placed(block: Block) -> Block:
+        return block._replace(sources=backend.place(block.sources))
+
+    for _, block in ahead(backend, feed.blocks(state.epochs), placed):
+        n_steps = -(-block.n_rows // plan.batch)
+        values = np.zeros((n_steps, plan.n_values))
+        fractions = np.zeros(n_steps) if per_epoch is None else (steps + np.arange(n_steps)) / per_epoch
+        job = Job(
+            spaces=state.spaces, sources=block.sources, n_rows=block.n_rows, order=block.order, first_row=n_rows,
+            n_steps=n_steps, scalars=step_scalars(settings, state, n_steps, fractions), values=values,
+            seed=settings.seed, epoch=state.epochs, n_threads=settings.n_threads,
+            progress=progress and partial(_add, progress, steps),
+        )  # fmt: skip
+        # The run ends before the update of a step whose loss is not finite, but weights may have gone wrong before.
+        done = backend.run(handle, job)
+        if done < n_steps:
+            raise fail(f"batch {steps + done + 1}" + ("" if per_epoch is None else f" of {per_epoch}"))
+        steps, n_rows, state.steps = steps + n_steps, n_rows + block.n_rows, state.steps + n_steps
+        objectives.append(values.sum(axis=1))
+    if not state.spaces.finite(backend, plan.dtype):
+        raise fail("its last update")
     state.epochs += 1
-    sizes = np.full(n_steps, plan.batch, dtype=np.float64)
-    sizes[-1] = n_rows - (n_steps - 1) * plan.batch
-    return float((values.sum(axis=1) * sizes).sum() / n_rows)
-
-
-def epoch_order(backend: Any, settings: Settings, epoch: int, rows: np.ndarray | None, n_rows: int):
-    """Rows of an epoch in training order: ``rows`` (None: all) shuffled by (seed, epoch)."""
-    if not settings.shuffle:
-        return rows
-    order = backend.permutation(settings.seed, epoch, n_rows)
-    return order if rows is None else np.ascontiguousarray(rows[order])
+    sizes = np.full(steps, plan.batch, dtype=np.float64)
+    sizes[-1] = n_rows - (steps - 1) * plan.batch
+    return float((np.concatenate(objectives) * sizes).sum() / n_rows)
 
 
 def fit(
-    backend: Any, plan: Plan, state: State, sources: tuple[Source, ...], settings: Settings, *,
-    rows: np.ndarray | None = None, validate: Callable[[], float] | None = None, model: Any = None,
-    history: History | None = None, publish: Callable[[], None] | None = None,
+    backend: Any, plan: Plan, state: State, feed: Feed, settings: Settings, *,
+    validate: Callable[[], float] | None = None, model: Any = None, history: History | None = None,
+    publish: Callable[[], None] | None = None,
 ) -> History:  # fmt: skip
     """Trains until ``max_iter`` epochs are done or nothing improves any more; fills and returns ``history``.
 
@@ -150,13 +224,11 @@ def fit(
     """
     history = History() if history is None else history
     handle = backend.compile(plan)
-    n_rows = sources[0].n_rows if rows is None else len(rows)
-    sources = backend.place(sources)
-    with Monitor(settings, state, history, n_rows, plan.batch, validate, model, publish) as monitor:
+    if isinstance(feed, Held):  # once for all epochs
+        feed = replace(feed, sources=backend.place(feed.sources))
+    with Monitor(settings, state, history, feed.n_rows, plan.batch, validate, model, publish) as monitor:
         for _ in range(settings.max_iter):
-            order = epoch_order(backend, settings, state.epochs, rows, n_rows)
-            loss = run_epoch(backend, plan, handle, state, sources, order, n_rows, settings, monitor.progress)
-            if monitor.epoch(loss):
+            if monitor.epoch(run_epoch(backend, plan, handle, state, feed, settings, monitor.progress)):
                 break
     return history
 
@@ -168,7 +240,7 @@ class Monitor:
     """
 
     def __init__(
-        self, settings: Settings, state: State, history: History, n_rows: int, batch: int,
+        self, settings: Settings, state: State, history: History, n_rows: int | None, batch: int,
         validate: Callable[[], float] | None, model: Any, publish: Callable[[], None] | None,
     ):  # fmt: skip
         self.settings, self.state, self.history = settings, state, history
@@ -235,24 +307,25 @@ def _next_rate(settings: Settings, state: State, history: History) -> float:
 class _Bar:
     """tqdm's bar over rows when ``verbose``, else nothing; Ctrl-C is looked at either way."""
 
-    def __init__(self, settings: Settings, n_rows: int, batch: int):
+    def __init__(self, settings: Settings, n_rows: int | None, batch: int):
         self.bar = None
         self.batch, self.n_rows, self.seen = batch, n_rows, 0
         self.progress: Callable[[int], object] | None = None
         if settings.verbose:
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(total=settings.max_iter * n_rows, unit="row", unit_scale=True, desc="epoch 1")
+            total = None if n_rows is None else settings.max_iter * n_rows
+            self.bar = tqdm(total=total, unit="row", unit_scale=True, desc="epoch 1")
             self.progress = self._advance
 
     def _advance(self, steps: int) -> None:
-        rows = min(steps * self.batch, self.n_rows)
+        rows = steps * self.batch if self.n_rows is None else min(steps * self.batch, self.n_rows)
         self.bar.update(rows - self.seen)  # type: ignore[union-attr]
         self.seen = rows
 
     def epoch(self, info: EpochInfo) -> None:
         if self.bar is not None:
-            self.bar.update(self.n_rows - self.seen)
+            self.bar.update(0 if self.n_rows is None else self.n_rows - self.seen)
             self.seen = 0
             shown = {"loss": f"{info.loss:.5g}"}
             if info.validation_loss is not None:

@@ -1,6 +1,7 @@
 """Fixtures: every backend and instruction set, the real data, tolerances."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,13 @@ def assert_close(actual, expected, *, length=1, scale=None):
     eps = np.finfo(actual.dtype if actual.dtype.kind == "f" else np.float64).eps
     size = np.abs(expected).max(initial=0.0) if scale is None else scale
     np.testing.assert_allclose(actual, expected, rtol=8 * eps, atol=8 * eps * max(length, 4) ** 0.5 * max(size, 1e-30))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Which device kernels ran here, and which were verified on a GPU as they are."""
+    host = sys.modules.get("cuda_host")
+    if host is not None:
+        from fastae.backends.cuda import manifest
+
+        for line in manifest.summary(host.SOURCES, host.LAUNCHED):
+            terminalreporter.write_line(line)

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -16,18 +18,26 @@ import numpy as np
 from fastae.backends.cuda.binder import Launch
 from fastae.backends.cuda.lt import Matrix, Product
 from fastae.backends.cuda.record import LAUNCH, STEP
+from fastae.backends.cuda.user import scalar_function
 
-SOURCES = Path(__file__).parent.parent / "csrc"
+SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 FLAGS = ["-std=c++17", "-DFASTAE_DEVICE", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
-         "-shared", f"-I{SOURCES}", "-Wno-unknown-pragmas"]  # fmt: skip
+         "-shared", "-Wno-unknown-pragmas", "-Wno-subobject-linkage"]  # fmt: skip
+# What `make asan` asks for: also for arrays in shared memory.
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize=vptr",
+             "-fsanitize-sections=fastae_shared", "-fno-sanitize-recover=undefined"]  # fmt: skip
+FUNCTIONS: dict[tuple, object] = {}  # Python functions of formulas, whose addresses plans hold
+ONE_AT_A_TIME = threading.Lock()  # the shim has one device
+LAUNCHED: Counter[str] = Counter()  # kernels that ran in this process
 
 
 def _flags() -> list[str]:
     """With fused multiply-adds as instructions where the processor has them: the C library's are slow."""
+    flags = [*FLAGS, *(SANITIZED if os.environ.get("FASTAE_SANITIZE") == "address" else ())]
     try:
-        return [*FLAGS, "-mfma"] if " fma " in Path("/proc/cpuinfo").read_text() else FLAGS
+        return [*flags, "-mfma"] if " fma " in Path("/proc/cpuinfo").read_text() else flags
     except OSError:
-        return FLAGS
+        return flags
 
 
 @cache
@@ -37,18 +47,21 @@ def compiler() -> str | None:
 
 
 @cache
-def library(real: str, *extra: str) -> ctypes.CDLL:
+def library(real: str, *extra: str, sources: Path = SOURCES) -> ctypes.CDLL:
     """The kernels for ``float`` or ``double``, compiled once per state of the sources."""
     command = [os.environ.get("CXX", "g++"), *_flags(), *extra, f"-DFASTAE_REAL={real}"]
     digest = hashlib.sha256(repr(command).encode())
-    for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("cuda/**/*.*")]):
+    for path in sorted([*sources.glob("*.h"), *sources.glob("cuda/**/*.[ch]*")]):
         digest.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"fastae-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"{digest.hexdigest()[:24]}.so"
     if not target.exists():
         part = target.with_suffix(f".{os.getpid()}.tmp")
-        subprocess.run([*command, str(SOURCES / "cuda" / "host" / "shim.cpp"), "-o", str(part)], check=True)
+        # a sanitizer preloaded into this process must not reach the compiler
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        subprocess.run([*command, f"-I{sources}", str(sources / "cuda" / "host" / "shim.cpp"), "-o", str(part)],
+                       env=environment, check=True)  # fmt: skip
         os.replace(part, target)
     shim = ctypes.CDLL(str(target))
     shim.fastae_host_launch.restype = ctypes.c_char_p
@@ -81,20 +94,25 @@ def multiply(product: Product) -> None:
     out[...] = out + value if product.add else value
 
 
+class OutOfMemory(Exception):
+    """What a driver says when there is no memory left; tests raise it."""
+
+
 class HostDriver:
     """Memory and launches for the CUDA backend on the CPU.
 
     seed : of the order in which threads and blocks run
     products : "exact" for the device's own kernels, "cublas" for NumPy in the place of cuBLASLt
+    sources : folder of the kernels' sources, for others than the repository's
     """
 
     n_multiprocessors = 4
     number = 0
     free = 1 << 40  # bytes that `place` may count on
-    OutOfMemory = MemoryError
+    OutOfMemory = OutOfMemory
 
-    def __init__(self, seed: int = 1, *flags: str, products: str = "exact"):
-        self.seed, self.flags, self.products = seed, flags, products
+    def __init__(self, seed: int = 1, *flags: str, products: str = "exact", sources: Path = SOURCES):
+        self.seed, self.flags, self.products, self.sources = seed, flags, products, sources
         self.launched: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -121,6 +139,9 @@ class HostDriver:
     def copy(self, to: np.ndarray, buffer: np.ndarray, n_bytes: int | None = None) -> None:
         to[:n_bytes] = buffer[:n_bytes]
 
+    def view(self, buffer: np.ndarray, n_bytes: int, dtype: np.dtype) -> np.ndarray:
+        return buffer[:n_bytes].view(dtype)
+
     def fill(self, buffer: np.ndarray, byte: int) -> None:
         buffer[:] = byte
 
@@ -128,17 +149,30 @@ class HostDriver:
         if isinstance(launch, Product):
             multiply(launch)
             return
-        shim = library("float" if dtype == np.float32 else "double", *self.flags)
+        shim = library("float" if dtype == np.float32 else "double", *self.flags, sources=self.sources)
         kernel = ctypes.cast(getattr(shim, f"fastae_{launch.kernel}"), ctypes.c_void_p)
         triple = ctypes.c_uint * 3
         self.seed += 1
         self.launched[launch.kernel] = self.launched.get(launch.kernel, 0) + 1
-        error = shim.fastae_host_launch(
-            kernel, triple(*launch.grid), triple(*launch.block), ctypes.c_size_t(launch.shared),
-            ctypes.c_void_p(launch.record.ctypes.data), ctypes.c_uint64(self.seed),
-        )  # fmt: skip
+        LAUNCHED[launch.kernel] += 1
+        with ONE_AT_A_TIME:
+            error = shim.fastae_host_launch(
+                kernel, triple(*launch.grid), triple(*launch.block), ctypes.c_size_t(launch.shared),
+                ctypes.c_void_p(launch.record.ctypes.data), ctypes.c_uint64(self.seed),
+            )  # fmt: skip
         if error:
             raise RuntimeError(f"kernel {launch.kernel}: {error.decode()}")
+
+    def user_function(self, formula, suffix: str, dtype: np.dtype) -> int:
+        """Address of a formula's Python function as a C function of scalars."""
+        key = formula.index, suffix, dtype.name
+        if key not in FUNCTIONS:
+            from numba import cfunc, njit, types
+
+            real = types.float64 if dtype == np.float64 else types.float32
+            compiler = cfunc(real(real, real, real, real), error_model="numpy")
+            FUNCTIONS[key] = compiler(scalar_function(formula, suffix, dtype, njit(error_model="numpy")))
+        return FUNCTIONS[key].address
 
     def capture(self, dtype: np.dtype, launches: list[Launch]):
         def replay():

@@ -146,10 +146,10 @@ def records(sizes):
         yield "dval", [("code_penalty", s | {"scalar": -1, "spaces": 3}, slots_of(*CODE_SLOTS, "w", "dval"))]
     yield "dval", [("relu_grad", {}, slots_of("val", "count", "dval"))]
     jump = slots_of("pre", "val", "idx", "count", "threshold", "dval", "dz", "dtheta")
-    for penalty in range(3):
+    for penalty in range(len(schema.JUMP_PENALTIES)):
         for logarithm in (0, 1):
             attributes = s | {"bandwidth": 0.4, "target": 3.0, "p0": 1.3, "l0": 1, "scalar": 1 - 2 * logarithm,
-                              "penalty": penalty, "logarithm": logarithm}  # fmt: skip
+                              "penalty": penalty, "logarithm": logarithm, "above": penalty % 2}  # fmt: skip
             yield "dz dtheta", [("jumprelu_grad", attributes, jump)]
             yield "dval dtheta", [("jumprelu_grad", attributes, jump | {"dz": "dval", "w": "w"})]
     yield "val", [("gated_code", {}, slots_of("pre", "idx", "count", "r", "b_gate", "b_mag", "val"))]
@@ -160,9 +160,11 @@ def records(sizes):
     for unit in (0, 1):
         slots = slots_of(*ENTRY_SLOTS, "w", coef="dval", u="dy", dw="out_w", db="db")
         yield "out_w db", [BY_LATENT, ("latent_grad", listed | {"unit": unit}, slots)]
-        factor = ("norm_factor", {"strength": 0.3, "scalar": -unit}, slots_of("val", *ENTRY_SLOTS, "w", "factor"))
-        yield "out_w factor", [BY_LATENT, factor,
-                               ("latent_grad", listed | {"unit": unit}, slots | {"factor": "factor"})]  # fmt: skip
+        for p0 in (0.0, 0.8):
+            factor = ("norm_factor", {"strength": 0.3, "scalar": -unit, "p0": p0},
+                      slots_of("val", *ENTRY_SLOTS, "w", "factor"))  # fmt: skip
+            yield "out_w factor", [BY_LATENT, factor,
+                                   ("latent_grad", listed | {"unit": unit}, slots | {"factor": "factor"})]  # fmt: skip
     yield "db", [BY_LATENT, ("latent_grad", listed, slots_of(*ENTRY_SLOTS, "w", coef="dval", db="db"))]
     blocks = slots_of(*ENTRY_SLOTS, "w", "u", coef="dval", dw="out_w")
     yield "out_w", [BY_LATENT, ("latent_grad", listed, blocks)]

@@ -123,8 +123,37 @@ def test_undefined_numbers(tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["summary"]["fvu"] is None
     assert SparseReport.load(tmp_path / "r.json").n_rows == 0
     flat = SparseReport(3, 2).update(np.ones((4, 2)), np.zeros((4, 2)), np.zeros((4, 3)))
-    assert np.isnan(flat.fvu) and np.isnan(flat.explained_variance).all() and flat.cosine == 0
-    assert flat.dead_fraction == 1 and flat.histogram()[0].sum() == 0 and np.isnan(flat.mean_active).all()
+    assert flat.cosine == 0 and flat.dead_fraction == 1
+    assert flat.histogram()[0].sum() == 0 and np.isnan(flat.mean_active).all()
+
+
+@pytest.mark.parametrize("made", [[3.0, 5.0], [3.0, 4.0]])
+@pytest.mark.parametrize("varies", [True, False])
+def test_features_that_do_not_vary_count_as_in_r2_score(made, varies):
+    from sklearn.metrics import r2_score
+
+    x = np.array([[3.0, 5.0], [3.0, 5.0 + varies], [3.0, 5.0]])
+    y = np.tile(made, (3, 1))
+    r = SparseReport(3, 2).update(x, y, np.zeros((3, 3)))
+    each = r2_score(x, y, multioutput="raw_values")
+    np.testing.assert_allclose(r.explained_variance, each)
+    assert r.mean_explained_variance == pytest.approx(each[1] if varies else each.mean())
+    if not varies:
+        assert r.fvu == float(made[1] != 5)
+    assert np.isfinite([*r.summary().values()]).all()
+
+
+def test_rows_as_fit_reads_them():
+    x = RNG.normal(size=(90, 6))
+    model = fastae.SparseAutoencoder(8, k=2, max_iter=1, random_state=0).fit(x.astype(object))
+    wanted = SparseReport.of(model, x).to_dict()
+    assert SparseReport.of(model, x.astype(object)).to_dict() == wanted
+    assert SparseReport.of(model, x.tolist()).to_dict() == wanted
+    assert SparseReport.of(model, x.astype(str).astype(object)).to_dict() == wanted
+    with pytest.raises(ValueError, match="features"):
+        SparseReport.of(model, x[:, :5].astype(object))
+    with pytest.raises(ValueError, match="could not convert"):
+        SparseReport.of(model, np.full((3, 6), "a", object))
 
 
 @pytest.mark.parametrize(

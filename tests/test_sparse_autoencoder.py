@@ -459,6 +459,27 @@ def test_encode_to_files(fitted, kind, tmp_path):
         fitted["abs_topk" if kind == "topk" else "gated"].encode_to(tmp_path / "codes", X)
 
 
+def test_unexplained_part_of_rows_that_are_all_the_same():
+    same = np.full((200, 5), 3.0)
+    exact = SparseAutoencoder(8, k=2, max_iter=2, random_state=0).fit(same)  # the decoder's bias begins as the row
+    assert exact.fvu_curve_ == [0.0, 0.0]
+    poor = SparseAutoencoder(8, k=2, max_iter=2, bias_initializer="zeros", random_state=0).fit(same)
+    assert poor.fvu_curve_ == [1.0, 1.0] and poor.loss_curve_[0] > 0
+    for loss in ("cosine", "normalized"):
+        blind = SparseAutoencoder(8, k=2, max_iter=1, loss=loss, bias_initializer="zeros", random_state=0).fit(same)
+        assert np.isnan(blind.fvu_curve_).all()
+
+
+def test_narrower_spaces_are_filled_up():
+    x = np.random.default_rng(0).normal(size=(2000, 3)) @ np.random.default_rng(1).normal(size=(3, 6))
+    options = {"sparsity": fastae.ReLUCode(0.01), "max_iter": 60, "learning_rate": 0.01, "random_state": 0}
+    with pytest.raises(ValueError, match=r"spaces=\(4, 2\) must be equal widths .* columns of zeros"):
+        SparseAutoencoder(12, spaces=(4, 2), **options).fit(x)
+    m = SparseAutoencoder(12, spaces=(4, 4), **options).fit(np.hstack([x, np.zeros((2000, 2))]))
+    size = np.abs(m.dictionary_[m.rows_since_fired_ == 0]).mean(axis=0)
+    assert m.fvu_curve_[-1] < 0.02 and size[6:].max() < 0.05 * size[:6].min()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_report_of_a_model(fitted, kind):
     from fastae.metrics import SparseReport

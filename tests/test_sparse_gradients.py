@@ -42,11 +42,20 @@ CASES = {
     },
     "aux": {"sparsity": s.TopK(aux=s.AuxK(5, 0.5)), "dead_after": 10},
     "aux, target": {"sparsity": s.BatchTopK(aux=s.AuxK(9, 0.5, "target", scaled=True)), "dead_after": 10},
+    "aux, without relu": {"sparsity": s.TopK(aux=s.AuxK(16, 0.5, "none", relu=False)), "dead_after": 10},
+    "abs_topk, aux without relu": {"sparsity": s.AbsTopK(aux=s.AuxK(16, 0.5, "none", relu=False)), "dead_after": 10},
     "matryoshka, aux": {"sparsity": s.Matryoshka(over=s.TopK(aux=s.AuxK(4, 0.5, "none"))), "dead_after": 10},
     "jumprelu": {"sparsity": s.JumpReLU(0.1, threshold=0.2, bandwidth=0.4)},
     "jumprelu, plain": {"sparsity": s.JumpReLU(0.1, threshold=0.2, bandwidth=0.4, logarithm=False)},
     "jumprelu, tanh": {"sparsity": s.JumpReLU(0.1, "tanh", threshold=0.2, bandwidth=0.4)},
+    "jumprelu, tanh, free norms": {
+        "sparsity": s.JumpReLU(0.9, "tanh", threshold=0.2, bandwidth=0.4),
+        "unit_norm": False,
+    },
     "jumprelu, quadratic": {"sparsity": s.JumpReLU(0.1, "quadratic", 3.0, threshold=0.2, bandwidth=0.4)},
+    "jumprelu, rows, above": {
+        "sparsity": s.JumpReLU(0.1, "row_quadratic", 3.0, threshold=0.2, bandwidth=0.4, window="above"),
+    },
 }
 # by design not derivatives of the loss: thresholds by straight-through estimates, the decoder detached from a term
 NOT_DERIVATIVES = {"jumprelu": ("threshold",), "gated": ("decoder", "decoder_bias"), "aux": ("decoder_bias",)}
@@ -167,6 +176,17 @@ def test_backends_agree(tested_backend, case, dtype):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_gradients_agree(tested_backend, case):
+    """As they are, before a rule whose first step hardly depends on their size."""
+    got, want = Problem(network_of(case), tested_backend), Problem(network_of(case))
+    got.run()
+    want.run()
+    for name, _, _ in want.network.parameters:
+        wanted = want.view(f"d{name}")
+        np.testing.assert_allclose(got.view(f"d{name}"), wanted, rtol=1e-9, atol=1e-11 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_threads_change_no_bit(native_backend, case):
     network = network_of(case, **({} if "sum" in case else {"n_components": 210}))
     bits = []
@@ -185,6 +205,43 @@ def test_aux_reaches_the_encoder_of_dead_latents(backend):
     dead = problem.view("since")[0] >= 100  # before and after
     moved = np.abs(problem.view("encoder") - before).sum(axis=1) > 0
     assert dead.sum() > 10 and (moved & dead).sum() >= 5
+
+
+def test_aux_without_relu_reaches_latents_that_are_negative_everywhere(backend):
+    moved = []
+    for case in ("aux", "aux, without relu"):
+        problem = Problem(network_of(case, n_components=90), backend)
+        problem.view("encoder_bias")[0, ::3] = -50.0  # the dead ones
+        problem.run()
+        moved.append(np.abs(problem.view("dencoder")[::3]).max())
+    assert moved[0] == 0 < moved[1]
+
+
+@pytest.mark.parametrize("window", ["both", "above"])
+@pytest.mark.parametrize("kind", ["step", "quadratic", "row_quadratic"])
+def test_gradient_of_thresholds(backend, kind, window):
+    """Straight-through estimates, which no differences of the loss show, by their formulas."""
+    target, width, theta = 5.0, 0.4, 0.2
+    option = s.JumpReLU(0.3, kind, target, threshold=theta, bandwidth=width, logarithm=False, window=window)
+    problem = Problem(network_of("jumprelu", sparsity=option, pre_bias=False), backend)
+    values = problem.run()
+    x, w, d = problem.sources[0].data, problem.view("encoder"), problem.view("decoder")
+    z = x @ w.T + problem.view("encoder_bias")
+    on, m, strength = z > theta, problem.m, 0.3 * 0.7
+    active = on.sum(axis=1, keepdims=True)
+    if kind == "step":
+        penalty, of_step = active.mean(), np.full((m, 1), 1 / m)
+    else:
+        active = active if kind == "row_quadratic" else np.full((m, 1), active.mean())
+        penalty = ((active / target - 1) ** 2).mean()
+        of_step = 2 * (active / target - 1) / (target * m)
+    df = 2 * ((z * on) @ d + problem.view("decoder_bias") - x) @ d.T / m
+    near = np.abs(z - theta) < width / 2
+    counted = near & on if window == "above" else near
+    assert 0 < (near & on).sum() < near.sum()
+    wanted = -(theta / width) * (df * near).sum(axis=0) - strength / width * (of_step * counted).sum(axis=0)
+    assert values[OTHER] == pytest.approx(strength * penalty)
+    np.testing.assert_allclose(problem.view("dthreshold")[0], wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_thresholds_stay_positive(backend):

@@ -13,6 +13,14 @@ template <class A> FASTAE_INLINE T chained(const A& a, T dy, T saved, const Drop
   return dy * a.dy(saved);
 }
 
+// An operand of a product in bfloat16, rounded to nearest even (a NaN stays one): slot extra[0], densely to extra[1]
+// bytes into the work memory.
+FASTAE_KERNEL(round_bf16, kThreads) {
+  const View<T> x = o.real((int)o.extra[0]);
+  uint16_t* const out = (uint16_t*)((char*)o.work + o.extra[1]);
+  each_cell(x.rows, x.columns, [&](int64_t r, int64_t j) { out[r * x.columns + j] = bf16_from((float)x(r, j)); });
+}
+
 // What follows a layer's product, which lies in y: z = y + [b] (kept if asked for), y = dropout(a(z)).
 template <class A>
 FASTAE_INLINE void finish_dense(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {

@@ -35,7 +35,8 @@ struct Step {
   int64_t number, start;  // of the step; its first row
   int64_t stopped;        // a step's values were not finite: nothing moves any more
   int64_t batch, n_values, n_scalars;
-  const int64_t* order;  // ids of rows in training order, null where they come in sequence
+  int64_t first_row;     // added to a row's place to make its id
+  const int64_t* order;  // places of rows in training order, null where they come in sequence
   int64_t first;         // sources that hold a block of rows in training order: the position of its first, else -1
   double* values;
   const double* scalars;

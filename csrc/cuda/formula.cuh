@@ -15,7 +15,7 @@ constexpr int kFormulaStep = 6;  // int32 of a step: operation, temporary of the
 // Written by fastae/backends/cuda/formulas.py.
 struct DevicePart {
   const int32_t* code;
-  int64_t length;  // steps
+  int64_t length;  // steps; -1 - i: the formula's function i is a Python function
   const T* constants;
   int64_t n_constants;
 };
@@ -27,8 +27,37 @@ struct DeviceFormula {
 // The record's formula where it was registered at run time, else null.
 FASTAE_INLINE const DeviceFormula* registered(const Launch& o) { return (const DeviceFormula*)o.extra[kFormulaExtra]; }
 
+// Python functions. On a device Numba's code is linked in where a kernel is made for a formula (cuda/user.py), and
+// FASTAE_USER has a bit for each; on the host they are Numba's C functions.
+#ifdef FASTAE_USER
+extern "C" __device__ T fastae_user_0(T a, T b, T p0, T p1);
+extern "C" __device__ T fastae_user_1(T a, T b, T p0, T p1);
+extern "C" __device__ T fastae_user_2(T a, T b, T p0, T p1);
+extern "C" __device__ T fastae_user_3(T a, T b, T p0, T p1);
+FASTAE_INLINE T user_function(const DevicePart& f, T a, T b, T p0, T p1) {
+  constexpr int all = FASTAE_USER;
+  const int64_t i = -1 - f.length;
+  if constexpr (all & 1)
+    if (i == 0) return fastae_user_0(a, b, p0, p1);
+  if constexpr (all & 2)
+    if (i == 1) return fastae_user_1(a, b, p0, p1);
+  if constexpr (all & 4)
+    if (i == 2) return fastae_user_2(a, b, p0, p1);
+  if constexpr (all & 8)
+    if (i == 3) return fastae_user_3(a, b, p0, p1);
+  return Format<T>::inf - Format<T>::inf;
+}
+#elif !defined(__CUDACC__)
+inline T user_function(const DevicePart& f, T a, T b, T p0, T p1) {
+  return ((T(*)(T, T, T, T))f.code)(a, b, p0, p1);
+}
+#endif
+
 // A part's value at a, b; p: two parameters
 __device__ __noinline__ T run_program(const DevicePart& f, T a, T b, T p0, T p1) {
+#if defined(FASTAE_USER) || !defined(__CUDACC__)
+  if (f.length < 0) return user_function(f, a, b, p0, p1);
+#endif
   T temporary[kMaxFormulaTemporaries] = {};
   const auto operand = [&](int32_t i) {
     constexpr int kFixed = kFormulaArguments + kFormulaParameters;

@@ -140,7 +140,7 @@ template <int BM, int BN, int TM, int TN, class Kind = Reals> struct Tile {
   // over columns, y over rows.
   template <class F>
   static FASTAE_INLINE void multiply(const Side& a, const Side& b, const View<T>& out, int64_t rows,
-                                     int64_t columns, int64_t depth, bool left_over, const F& finish) {
+                                     int64_t columns, int64_t depth, const F& finish, bool left_over = false) {
     __shared__ Panel left, right;
     T sum[TM][TN];
     const int64_t column = (int64_t)blockIdx.x * BN;
@@ -169,7 +169,7 @@ template <int BM, int BN, int TM, int TN, class Kind = Reals> struct Tile {
 
 typedef Tile<32, 32, 2, 2> SmallTile;
 typedef Tile<64, 64, 4, 4> MiddleTile;
-typedef Tile<128, 128, 8, 8> LargeTile;
+typedef Tile<128, sizeof(T) == 4 ? 128 : 64, 8, sizeof(T) == 4 ? 8 : 4> LargeTile;  // registers for 64 outputs, or 32
 
 // w (n,k), or (k,n) where it is shared with another layer, as the right operand of x wT
 FASTAE_INLINE Operand weight_side(const View<T>& w, bool transposed, bool rounded) {
@@ -184,8 +184,8 @@ template <class Tiles> FASTAE_INLINE void dense_product(const Launch& o) {
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
   const bool rounded = o.i[at::i_bf16] == 1;
   const Operand right = weight_side(o.real(at::s_w), o.i[at::i_transposed] != 0, rounded);
-  Tiles::multiply({x.p, x.ld, 1, rounded}, right, y, o.m, y.columns, x.columns, o.extra[0] != 0,
-                  [&](int64_t r, int64_t j) { finish_dense<Activation>(o, dropped, y(r, j), r, j); });
+  Tiles::multiply({x.p, x.ld, 1, rounded}, right, y, o.m, y.columns, x.columns,
+                  [&](int64_t r, int64_t j) { finish_dense<Activation>(o, dropped, y(r, j), r, j); }, o.extra[0] != 0);
 }
 FASTAE_KERNEL(dense_small, 256) { dense_product<SmallTile>(o); }
 FASTAE_KERNEL(dense_middle, 256) { dense_product<MiddleTile>(o); }
@@ -199,8 +199,9 @@ template <class Tiles> FASTAE_INLINE void input_product(const Launch& o) {
   const bool rounded = o.i[at::i_bf16] == 1;
   const Operand right = weight_side(w, o.i[at::i_transposed] == 0, rounded);
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
-  Tiles::multiply({dz.p, dz.ld, 1, rounded}, right, dx, o.m, dx.columns, dz.columns, o.extra[0] != 0,
-                  [&](int64_t r, int64_t j) { dx(r, j) = finish_grad<Activation>(o, dropped, dx(r, j), r, j); });
+  Tiles::multiply({dz.p, dz.ld, 1, rounded}, right, dx, o.m, dx.columns, dz.columns,
+                  [&](int64_t r, int64_t j) { dx(r, j) = finish_grad<Activation>(o, dropped, dx(r, j), r, j); },
+                  o.extra[0] != 0);
 }
 FASTAE_KERNEL(input_grad_small, 256) { input_product<SmallTile>(o); }
 FASTAE_KERNEL(input_grad_middle, 256) { input_product<MiddleTile>(o); }

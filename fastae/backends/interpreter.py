@@ -34,7 +34,8 @@ class Step:
         self.m = min(self.plan.batch, self.job.n_rows - self.start)
 
     @property
-    def row_ids(self) -> np.ndarray:
+    def places(self) -> np.ndarray:
+        """Where the batch's rows lie in the sources."""
         stop = self.start + self.m
         return np.arange(self.start, stop) if self.job.order is None else self.job.order[self.start : stop]
 

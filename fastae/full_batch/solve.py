@@ -12,10 +12,10 @@ import numpy as np
 
 from ..exceptions import NonFiniteLossError
 from ..plan import schema
-from ..plan.plan import Plan, Source
+from ..plan.plan import Plan
 from ..spec.options import LBFGS, FullBatchOption
 from ..threads import one_blas_thread
-from ..training import History, Monitor, Settings, State
+from ..training import Held, History, Monitor, Settings, State
 from .objective import Objective
 from .variables import Variables
 
@@ -92,9 +92,9 @@ def _largest_slope(point: _Point, bounds: tuple[np.ndarray, np.ndarray] | None) 
 
 
 def fit(
-    backend: Any, plan: Plan, state: State, sources: tuple[Source, ...], settings: Settings, *,
-    rows: np.ndarray | None = None, validate: Callable[[], float] | None = None, model: Any = None,
-    history: History | None = None, publish: Callable[[], None] | None = None,
+    backend: Any, plan: Plan, state: State, held: Held, settings: Settings, *,
+    validate: Callable[[], float] | None = None, model: Any = None, history: History | None = None,
+    publish: Callable[[], None] | None = None,
 ) -> History:  # fmt: skip
     """Like `fastae.training.fit` with iterations of the solver for epochs.
 
@@ -108,8 +108,8 @@ def fit(
     history = History() if history is None else history
     solver = settings.rule
     variables = Variables.of(plan, solver)
-    n_rows = sources[0].n_rows if rows is None else len(rows)
-    objective = Objective(backend, plan, state, sources, settings, rows)
+    n_rows = held.n_rows
+    objective = Objective(backend, plan, state, held.sources, settings, held.rows)
     search = _Search(objective, variables, state)
     if not np.isfinite(search.accepted.value):
         search.restore()

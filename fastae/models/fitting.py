@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -16,25 +14,18 @@ from ..initializers import PCAInit, initial_weights, principal_directions
 from ..plan import schema
 from ..plan.build import evaluation_plan, training_plan
 from ..plan.plan import Plan, Source
-from ..schedules import schedule
 from ..spec import options
 from ..spec.network import Network
-from ..spec.options import number
 from ..validation import (
-    apply_mask,
-    check_mark,
-    check_rows,
-    check_target,
-    check_transform,
-    check_weight,
     input_seen,
-    is_nan,
     seen_source,
 )
 from . import weights
-from .base import _Compiled, checked_callbacks, seed_of
+from .base import _Compiled
+from .given import TakesRows
 from .graph import neighbour_graph, source_rows
-from .state import Optimizer, Stored
+from .state import Optimizer
+from .streamed import SAMPLE_ROWS
 
 
 @dataclass
@@ -56,24 +47,30 @@ def takes_batches(estimator: Any) -> bool:
     return True
 
 
-class FittedByBatches(Stored):
+class FittedByBatches(TakesRows):
     """Base of estimators whose ``_network`` is trained on minibatches.
 
     Subclasses give ``_network(n_features)`` and have the parameters that are read here.
     """
 
     _live: _Live | None
-    _least_epochs = 1  # that ``max_iter`` may ask for
     _perfect_score = 0.0  # validation score where nothing is lost
     _diagnosed = True  # whether ``fit`` says what is wrong with the model
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, mask: Any = None) -> Self:
         """Trains on the rows of X.
 
-        X : array, sparse matrix or frame (N, p)
+        X : array, sparse matrix or frame (N, p); or rows in blocks: path of a .npy file, list of such paths or of
+            arrays, memory map of more than 1 GiB, dataset in chunks (h5py, zarr, dask), iterable of blocks of rows, or
+            a function that returns one (for more than one epoch)
         y : (N,), class of each row, for classifiers; others ignore it
         sample_weight : (N,), weight of each row's loss; only ratios matter
         mask : bool (N, p), True where an entry of X is observed; costs a copy of X, which NaN and ``missing`` do not
+        Rows in blocks take memory for a buffer, whatever their number. With ``shuffle`` they are read in sequential
+        pieces whose order, and that of the rows within some 2²⁴ elements, is a function of (seed, epoch): another one
+        than an array's. What needs all rows at once is refused (ValueError): ``early_stopping``, ``sample_weight``,
+        ``mask``, full-batch solvers, `Laplacian`, pretraining; what begins with a look at data (PCA) sees the first
+        4096 rows of the first block at most.
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
         solver that has not converged is a scikit-learn ConvergenceWarning.
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
@@ -82,14 +79,13 @@ class FittedByBatches(Stored):
         warm = self.warm_start and hasattr(self, "weights_")
         with self._unchanged_on_error():
             backend = self._backend()
-            sources, dtype, network = self._prepare(X, y, reset=not warm, sample_weight=sample_weight, mask=mask)
-            if not warm:
-                self.seed_ = seed_of(self.random_state)
-            settings = self._settings(network, self.seed_)
+            given = self._given(X, y, reset=not warm, sample_weight=sample_weight, mask=mask, passes=self.max_iter,
+                                fit=True)  # fmt: skip
+            network, dtype, settings, sources = given.network, given.dtype, given.settings, given.sources
             if network.n_targets is None and self._diagnosed:
                 diagnostics.warn_before_fit(network, sources[0])
-            rows, held_out = self._split(sources, settings)
-            n_rows = sources[0].n_rows if rows is None else len(rows)
+            rows, held_out = (None, None) if given.blocks else self._split(sources, settings)
+            n_rows = given.n_rows if rows is None else len(rows)
             start = None if warm else self._start(network, sources[0], rows)
             state = self._begin(backend, network, sources[0], dtype, n_rows, start)
             state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
@@ -101,13 +97,16 @@ class FittedByBatches(Stored):
         def publish() -> None:
             self._finish(backend, network, dtype, state, history, state.epochs - state.first_epoch)
 
-        train = full_batch.fit if options.is_full_batch(network.solver) else training.fit
+        full = options.is_full_batch(network.solver)
+        train = full_batch.fit if full else training.fit
+        feed: Any = training.Held(backend, settings, sources, rows) if full or given.blocks is None else given.blocks
         try:
             if settings.max_iter:
-                train(backend, self.plan_, state, sources, settings, rows=rows, validate=validate, model=self,
-                      history=history, publish=publish)  # fmt: skip
+                train(backend, self.plan_, state, feed, settings, validate=validate, model=self, history=history,
+                      publish=publish)  # fmt: skip
         finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
             publish()
+        state.spaces.release()  # the working memory, before another plan takes some; the optimiser's is the model's now
         if self._diagnosed:
             diagnostics.warn_after_fit(self, sources[0], self.plan_.dtype)
         return self
@@ -122,93 +121,30 @@ class FittedByBatches(Stored):
         first = not hasattr(self, "weights_")
         with self._unchanged_on_error():
             backend = self._backend()
-            sources, dtype, network = self._prepare(X, y, reset=first, sample_weight=sample_weight, mask=mask)
-            source = sources[0]
-            if first:
-                self.seed_ = seed_of(self.random_state)
-            settings = self._settings(network, self.seed_)
-            key = (network, dtype, self._bf16, self._batch(source.n_rows), source.weight is not None, backend)
+            given = self._given(X, y, reset=first, sample_weight=sample_weight, mask=mask, passes=1)
+            network, dtype, settings, source = given.network, given.dtype, given.settings, given.sources[0]
+            key = (network, dtype, self._bf16, self._batch(given.n_rows), source.weight is not None, backend)
             live = None if first else self.__dict__.get("_live")
             if live is None or live.key != key or self._state is None or (
                 self._state.memory is not live.state.spaces[schema.STATE]
             ):  # fmt: skip
                 start = self._random_start(network, source) if first else None
-                state = self._begin(backend, network, source, dtype, source.n_rows, start)
+                state = self._begin(backend, network, source, dtype, given.n_rows, start)
                 live = _Live(key, self.plan_, backend.compile(self.plan_), state)
             else:
                 weights.write(live.plan, live.state.spaces, network, self.weights_, self.norms_)  # the user's to change
                 self.plan_ = live.plan
-            sources = self._with_graph(network, sources, None)
+            sources = self._with_graph(network, given.sources, None)
         self._live, state = live, live.state
         history = training.History(losses=getattr(self, "loss_curve_", []))
-        order = training.epoch_order(backend, settings, state.epochs, None, source.n_rows)
+        feed = given.blocks or training.Held(backend, settings, sources)
         try:
-            history.losses.append(training.run_epoch(
-                backend, live.plan, live.handle, state, sources, order, source.n_rows, settings))  # fmt: skip
+            history.losses.append(training.run_epoch(backend, live.plan, live.handle, state, feed, settings))
         finally:
             self._finish(backend, network, dtype, state, history, state.epochs)
         return self
 
-    # ---- what the parameters mean ---
-
-    def _settings(self, network: Network, seed: int) -> training.Settings:
-        number("validation_fraction", self.validation_fraction, 0.0, 1.0, "neither")
-        return training.Settings(
-            schedule=schedule(self.learning_rate),
-            rule=network.solver,
-            max_iter=number("max_iter", self.max_iter, self._least_epochs, 2**31, integer=True),
-            seed=seed,
-            n_threads=self._threads(),
-            tol=number("tol", self.tol, 0.0, float("inf"), "both"),
-            n_iter_no_change=number("n_iter_no_change", self.n_iter_no_change, 1, float("inf"), integer=True),
-            shuffle=bool(self.shuffle),
-            callbacks=checked_callbacks(self.callbacks),
-            verbose=self.verbose,
-        )
-
-    def _batch(self, n_rows: int) -> int:
-        if isinstance(self.batch_size, str):
-            if self.batch_size != "auto":
-                raise ValueError(f"batch_size={self.batch_size!r} must be 'auto' or a positive integer")
-            return min(256, n_rows)
-        return min(number("batch_size", self.batch_size, 1, 2**31 - 1, integer=True), n_rows)
-
     # ---- the steps of a fit ---
-
-    def _prepare(
-        self, X: Any, y: Any, *, reset: bool, sample_weight: Any, mask: Any
-    ) -> tuple[tuple[Source, ...], np.dtype, Network]:
-        """Checked rows (and targets, where these are not the rows), the dtype to compute in, and the network."""
-        missing = getattr(self, "missing", None)
-        masked = mask is not None or (not reset and is_nan(self.network_.missing))  # now, or when it was fitted
-        allow_nan = masked if missing is None else isinstance(missing, Real) and is_nan(float(missing))
-        source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision,
-                                   allow_nan=allow_nan)  # fmt: skip
-        targets, weight = self._targets(y, check_weight(sample_weight, source.n_rows), source.n_rows, reset)
-        network = self._network(source.columns)
-        if mask is not None:
-            source = apply_mask(source, dtype, mask, network.missing)
-        if masked and network.missing is None:
-            network = replace(network, missing=math.nan)
-        if not reset:
-            if network.layers != self.network_.layers:
-                raise ValueError(
-                    "the layers differ from those that were fitted; undo the change of parameters, or set "
-                    "warm_start=False and call fit"
-                )
-            dtype = self._state.dtype if self._state is not None else dtype
-        if not targets:
-            check_target(source, network)
-        check_transform(source, network)
-        check_mark(source, np.dtype(np.float64) if options.is_full_batch(network.solver) else dtype, network.missing)
-        source = Source(source.data, source.indptr, source.indices, source.columns, weight)
-        return (source, *targets), dtype, network
-
-    def _targets(
-        self, y: Any, weight: np.ndarray | None, n_rows: int, reset: bool
-    ) -> tuple[tuple[Source, ...], np.ndarray | None]:
-        """The source of the targets, none where the input is its own, and the weight of each row."""
-        return (), weight
 
     def _split(self, sources: tuple[Source, ...], settings: training.Settings):
         """Rows to train on and rows held out; (None, None) for all and none."""
@@ -237,8 +173,9 @@ class FittedByBatches(Stored):
         return self._initial_weights(network, source), weights.initial_norms(network)
 
     def _begin(
-        self, backend: Any, network: Network, source: Source, dtype: np.dtype, n_rows: int, start: weights.Arrays | None
-    ) -> training.State:
+        self, backend: Any, network: Network, source: Source, dtype: np.dtype, n_rows: int | None,
+        start: weights.Arrays | None,
+    ) -> training.State:  # fmt: skip
         """Memory with the arrays to start from, None for the present ones (a warm start); sets plan_."""
         warm, weighted = start is None, source.weight is not None
         if options.is_full_batch(network.solver):
@@ -247,10 +184,11 @@ class FittedByBatches(Stored):
                     f"precision={self.precision!r} cannot go with solver={network.solver.name!r}, which computes in float64; "
                     "use precision='auto', or an update rule such as solver='adam'"
                 )
+            assert n_rows is not None
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)
         else:
             self.plan_ = training_plan(network, dtype, self._batch(n_rows), weighted=weighted, bf16=self._bf16)
-        if self.plan_.batch == 1 < n_rows and any(isinstance(q.norm, options.BatchNorm) for q in network.layers):
+        if self.plan_.batch == 1 and n_rows != 1 and any(isinstance(q.norm, options.BatchNorm) for q in network.layers):
             raise ValueError(
                 "batch_size=1 cannot go with batch normalisation; use at least 2, or normalization='layer'"
             )
@@ -270,7 +208,7 @@ class FittedByBatches(Stored):
     def _initial_weights(self, network: Network, source: Source) -> list[tuple[np.ndarray, np.ndarray]]:
         pca = self.initializer == "pca" if isinstance(self.initializer, str) else isinstance(self.initializer, PCAInit)
         return initial_weights(
-            self.initializer, network, self.seed_, _first_rows(source, network, 4096) if pca else None
+            self.initializer, network, self.seed_, _first_rows(source, network, SAMPLE_ROWS) if pca else None
         )
 
     def _basis(self, network: Network, source: Source, warm: bool) -> np.ndarray:
@@ -279,7 +217,7 @@ class FittedByBatches(Stored):
             network.n_directions,
             network.n_features,
         ):
-            self.basis_ = principal_directions(_first_rows(source, network, 4096), network.n_directions)
+            self.basis_ = principal_directions(_first_rows(source, network, SAMPLE_ROWS), network.n_directions)
         return self.basis_
 
     def _with_graph(

@@ -37,6 +37,15 @@ class Pretrained(FittedByBatches):
         pairs, norms, self.pretraining_losses_ = pretrained(self, network, option, pairs, norms, source, rows)
         return pairs, norms
 
+    def _check_takes_blocks(self, begins: bool) -> None:
+        super()._check_takes_blocks(begins)
+        if begins and pretraining_option(self.pretraining) is not None:
+            raise ValueError(
+                f"pretraining={self.pretraining!r} keeps the codes of all rows, but X comes in blocks; use "
+                "pretraining=None, pretrain on an array that is a part of them and go on with partial_fit, or give X "
+                "as an array in memory"
+            )
+
     def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
         tensors, state = super()._get_model_state()
         return tensors, state | {"pretraining_losses": getattr(self, "pretraining_losses_", None)}

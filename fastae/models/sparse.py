@@ -40,7 +40,7 @@ class SparseAutoencoder(SparseFitting):
         ``fit(X, Y)`` learns Y from the code of X; ``skip`` adds a linear map of X.
     spaces : ints or None
         A crosscoder: X has the columns of several spaces of equal width side by side, which share one code; the L1
-        penalty is weighted with the sum of a latent's norms in them.
+        penalty is weighted with the sum of a latent's norms in them. Narrower spaces are filled up with columns of 0.
     initializer : "random" or "data"
         Decoder rows: random directions, or rows of X with a little noise. The encoder begins as the decoder, scaled so
         that the first reconstructions fit best.
@@ -72,7 +72,8 @@ class SparseAutoencoder(SparseFitting):
     threshold_ : array (n,) or (1,) that latents must exceed, or None
     rows_since_fired_ : int64 (n,)
     loss_curve_, l0_curve_, fvu_curve_, dead_curve_ : lists over epochs: mean objective, active latents a row,
-        unexplained fraction of the variance (of the batches' means), dead fraction at the end
+        unexplained fraction of the variance (of the batches' means; NaN with ``loss="cosine"``; of rows that are all
+        the same 0 if exact, else 1, and NaN with ``loss="normalized"``), dead fraction at the end
     n_iter_, t_, seed_, n_features_in_, feature_names_in_, backend_, device_, n_parameters_, plan_, input_scale_
 
     Notes

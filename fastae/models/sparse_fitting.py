@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ from ..spec.options import number, unknown
 from ..spec.sparse import Matryoshka, Resample, SparseNetwork
 from ..training import EpochInfo, Settings
 from .base import checked_callbacks, seed_of
-from .sparse_feed import Block, Feed, open_checked
+from .feed import Block, Feed, changes_within_epochs, check_repeatable, check_timing, open_checked
 from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, starting_arrays
 from .sparse_state import SparseOptimizer, SparseState
 
@@ -145,25 +144,12 @@ class SparseFitting(SparseState):
             raise unknown("bias_initializer", self.bias_initializer, BIAS_INITIALIZERS)
         if self.resample is not None and not isinstance(self.resample, Resample):
             raise TypeError(f"resample={self.resample!r} must be fastae.Resample(…) or None")
-        if rows.n_rows is None:
-            selection = network.selection
-            timed = {
-                "resample": self.resample is not None, "warmup": getattr(network.sparsity, "warmup", 0.0) > 0,
-                "k_start": getattr(selection, "k_start", None) is not None,
-                f"learning_rate={self.learning_rate!r}": type(settings.schedule).__name__ not in
-                ("ConstantRate", "StepDecay"),
-            }  # fmt: skip
-            if any(timed.values()):
-                name = next(name for name, wanted in timed.items() if wanted)
-                raise ValueError(
-                    f"{name} depends on the length of training, which an iterable of blocks does not tell; give an "
-                    "array, .npy files, or a constant setting"
-                )
-        if not rows.repeatable and passes > 1:
-            raise ValueError(
-                f"max_iter={passes} passes over an iterator that gives its rows once; set max_iter=1, or "
-                "give a function that returns a fresh iterator"
-            )
+        check_timing(rows, {
+            "resample": self.resample is not None, "warmup": getattr(network.sparsity, "warmup", 0.0) > 0,
+            "k_start": getattr(network.selection, "k_start", None) is not None,
+            f"learning_rate={self.learning_rate!r}": changes_within_epochs(settings.schedule),
+        })  # fmt: skip
+        check_repeatable(rows, passes)
         feed = Feed(rows, targets, self._batch(rows.n_rows), bool(self.shuffle), settings.seed, backend, unchecked)
         return feed, dtype, settings
 
@@ -179,11 +165,9 @@ class SparseFitting(SparseState):
 
     def _begun(self, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any) -> tuple[Trainer, Iterator[Block]]:
         """A trainer with starting weights, and the blocks of the first epoch."""
-        blocks = feed.blocks(0, 0)
-        first = next(blocks)
         with np.errstate(all="ignore"):  # what overflows here is found in the first loss
-            trainer = self._started(feed, dtype, settings, backend, first)
-        return trainer, chain([first], blocks)
+            trainer = self._started(feed, dtype, settings, backend, feed.first(0))
+        return trainer, feed.blocks(0, 0)
 
     def _started(self, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any, first: Block) -> Trainer:
         """A trainer with starting weights, made from the first rows."""

@@ -6,13 +6,13 @@
 | pre-bias | yes | yes; not of transcoders | yes | yes |
 | decoder's bias | geometric median | mean | geometric median | zeros |
 | objective | e² / variance | e² / variance | Σ e² | Σ e² |
-| AuxK | 1/32, of the residual's variance | off; on: of the target's, scaled by dead / k | 1/32, of the residual's | 1, plain, scaled by dead / k |
+| AuxK | 1/32, of the residual's variance | off; on: of the target's, scaled by dead / k | 1/32, of the residual's | 1, plain, scaled by dead / k, no relu |
 | dead after | 10 million rows | 10 million | 10 million | 1,000 steps |
 | Adam's ε | 6.25e-10 | 1e-8 | 1e-8, gradient norm clipped to 1 but of ReLU and Gated | 1e-8 |
 | Adam's β₁ | 0.9 | 0.9 | 0.9; 0 of JumpReLU and Gated | 0.9 |
 | learning rate | 2e-4 / √(n / 2¹⁴) | the same | the same | 3e-4 |
 | weights averaged | 0.999 | no | no | no |
-| JumpReLU | | | θ, ε = θ₀ = 0.001, (L0 / target − 1)², no pre-bias | θ ≥ 0, ε = 0.05, θ₀ = 0.01, λ L0, free norms |
+| JumpReLU | | | θ, ε = θ₀ = 0.001, (L0 / target − 1)², half a window, no pre-bias | θ ≥ 0, ε = 0.05, θ₀ = 0.01, λ L0, free norms |
 | Gated | | | l1 of gates; decoder left alone | weighted by norms; decoder learns |
 | ReLU | | | Σ f | Σ f ‖d‖, free norms |
 
@@ -20,8 +20,8 @@ All keep decoder rows at unit norm but ReLU, Gated and JumpReLU of SAELens, the 
 TopK selects by z ‖d‖ with free norms, the same functions as unit norms. Schedules of rates are not part of a preset.
 
 Checked against SAELens 6.54, sparsify 1.3 and dictionary_learning 0.1 (tests/test_sparse_parity.py). What a preset leaves
-out: SAELens's AuxK decodes negative pre-activations too, and its quadratic penalty is of each row's L0; earlier versions
-of it learned log θ. dictionary_learning's JumpReLU counts the upper half of the window alone in the penalty's estimate.
+out, as it is not the library's default: SAELens's quadratic penalty, ``JumpReLU(2 target c, "row_quadratic", target)`` for
+its coefficient c, and log θ, which earlier versions of it learned.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def _dictionary_learning(sparsity: str) -> dict[str, Any]:
     aux = AuxK(strength=1 / 32, norm="residual")
     table = {
         "topk": TopK(aux=aux), "batch_topk": BatchTopK(aux=aux), "matryoshka": Matryoshka(over=BatchTopK(aux=aux)),
-        "jumprelu": JumpReLU(1.0, "quadratic", 20.0, bandwidth=0.001, threshold=0.001, logarithm=False),
+        "jumprelu": JumpReLU(
+            1.0, "quadratic", 20.0, bandwidth=0.001, threshold=0.001, logarithm=False, window="above"
+        ),
         "gated": Gated(0.1), "relu": ReLUCode(0.1, weighted=False),
     }  # fmt: skip
     return {
@@ -74,7 +76,7 @@ def _dictionary_learning(sparsity: str) -> dict[str, Any]:
 
 
 def _saelens(sparsity: str) -> dict[str, Any]:
-    aux = AuxK(strength=1.0, norm="none", scaled=True)
+    aux = AuxK(strength=1.0, norm="none", scaled=True, relu=False)
     table = {
         "topk": TopK(aux=aux), "batch_topk": BatchTopK(aux=aux), "matryoshka": Matryoshka(over=BatchTopK(aux=aux)),
         "jumprelu": JumpReLU(1.0, bandwidth=0.05, threshold=0.01, logarithm=False), "relu": ReLUCode(1.0),

@@ -161,12 +161,20 @@ class Spaces(list):
         """The first bytes of another memory's space, as many as there are here."""
         self[i][:] = other[i][: len(self[i])]
 
-    def clear(self, i: int) -> None:
+    def zero(self, i: int) -> None:
         self[i][:] = 0
+
+    def release(self) -> None:
+        """Lets go of all memory; what others hold of it stays theirs."""
+        self[:] = []
 
     def finite(self, backend: Any, dtype: np.dtype, n_threads: int = 1) -> bool:
         """Whether the parameters are."""
         return backend.all_finite(self[THETA].view(dtype).reshape(1, -1), n_threads)
+
+    def array(self, i: int, dtype: np.dtype) -> Any:
+        """A space where it is computed with, to be changed in place: on a GPU an array there."""
+        return self[i].view(dtype)
 
     def peek(self, plan: Plan, name: str) -> np.ndarray:
         """A buffer to be read only."""
@@ -226,6 +234,7 @@ class Job:
     progress: Callable[[int], object] | None = (
         None  # called with the number of finished steps every few milliseconds; may raise
     )
+    first_row: int = 0  # added to the rows' places to make their ids: rows of an epoch that come in several jobs
 
 
 class PlanBuilder:
@@ -324,6 +333,11 @@ class PlanBuilder:
                 if self._buffers[name].space == ARENA:
                     first.setdefault(name, i)
                     last[name] = i
+        for op in self._ops:  # where a code is nearly full, what uses its list reads the code itself
+            if op.kind == "by_latent" and op.slots["entry"] in last:
+                for name in (self._buffers[op.slots[slot]].parent or op.slots[slot] for slot in ("idx", "count")):
+                    if name in last:
+                        last[name] = max(last[name], last[op.slots["entry"]])
         for op in self._ops:  # what is prepared once lives for ever
             if op.phase == schema.PREPARE:
                 for name in op.slots.values():

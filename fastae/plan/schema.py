@@ -419,15 +419,16 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "jumprelu_grad",
         ("pre", "val", "idx", "count", "threshold", "w", "dval", "dz", "dtheta"),
-        ("value", "l0", "scalar", "penalty", "logarithm"),
+        ("value", "l0", "scalar", "penalty", "logarithm", "above"),
         ("bandwidth", "strength", "target", "p0"),
         row_local=False,
         doc=(
             "entries of a threshold code with margin bandwidth / 2; t_j = threshold (1,n), or its exponential "
             "(logarithm). s as in code_penalty; near: |pre - t| < bandwidth / 2. penalty 0 step: s sum [pre > t] / m; "
-            "1 tanh: s sum tanh(p0 val [|w_j|]) / m; 2 quadratic: s (L0 / target - 1)^2, L0 = sum [pre > t] / m. dz = "
-            "(dval + penalty's) [pre > t]; dtheta = -(t / bandwidth) near (dval + penalty's in val) - (1 / bandwidth) "
-            "near (penalty's in the step), times t with logarithm. value += penalty; l0: column += L0. dz may be dval"
+            "1 tanh: s sum tanh(p0 val [|w_j|]) / m; 2 quadratic: s (L0 / target - 1)^2, L0 = sum [pre > t] / m; 3 "
+            "row_quadratic: s mean_r (L0_r / target - 1)^2, L0_r of row r alone. dz = (dval + penalty's) [pre > t]; "
+            "dtheta = -(t / bandwidth) near (dval + penalty's in val) - (1 / bandwidth) near [pre > t, where above] "
+            "(penalty's in the step), times t with logarithm. value += penalty; l0: column += L0. dz may be dval"
         ),
     ),
     OpKind(
@@ -476,12 +477,12 @@ OP_KINDS: tuple[OpKind, ...] = (
         "norm_factor",
         ("val", "start", "entry", "w", "factor"),
         ("scalar", "spaces"),
-        ("strength",),
+        ("strength", "p0"),
         row_local=False,
         doc=(
             "factor (S,n) float64 = s sum over latent j's entries of max(val, 0) / (m |w_j|), |w_j| over each of S = "
             "spaces (0: 1) equal blocks of columns: the part of code_penalty's gradient that goes through |w_j|; 0 "
-            "where |w_j| is 0"
+            "where |w_j| is 0. p0 > 0: each val counts p0 (1 - tanh(p0 val |w_j|)^2) times, for jumprelu_grad's tanh"
         ),
     ),
     OpKind(
@@ -539,7 +540,7 @@ PROJECT_KINDS = ("prox", "max_norm", "range", "non_negative", "unit")
 MASK_MODES = ("none", "sum", "mean")  # of a loss's entries with target NaN
 CODE_KINDS = ("topk", "abs_topk", "threshold")
 ENCODE_PATHS = ("auto", "float32", "bfloat16", "int8")
-JUMP_PENALTIES = ("step", "tanh", "quadratic")
+JUMP_PENALTIES = ("step", "tanh", "quadratic", "row_quadratic")
 ERROR_NORMS = ("none", "residual", "target")  # variance that a squared error is divided by
 INPUT_TRANSFORMS = ("none", "log1p")
 MULTINOMIAL, COSINE = -1, -2  # losses of a whole row

@@ -223,8 +223,11 @@ class _Training(_Builder):
             self.plan.buffer("dead_latents", 1, network.n_components, ARENA, INT32)
             self.plan.buffer("n_dead", 1, 1, ARENA, INT32)
             self.op("dead", since="since", list="dead_latents", n_dead="n_dead", limit=network.dead_after)
-            self.op("encode", **common, **self.code(self.n_segments - 1), kind=schema.CODE_KINDS.index("topk"),
-                    k=self.aux.k, k_scalar=-1, subset="dead_latents", n_subset="n_dead")  # fmt: skip
+            aux = self.code(self.n_segments - 1)
+            if not self.aux.relu:  # what is decoded are the pre-activations
+                aux |= {"val": self.batch("aux_relu", self.width), "pre": aux["val"]}
+            self.op("encode", **common, **aux, kind=schema.CODE_KINDS.index("topk"), k=self.aux.k, k_scalar=-1,
+                    subset="dead_latents", n_subset="n_dead")  # fmt: skip
 
     def reconstruct(self, target: str) -> None:
         """Reconstructions in `delta`, whose place their gradients take."""
@@ -298,8 +301,8 @@ class _Training(_Builder):
                 self.op("jumprelu_grad", pre="pre", val="val", **where, threshold="threshold", dval=first, dz=first,
                         dtheta="dtheta", **norms, value=OTHER, l0=-1,
                         penalty=schema.JUMP_PENALTIES.index(sparsity.penalty_kind), logarithm=sparsity.logarithm,
-                        bandwidth=sparsity.bandwidth, target=sparsity.target_l0 or 1.0, p0=sparsity.tanh_scale,
-                        **s)  # fmt: skip
+                        above=sparsity.window == "above", bandwidth=sparsity.bandwidth,
+                        target=sparsity.target_l0 or 1.0, p0=sparsity.tanh_scale, **s)  # fmt: skip
             case Gated():
                 for name in ("dgate", "dmag", "dr"):
                     self.batch(name, self.width)
@@ -307,21 +310,20 @@ class _Training(_Builder):
                 self.op("gated_grad", pre="pre", val=self.magnitude, **where, r="magnitude_log_scale",
                         b_gate="gate_bias", dval=first, dgate="dgate", dz=first, dmag="dmag", dr="dr", **norms,
                         value=OTHER, **s)  # fmt: skip
-            case _ if network.selection.name == "abs_topk":
-                for q in range(1 + (self.multi is not None), self.n_segments):
-                    self.op("relu_grad", **{"val": self.segment("val", q), "count": self.segment("count", q),
-                                            "dval": self.segment("dval", q)})  # fmt: skip
             case _:
-                for q in range(self.n_segments):
+                signed = 1 + (self.multi is not None) if network.selection.name == "abs_topk" else 0
+                for q in range(signed, self.n_segments - (self.aux is not None and not self.aux.relu)):
                     self.op("relu_grad", val=self.segment("val", q), count=self.segment("count", q),
                             dval=self.segment("dval", q))  # fmt: skip
         every = lists = self.lists("", "idx", "count")
         if self.own_gate:
             lists = self.lists("first_", where["idx"], where["count"])
         factor = None
-        if free and norms and isinstance(sparsity, (ReLUCode, Gated)):
-            factor = self.plan.buffer("factor", spaces, n, ARENA, FLOAT64)
-            self.op("norm_factor", val=penalised, **lists, w="decoder", factor=factor, spaces=spaces, **s)
+        if free and norms:
+            slope = sparsity.tanh_scale if isinstance(sparsity, JumpReLU) else 0.0
+            parts = 1 if slope else spaces  # tanh has the norms of whole rows
+            factor = self.plan.buffer("factor", parts, n, ARENA, FLOAT64)
+            self.op("norm_factor", val=penalised, **lists, w="decoder", factor=factor, spaces=parts, p0=slope, **s)
         whole = (self.n_groups,) if self.multi is not None or self.own_gate else ()
         for i, b in enumerate((0, *whole)):
             self.op("bias_grad", dy=self.block(b), db="ddecoder_bias", add=i > 0)

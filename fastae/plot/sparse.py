@@ -68,9 +68,7 @@ class FrontierDisplay(Display):
                 f"l0 has shape {self.l0.shape} and fvu {self.fvu.shape}; wanted both (models,), one or more"
             )
         if not (np.isfinite(self.l0).all() and np.isfinite(self.fvu).all()):
-            raise ValueError(
-                "l0 and fvu must be finite; a report without rows, or of rows that do not vary, has neither"
-            )
+            raise ValueError("l0 and fvu must be finite; a report without rows has neither")
         self.names = None if names is None else [str(label) for label in names]
         if self.names is not None and len(self.names) != len(self.l0):
             raise ValueError(f"{len(self.names)} names for {len(self.l0)} models; wanted one each")

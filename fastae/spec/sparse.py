@@ -15,6 +15,8 @@ _FRACTION = (0.0, 1.0, "both")
 NORMALIZATIONS = (None, "layer", "scale")
 LOSSES = ("squared_error", "normalized", "cosine")
 AUX_NORMS = ("residual", "target", "none")
+JUMP_PENALTIES = ("step", "tanh", "quadratic", "row_quadratic")
+JUMP_WINDOWS = ("both", "above")
 
 
 def _whole(option: Option, *names: str) -> None:
@@ -32,12 +34,15 @@ class AuxK(Option):
     norm : "residual": divided by the residual's variance over the batch (Gao et al.); "target": by the target's
         (sparsify); "none"
     scaled : bool, whether it counts less, dead / k, while fewer than k latents are dead (sparsify, SAELens)
+    relu : bool, whether pre-activations below 0 count as 0; SAELens decodes them as they are, so that dead latents
+        learn also in rows where all of them are negative
     """
 
     k: int | None = None
     strength: float = 1 / 32
     norm: str = "residual"
     scaled: bool = False
+    relu: bool = True
     _intervals = {"strength": _POSITIVE}
 
     def __post_init__(self) -> None:
@@ -232,12 +237,16 @@ class JumpReLU(Sparsity):
     """z where z > θ_j, θ learned by straight-through estimates (Rajamanoharan et al. 2024).
 
     strength : of the penalty
-    penalty_kind : "step" (λ L0), "tanh" (λ Σ tanh(scale f ‖d‖)), "quadratic" (λ (L0 / target − 1)²)
-    target_l0 : wanted by "quadratic"
+    penalty_kind : "step" (λ L0), "tanh" (λ Σ tanh(scale f ‖d‖)), "quadratic" (λ (L0 / target − 1)² of the batch's mean
+        L0, as dictionary_learning), "row_quadratic" (the mean of the same over rows, each with its own L0, as Gemma
+        Scope 2 and SAELens, whose coefficient is λ / (2 target))
+    target_l0 : wanted by the quadratic kinds
     tanh_scale : of "tanh"
     bandwidth, threshold : of the estimate, and θ at the start
     logarithm : whether log θ is learned (Gemma Scope); else θ, set to 0 where a step made it negative (SAELens)
     warmup : part of the steps over which the strength rises from 0
+    window : of the estimate of the penalty's step: "both" sides of θ, or "above" it alone (dictionary_learning, whose
+        step is one of the code, where entries below θ are 0); the estimate of f itself always has both
     """
 
     strength: float = 1.0
@@ -248,6 +257,7 @@ class JumpReLU(Sparsity):
     threshold: float = 0.001
     logarithm: bool = True
     warmup: float = 0.0
+    window: str = "both"
     name = "jumprelu"
     ragged = True
     penalty = True
@@ -258,10 +268,13 @@ class JumpReLU(Sparsity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.penalty_kind not in ("step", "tanh", "quadratic"):
-            raise unknown("JumpReLU.penalty_kind", self.penalty_kind, ("step", "tanh", "quadratic"))
-        if self.penalty_kind == "quadratic" and self.target_l0 is None:
-            raise ValueError("JumpReLU(penalty_kind='quadratic') needs target_l0, the wanted number of active latents")
+        for name, known in (("penalty_kind", JUMP_PENALTIES), ("window", JUMP_WINDOWS)):
+            if getattr(self, name) not in known:
+                raise unknown(f"JumpReLU.{name}", getattr(self, name), known)
+        if "quadratic" in self.penalty_kind and self.target_l0 is None:
+            raise ValueError(
+                f"JumpReLU(penalty_kind={self.penalty_kind!r}) needs target_l0, the wanted number of active latents"
+            )
 
 
 @dataclass(frozen=True)
@@ -388,7 +401,10 @@ def sparse_network(
             raise TypeError(f"spaces={spaces!r} must be a sequence of widths, such as (384, 384)")
         spaces = tuple(number("spaces", size, 1, 2**31 - 1, integer=True) for size in spaces)
         if sum(spaces) != n_features or len(set(spaces)) != 1:
-            raise ValueError(f"spaces={spaces} must be equal widths that sum to the {n_features} columns of X")
+            raise ValueError(
+                f"spaces={spaces} must be equal widths that sum to the {n_features} columns of X; fill narrower spaces "
+                "up with columns of zeros"
+            )
     network = SparseNetwork(
         n_features, targets, n, option, loss, bool(pre_bias), normalization, input_scale, bool(unit_norm),
         bool(transcoder), bool(skip), spaces, dead_after, ema, options.choose("solver", solver, options.SOLVERS),

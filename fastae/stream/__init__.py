@@ -16,16 +16,17 @@ from ..backends import get_backend
 from ..validation import FLOATS, readable
 from .rows import Block, Rows, as_block, check_dtype, check_shape
 from .sequence import Sequence
-from .stored import Array, Stored, open_file
+from .stored import Array, Mapped, Stored, open_file
 
 
 def open_rows(source: Any, n_features: int | None = None, *, backend: Any = "auto") -> Rows:
     """Rows of a source of any kind.
 
     source : array (N, p); np.memmap; path of a .npy file; list of arrays or of such paths, which follow each other;
-        scipy sparse matrix; what gives arrays when sliced (h5py, zarr, dask); iterable or iterator of 2-D blocks; or a
-        function that returns a fresh iterator, so that several passes are possible. bfloat16 files, which NumPy writes
-        as two nameless bytes, need ml_dtypes.
+        scipy sparse matrix; what gives arrays when sliced (h5py, zarr, dask); iterable or iterator of 2-D blocks, what
+        NumPy makes 2-D arrays of (Arrow's record batches, data frames) included; or a function that returns a fresh
+        iterator, so that several passes are possible, such as ``lambda: ParquetFile(path).iter_batches()``. bfloat16
+        files, which NumPy writes as two nameless bytes, need ml_dtypes.
     n_features : the width that is wanted, or None for any
     Raises ValueError or TypeError for a source without rows, of another width or dtype, FileNotFoundError for files.
     """
@@ -53,6 +54,8 @@ def _open(source: Any, backend: Any) -> Rows:
         check_shape("the source", source.shape)
         check_dtype("the source", source.dtype)
         return Stored([Array(source)], backend)
+    if isinstance(source, np.memmap):
+        return Stored([Mapped(source)], backend)
     if hasattr(source, "shape"):
         return Stored([Array(as_block((None, source)))], backend)
     if callable(source):
@@ -67,8 +70,10 @@ def _open(source: Any, backend: Any) -> Rows:
     return Sequence(iterator, None if iterator is source else lambda: iter(source), backend)
 
 
-def check_finite(block: Block, first_row: int = 0, ids: np.ndarray | None = None, *, backend: Any = "auto") -> None:
-    """Raises ValueError with the row's number for a block with NaN or infinity.
+def check_finite(
+    block: Block, first_row: int = 0, ids: np.ndarray | None = None, *, backend: Any = "auto", allow_nan: bool = False
+) -> None:
+    """Raises ValueError with the row's number for a block with NaN (unless these are allowed) or infinity.
 
     first_row : number of the block's first row in its source; or ``ids``: the number of every row
     """
@@ -76,7 +81,10 @@ def check_finite(block: Block, first_row: int = 0, ids: np.ndarray | None = None
     values = readable(block if dense else block.data.reshape(1, -1))
     if values.dtype.name not in FLOATS or get_backend(backend).all_finite(values):
         return
-    wrong = ~np.isfinite(values.astype(np.float32) if values.dtype.name == "bfloat16" else values)
+    numbers = values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+    wrong = np.isinf(numbers) if allow_nan else ~np.isfinite(numbers)
+    if allow_nan and not wrong.any():
+        return
     if dense:
         row, column = (int(where) for where in np.argwhere(wrong)[0])
     else:

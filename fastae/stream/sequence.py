@@ -38,13 +38,19 @@ class Sequence(Rows):
         return self._checked(self._again())
 
     def _checked(self, iterator: Iterator) -> Iterator[Block]:
+        rows = 0
         for item in enumerate(iterator):
             block = as_block(item)
+            rows += block.shape[0]
             check_alike(f"block {item[0]} of the source", block.shape[1], block.dtype, self)
             if isinstance(block, np.ndarray) is self.sparse:
                 raise TypeError(f"block {item[0]} of the source is a {type(block).__name__}, unlike the first; give "
                                 "only arrays or only sparse matrices")  # fmt: skip
             yield readable(block) if isinstance(block, np.ndarray) else block
+        if not rows:
+            raise ValueError(
+                "a second pass over the source gave no rows; the function must return a fresh iterator at every call"
+            )
 
     def blocks(self, rows_per_block: int, start: int = 0) -> Iterator[Block]:
         size = count("rows_per_block", rows_per_block, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..validation import readable
-from .rows import Block, Rows, check_alike, check_dtype, check_shape, count, join
+from .rows import Block, Rows, as_block, check_alike, check_dtype, check_shape, count, join
 
 
 class Array:
@@ -29,6 +30,27 @@ class Array:
 
     def fill(self, start: int, stop: int, out: np.ndarray) -> None:
         out[...] = self.array[start:stop]
+
+
+class Mapped(Array):
+    """A part of the rows that is a memory map: pages that were read are let go, or they would count as memory."""
+
+    def __init__(self, array: np.memmap):
+        super().__init__(as_block((None, array)))
+        # only where the pages are the file's own: private ones would lose what was written to them
+        self._map: Any = getattr(array, "_mmap", None) if array.mode == "r" else None
+
+    def _let_go(self) -> None:
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def read(self, start: int, stop: int) -> Block:
+        self._let_go()
+        return super().read(start, stop)
+
+    def fill(self, start: int, stop: int, out: np.ndarray) -> None:
+        super().fill(start, stop, out)
+        self._let_go()
 
 
 class File:

@@ -182,6 +182,12 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
         codes = encode_labels(labels, self.classes_)
         return (one_hot(codes, len(self.classes_)),), weigh_classes(self.class_weight, self.classes_, codes, weight)
 
+    def _check_takes_blocks(self, begins: bool) -> None:
+        raise TypeError(
+            f"{type(self).__name__} takes rows and labels as arrays, but X comes in blocks; give an array, or each "
+            "block with its labels to partial_fit"
+        )
+
     def _held_out(self, order: np.ndarray, n_out: int, sources: tuple[Source, ...]) -> np.ndarray:
         return stratified(order, codes_of(sources[1]), n_out)
 

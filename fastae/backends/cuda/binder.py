@@ -12,6 +12,7 @@ import numpy as np
 from ...catalog import FIRST_REGISTERED
 from ...plan import schema
 from ...plan.plan import Op, Plan
+from ...registry import FORMULAS
 from .lt import Matrix, Product
 from .record import FORMULA_EXTRA, LAUNCH
 
@@ -30,6 +31,7 @@ class Launch:
     block: Grid
     shared: int
     record: np.ndarray
+    formula: int = 0  # index of one whose Python functions the kernel is linked with
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -41,24 +43,33 @@ def float_bits(x: float) -> int:
     return int(np.float64(x).view(np.int64))
 
 
+def power(n: int, low: int, high: int) -> int:
+    """The smallest power of two that is not below n, within bounds that are powers themselves."""
+    return min(high, max(low, 1 << max(n - 1, 0).bit_length()))
+
+
 def over_cells(rows: int, columns: int) -> tuple[Grid, Grid]:
     """Grid and block for ``each_cell``: threads over columns first, so that memory is read in rows."""
-    x = 1
-    while x < min(columns, THREADS):
-        x *= 2
-    y = THREADS // x
+    x = power(columns, 1, THREADS)
+    y = power(rows, 1, THREADS // x)
     return (max(1, min(ceil_div(rows, y), 16384)), max(1, min(ceil_div(columns, x), 65535)), 1), (x, y, 1)
 
 
-def over(n: int, threads: int = THREADS) -> tuple[Grid, Grid]:
+def over(n: int) -> tuple[Grid, Grid]:
     """Grid and block for ``each``."""
+    threads = power(n, 32, THREADS)
     return (max(1, min(ceil_div(n, threads), 16384)), 1, 1), (threads, 1, 1)
 
 
 def over_rows(rows: int) -> tuple[Grid, Grid]:
-    """Grid and block for ``each_row``: sixteen threads a row."""
-    y = THREADS // LANES
+    """Grid and block for ``each_row``: sixteen threads a row, whole warps."""
+    y = power(rows, 2, THREADS // LANES)
     return (max(1, min(ceil_div(rows, y), 16384)), 1, 1), (LANES, y, 1)
+
+
+def in_one_block(n: int) -> tuple[Grid, Grid]:
+    """Grid and block for a sum of n numbers by ``block_sum``; more threads would add zeros."""
+    return (1, 1, 1), (power(n, 32, 1024), 1, 1)
 
 
 def over_columns(columns: int) -> tuple[Grid, Grid]:
@@ -155,7 +166,9 @@ class Binder:
         """Adds a launch. work : address of a kernel's memory; work_bytes : so much of the memory that ops share"""
         self.work_bytes = max(self.work_bytes, work_bytes)
         record = self.record(self.work if work is None else work, extra)
-        self.launches.append(Launch(kernel, *threads, shared, record))
+        formula = FORMULAS.get(self.registered())
+        linked = formula.index if formula is not None and formula.functions else 0
+        self.launches.append(Launch(kernel, *threads, shared, record, linked))
 
     def matrix(self, slot: str, transposed: bool = False) -> Matrix:
         """A slot's buffer as an operand of `product`."""
@@ -204,13 +217,13 @@ class Binder:
     def mean_value(self, column: int) -> None:
         """values[column] += mean of m float64 that the kernel before left in the shared memory."""
         if column >= 0:
-            self.launch("mean_value", ((1, 1, 1), (1024, 1, 1)), work_bytes=self.m * 8, extra=(column,))
+            self.launch("mean_value", in_one_block(self.m), work_bytes=self.m * 8, extra=(column,))
 
     def sum_value(self, column: int, n: int, factor: float = 1.0) -> None:
         """values[column] += factor times the sum of n float64 there."""
         if column >= 0:
             extra = (column, n, float_bits(factor))
-            self.launch("sum_value", ((1, 1, 1), (1024, 1, 1)), work_bytes=n * 8, extra=extra)
+            self.launch("sum_value", in_one_block(n), work_bytes=n * 8, extra=extra)
 
     def bind(self, phases: int, kernels: dict[str, Callable[[Binder, Op], None]]) -> list[Launch]:
         """The launches of the plan's ops of some phases."""

@@ -40,6 +40,8 @@ class DeviceArray:
     shape: tuple[int, int]
     dtype: np.dtype
 
+    ndim = 2
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -77,7 +79,7 @@ def place(driver: Any, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         return sources
 
     def placed(source: Source) -> Source:
-        if source not in waiting:
+        if all(source is not other for other in waiting):  # `in` would compare arrays
             return source
         data = np.ascontiguousarray(source.data)
         array: Any = DeviceArray(driver.upload(data, aside=True), data.shape, data.dtype)  # type: ignore[arg-type]

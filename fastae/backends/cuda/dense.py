@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .binder import Binder, Grid, ceil_div, over, over_cells
 from .lt import Matrix
 
 SEGMENT = 256  # rows of a chain of a weight's gradient
-TILES = {"small": 32, "middle": 64, "large": 128}
+TILES = {"large": (128, 128), "middle": (64, 64), "small": (32, 32)}
 
 
 def gather(b: Binder, op) -> None:
@@ -23,9 +25,10 @@ def pack(b: Binder, op) -> None:
 
 def tile(b: Binder, rows: int, columns: int) -> tuple[str, tuple[Grid, Grid]]:
     """The largest tile that gives every multiprocessor a block, with its grid."""
-    for name in ("large", "middle", "small"):
-        size = TILES[name]
-        x, y = ceil_div(columns, size), ceil_div(rows, size)
+    for name, (height, width) in TILES.items():
+        if name == "large" and b.plan.dtype == np.float64:
+            width = 64
+        x, y = ceil_div(columns, width), ceil_div(rows, height)
         if x * y >= b.n_multiprocessors or name == "small":
             break
     return name, ((max(1, x), max(1, min(y, 65535)), 1), (256, 1, 1))

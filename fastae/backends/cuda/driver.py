@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import lt, source
+from ...registry import FORMULAS, Formula
+from . import lt, source, user
 from .binder import Launch
 
-_REAL = {"float32": "float", "float64": "double"}
+_log = logging.getLogger("fastae")
 
 
 def driver_version() -> int | None:
@@ -78,7 +80,7 @@ class CupyDriver:
             self.stream = cupy.cuda.Stream(non_blocking=True)
             self.copies = cupy.cuda.Stream(non_blocking=True)
         self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
-        self._kernels: dict[tuple[str, str], Any] = {}
+        self._kernels: dict[tuple[str, str, int], Any] = {}
         self._modules: dict[str, Any] = {}
         self._products: lt.Products | None = None
         self._workspace: Any = None
@@ -143,6 +145,11 @@ class CupyDriver:
                 self.address(to), self.address(buffer), buffer.nbytes if n_bytes is None else n_bytes,
                 self.cupy.cuda.runtime.memcpyDeviceToDevice, self.stream.ptr)  # fmt: skip
 
+    def view(self, buffer: Any, n_bytes: int, dtype: np.dtype) -> Any:
+        """The first bytes of a buffer as an array; work of others on it waits for what was launched."""
+        self.synchronize()
+        return buffer[:n_bytes].view(dtype)
+
     def fill(self, buffer: Any, byte: int) -> None:
         with self.device:
             self.cupy.cuda.runtime.memsetAsync(self.address(buffer), byte, buffer.nbytes, self.stream.ptr)
@@ -158,19 +165,41 @@ class CupyDriver:
 
     # ---- kernels ---
 
-    def kernel(self, name: str, dtype: np.dtype) -> Any:
-        real = _REAL[dtype.name]
-        if (name, real) not in self._kernels:
-            if real not in self._modules:
-                self._modules[real] = self._module(real)
-            self._kernels[name, real] = self._modules[real].get_function(f"fastae_{name}")
-        return self._kernels[name, real]
+    def kernel(self, name: str, dtype: np.dtype, formula: int = 0) -> Any:
+        """A kernel; formula : index of one whose Python functions it calls."""
+        real = user.REAL[dtype.name]
+        if (name, real, formula) not in self._kernels:
+            if formula:
+                module = self.cupy.cuda.function.Module()
+                with self.device:
+                    module.load(user.cubin(FORMULAS[formula], name, dtype, int(self.device.compute_capability)))
+            else:
+                if real not in self._modules:
+                    self._modules[real] = self._module(real)
+                module = self._modules[real]
+            self._kernels[name, real, formula] = module.get_function(f"fastae_{name}")
+        return self._kernels[name, real, formula]
+
+    def user_function(self, formula: Formula, suffix: str, dtype: np.dtype) -> int:
+        """Address of a formula's Python function: none, as kernels are linked with it."""
+        reason = user.missing()
+        if reason is not None:
+            raise ImportError(f"{formula.kind} {formula.row.name!r}: {reason}; or register it as text")
+        return 0
 
     def _module(self, real: str) -> Any:
-        """The kernels for a real type: those built with the package, else compiled now and kept on disk by CuPy."""
+        """The kernels for a real type: those built with the package, else compiled now and kept on disk by CuPy.
+
+        Those built may be of a newer CUDA than the driver's, or lack this GPU's architecture.
+        """
         path = source.fatbin(real)
         if path is not None:
-            return self.cupy.RawModule(path=str(path))
+            module = self.cupy.RawModule(path=str(path))
+            try:
+                module.compile()
+                return module
+            except self.cupy.cuda.driver.CUDADriverError as error:
+                _log.warning("%s cannot be loaded here (%s); the kernels are compiled now instead", path.name, error)
         return self.cupy.RawModule(code=source.kernels(), options=(*source.NVRTC_OPTIONS, f"-DFASTAE_REAL={real}"))
 
     def launch(self, dtype: np.dtype, launch: Launch | lt.Product) -> None:
@@ -178,7 +207,8 @@ class CupyDriver:
             if isinstance(launch, lt.Product):
                 self._multiply(launch)
             else:
-                self.kernel(launch.kernel, dtype)(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared)
+                kernel = self.kernel(launch.kernel, dtype, launch.formula)
+                kernel(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared)
 
     def _multiply(self, product: lt.Product) -> None:
         if self._products is None:
@@ -190,7 +220,7 @@ class CupyDriver:
         """The launches as one CUDA graph; a call of the result replays it."""
         for launch in launches:  # before the capture, which allows neither loading nor allocating
             if isinstance(launch, Launch):
-                self.kernel(launch.kernel, dtype)
+                self.kernel(launch.kernel, dtype, launch.formula)
             else:
                 if self._products is None:
                     self._workspace = self.empty(lt.WORKSPACE_BYTES)

@@ -1,4 +1,4 @@
-"""Formulas registered at run time, as the programs that kernels run (csrc/cuda/formula.cuh)."""
+"""Formulas registered at run time, as kernels run them (csrc/cuda/formula.cuh): programs, or Python functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ... import codegen
 from ...registry import FORMULAS
+from ..registered import _program
 
 PARTS = 4  # functions of a formula at most; each is an address and length of code, and of constants
 
@@ -25,29 +27,25 @@ class Formulas:
         return self.addresses[index]
 
     def _upload(self, driver: Any, index: int) -> int:
-        from ..registered import native
-
         formula = FORMULAS[index]
-        if formula.functions:
-            raise ValueError(
-                f"{formula.kind} {formula.row.name!r} was registered as a Python function, which CUDA kernels cannot "
-                f"call yet; register it as text: fastae.register_{formula.kind}({formula.row.name!r}, "
-                f"{next(iter(formula.functions))}=\"...\", ...)"
-            )
 
         def held(array: np.ndarray) -> int:
             self.held.append(driver.upload(array))
             return driver.address(self.held[-1])
 
-        _, from_x, parts = native(formula, self.dtype)
         record = np.zeros(1 + 4 * PARTS, np.int64)
-        record[0] = from_x
-        for i, part in enumerate(parts):
-            if part is not None:
-                code, constants, _ = part
+        record[0] = getattr(formula.row, "needs", "") == "x"
+        for i, (suffix, arguments, text) in enumerate(codegen.functions(formula.row)):
+            part = slice(1 + 4 * i, 5 + 4 * i)
+            if suffix in formula.functions:
+                record[part] = driver.user_function(formula, suffix, self.dtype), -1 - i, 0, 0
+                continue
+            program = _program(formula, arguments, text)
+            if program is not None:
+                code, constants, _ = program
                 # a formula without numbers has one that nobody reads, as nothing has no address
                 numbers = np.append(constants, 0.0).astype(self.dtype)
-                record[1 + 4 * i : 5 + 4 * i] = held(code), len(code), held(numbers), len(constants)
+                record[part] = held(code), len(code), held(numbers), len(constants)
         return held(record)
 
 

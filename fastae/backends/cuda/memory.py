@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,17 @@ class DeviceSpaces:
 
     # ---- on the device ---
 
+    def _empty(self, i: int) -> Any:
+        """Device memory for a space."""
+        try:
+            return self.driver.empty(self.sizes[i])
+        except self.driver.OutOfMemory as error:
+            raise too_large(self.driver, self.sizes, 0, error) from error
+
     def address(self, i: int) -> int:
         """Where a space lies on the device, with its present bytes there."""
         if self.device[i] is None:
-            self.device[i] = self.driver.empty(self.sizes[i])
+            self.device[i] = self._empty(i)
             if self.where[i] == _NOWHERE:
                 self.driver.fill(self.device[i], 0)
         if self.where[i] == _HOST:
@@ -76,7 +83,7 @@ class DeviceSpaces:
 
     def snapshot(self, i: int, into: Any = None) -> Any:
         self.address(i)
-        saved = self.driver.empty(self.sizes[i]) if into is None else into
+        saved = self._empty(i) if into is None else into
         self.driver.copy(saved, self.device[i])
         return saved
 
@@ -91,10 +98,19 @@ class DeviceSpaces:
         self.driver.copy(self.device[i], other.device[i], self.sizes[i])
         self.where[i] = _DEVICE
 
-    def clear(self, i: int) -> None:
+    def release(self) -> None:
+        self.host, self.device = [None] * len(self), [None] * len(self)
+        self.where = [_NOWHERE] * len(self)
+
+    def zero(self, i: int) -> None:
         self.address(i)
         self.driver.fill(self.device[i], 0)
         self.where[i] = _DEVICE
+
+    def array(self, i: int, dtype: np.dtype) -> Any:
+        self.address(i)
+        self.where[i] = _DEVICE
+        return self.driver.view(self.device[i], self.sizes[i], dtype)
 
     def peek(self, plan: Plan, name: str) -> np.ndarray:
         """A buffer to be read only: nothing else is copied."""
@@ -114,6 +130,15 @@ class DeviceSpaces:
         for parts in ("sizes", "host", "device", "where"):
             getattr(new, parts)[schema.THETA :] = getattr(self, parts)[schema.THETA :]
         return new
+
+
+def too_large(driver: Any, sizes: Sequence[int], work: int, error: Exception) -> MemoryError:
+    """What is raised where a plan finds no room."""
+    return MemoryError(
+        f"the GPU's memory does not suffice: this plan takes {sum(sizes) + work} bytes of it (arena {sizes[0]}, "
+        f"parameters, gradients and states {sum(sizes[1:])}, work {work}), and {driver.free_bytes()} are free; lower "
+        f"batch_size or the model's size ({error})"
+    )
 
 
 class JobSpaces:

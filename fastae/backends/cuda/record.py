@@ -20,6 +20,6 @@ SOURCE = np.dtype(
 )  # fmt: skip
 STEP = np.dtype(
     [("number", np.int64), ("start", np.int64), ("stopped", np.int64), ("batch", np.int64), ("n_values", np.int64),
-     ("n_scalars", np.int64), ("order", np.uint64), ("first", np.int64), ("values", np.uint64),
+     ("n_scalars", np.int64), ("first_row", np.int64), ("order", np.uint64), ("first", np.int64), ("values", np.uint64),
      ("scalars", np.uint64), ("seed", np.uint64), ("epoch", np.uint64), ("source", SOURCE, (MAX_SOURCES,))]
 )  # fmt: skip

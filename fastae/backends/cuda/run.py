@@ -10,10 +10,11 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Job, Plan
+from . import blocks
 from .binder import Binder, Launch
-from .blocks import BLOCK_BYTES, Rows, on_device, read_externals, row_bytes
+from .blocks import Rows, on_device, read_externals, row_bytes
 from .formulas import Formulas
-from .memory import DeviceSpaces, JobSpaces
+from .memory import DeviceSpaces, JobSpaces, too_large
 from .record import LAUNCH, MAX_SOURCES, STEP
 
 _PROGRESS_SECONDS = 0.1
@@ -136,7 +137,7 @@ class Run:
         state["order"] = 0 if job.order is None else driver.address(next(addresses))
         state["scalars"] = 0 if job.scalars is None else driver.address(next(addresses))
         state["values"] = driver.address(self.device_values)
-        state["seed"], state["epoch"] = job.seed, job.epoch
+        state["seed"], state["epoch"], state["first_row"] = job.seed, job.epoch, job.first_row
         assert len(job.sources) <= MAX_SOURCES
         self.rows = Rows(driver, plan, job, 0)
         state["source"][0, : len(job.sources)] = self.rows.records()
@@ -150,18 +151,17 @@ class Run:
         """Runs the steps; returns how many finished."""
         job, plan, driver = self.job, self.program.plan, self.driver
         bases = self.spaces.addresses(plan)
-        blocks = not self.rows.resident or self.external.by_blocks
         size = job.n_steps
-        if blocks:
-            size = max(1, min(size, BLOCK_BYTES // (row_bytes(plan, job, self.rows.resident) * plan.batch)))
+        if not self.rows.resident or self.external.by_blocks:
+            size = max(1, min(size, blocks.BLOCK_BYTES // (row_bytes(plan, job, self.rows.resident) * plan.batch)))
         done = 0
         while done < job.n_steps:
             count = min(size, job.n_steps - done)
             try:
                 self.block(bases, done, count)
-            except driver.OutOfMemory as error:
+            except driver.OutOfMemory:
                 if job.phases & schema.UPDATE or count == 1:
-                    raise self.too_large(error) from error
+                    raise
                 size = count // 2
                 continue
             done += count
@@ -176,15 +176,6 @@ class Run:
         if job.values is not None:
             job.values[: job.n_steps, : plan.n_values] = self.values[:, : plan.n_values]
         return int(state["number"][0])
-
-    def too_large(self, error: Exception) -> MemoryError:
-        plan = self.program.plan
-        wanted = sum(plan.sizes) + self.program.work_bytes
-        return MemoryError(
-            f"the GPU's memory does not suffice: this plan takes {wanted} bytes of it (arena {plan.sizes[0]}, "
-            f"parameters, gradients and states {sum(plan.sizes[1:])}, work {self.program.work_bytes}), and "
-            f"{self.driver.free_bytes()} are free; lower batch_size or the model's size ({error})"
-        )
 
     def block(self, bases: list[int], first: int, count: int) -> None:
         """``count`` steps from step ``first`` of the job on."""
@@ -239,5 +230,9 @@ class Run:
 
 def run(program: Program, driver: Any, kernels: dict, job: Job) -> int:
     """Runs the job's steps; returns how many finished."""
-    return Run(program, driver, kernels, job)() if job.n_steps else 0
-
+    if not job.n_steps:
+        return 0
+    try:
+        return Run(program, driver, kernels, job)()
+    except driver.OutOfMemory as error:
+        raise too_large(driver, program.plan.sizes, program.work_bytes, error) from error

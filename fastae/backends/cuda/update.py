@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...catalog import UPDATE_RULES
 from ...plan import schema
-from .binder import Binder, ceil_div, over
+from .binder import Binder, ceil_div, in_one_block, over
 from .regularisers import FLAT_BLOCK, over_blocks
 
 
@@ -17,7 +17,7 @@ def clip_gradient(b: Binder, op) -> None:
     blocks = ceil_div(n, FLAT_BLOCK)
     memory = (blocks + 1) * 8
     b.launch("clip_squares", over_blocks(blocks), work_bytes=memory)
-    b.launch("clip_factor", ((1, 1, 1), (1024, 1, 1)), work_bytes=memory)
+    b.launch("clip_factor", in_one_block(blocks), work_bytes=memory)
     b.launch("clip_scale", over(n), work_bytes=memory)
 
 

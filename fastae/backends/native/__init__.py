@@ -104,6 +104,7 @@ class NativeBackend:
             job.epoch,
             job.n_threads,
             job.progress,
+            job.first_row,
         )
 
     def permutation(self, seed: int, epoch: int, n: int) -> np.ndarray:

@@ -22,7 +22,7 @@ def flat(array):
 
 def gather(step, op, v):
     source = step.job.sources[op.ints["source"]]
-    rows = step.row_ids
+    rows = step.places
     if source.indptr is not None:
         scatter(source.data, source.indptr, source.indices, rows, v["x"])
     elif source.data.dtype.name in ("float32", "float64") and source.data.dtype == v["x"].dtype:
@@ -32,7 +32,7 @@ def gather(step, op, v):
     if "weight" in v:
         v["weight"][:, 0] = 1.0 if source.weight is None else source.weight[rows]
     if "rows" in v:
-        v["rows"][:, 0] = rows
+        v["rows"][:, 0] = rows + step.job.first_row
 
 
 @_jit

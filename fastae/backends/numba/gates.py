@@ -14,17 +14,18 @@ _jit = njit(cache=True, nogil=True, error_model="numpy")
 
 @_jit
 def above_threshold(pre, idx, count, c, s, t):
-    n = 0
+    """Of each row (m,) float64."""
+    n = np.zeros(pre.shape[0])
     for r in range(pre.shape[0]):
         for q in range(c):
             for i in range(q * s, q * s + min(count[r, q], s)):
-                n += pre[r, i] > t[idx[r, i]]
+                n[r] += pre[r, i] > t[idx[r, i]]
     return n
 
 
 @_jit
-def jump_entries(pre, val, idx, count, c, s, t, logarithm, width, in_step, in_val, slope, dval, dz, dtheta):
-    """dz, dtheta; the sum of in_val tanh(slope_j val). slope of one element holds for all."""
+def jump_entries(pre, val, idx, count, c, s, t, logarithm, above, width, in_step, in_val, slope, dval, dz, dtheta):
+    """dz, dtheta; the sum of in_val tanh(slope_j val). slope of one element holds for all; in_step (m,)."""
     total = 0.0
     for r in range(pre.shape[0]):
         for q in range(c):
@@ -38,7 +39,8 @@ def jump_entries(pre, val, idx, count, c, s, t, logarithm, width, in_step, in_va
                     d += in_val * e * (1.0 - h * h)
                 dz[r, i] = d if z > t[j] else 0
                 near = abs(z - t[j]) < width / 2
-                slant = -(t[j] * d + in_step) / width if near else 0.0
+                of_step = 0.0 if above and not z > t[j] else in_step[r]
+                slant = -(t[j] * d + of_step) / width if near else 0.0
                 dtheta[r, i] = slant * t[j] if logarithm else slant
     return total
 
@@ -49,20 +51,22 @@ def jumprelu_grad(step, op, v):
     t = np.exp(t) if logarithm else t
     code = wide(v["idx"]), wide(v["count"]), *sizes(v)
     pre = wide(v["pre"])
-    l0 = above_threshold(pre, *code, t) / m
+    active = above_threshold(pre, *code, t)
+    l0 = active.sum() / m
     penalty = schema.JUMP_PENALTIES[op.ints["penalty"]]
     in_step, in_val, slope = 0.0, 0.0, np.ones(1)
     if penalty == "step":
         step.add_value(op, s * l0)
         in_step = s / m
-    elif penalty == "quadratic":
-        ratio = l0 / op.floats["target"] - 1.0
-        step.add_value(op, s * ratio * ratio)
+    elif penalty in ("quadratic", "row_quadratic"):
+        ratio = (l0 if penalty == "quadratic" else active) / op.floats["target"] - 1.0
+        step.add_value(op, s * np.mean(ratio * ratio))
         in_step = 2.0 * s * ratio / (op.floats["target"] * m)
     else:
         in_val, slope = s / m, op.floats["p0"] * norms_of(v)
-    value = jump_entries(pre, wide(v["val"]), *code, t, logarithm, op.floats["bandwidth"], float(in_step),
-                         float(in_val), slope, wide(v["dval"]), wide(v["dz"]), wide(v["dtheta"]))  # fmt: skip
+    value = jump_entries(pre, wide(v["val"]), *code, t, logarithm, bool(op.ints["above"]), op.floats["bandwidth"],
+                         np.full(m, in_step, np.float64), float(in_val), slope, wide(v["dval"]), wide(v["dz"]),
+                         wide(v["dtheta"]))  # fmt: skip
     step.add_value(op, value)
     if op.ints["l0"] >= 0:
         step.job.values[step.number, op.ints["l0"]] += l0

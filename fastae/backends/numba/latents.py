@@ -1,5 +1,7 @@
 """Gradients and counts by latent, from the entries of a code sorted by latent."""
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -105,10 +107,28 @@ def latent_sum(step, op, v):
     give(v["sum"][0], totals(v, "coef"), op.ints["add"])
 
 
+@_jit
+def saturating_totals(val, columns, start, entry, p0, norms):
+    """The sum of p0 val (1 − tanh²(p0 val |w_j|)) over each latent's positive entries, float64."""
+    total = np.zeros(len(start) - 1)
+    for j in range(len(total)):
+        for a in range(start[j], start[j + 1]):
+            e = np.float64(val[entry[a] // columns, entry[a] % columns])
+            if e > 0:
+                h = math.tanh(p0 * e * norms[j])
+                total[j] += p0 * e * (1.0 - h * h)
+    return total
+
+
 def norm_factor(step, op, v):
     norms = space_norms(np.ascontiguousarray(v["w"]), max(op.ints["spaces"], 1))
     s = strength(step, op) / step.m
-    np.divide(s * totals(v, "val", True), norms, out=v["factor"], where=norms > 0)
+    if p0 := op.floats["p0"]:
+        total = saturating_totals(wide(v["val"]), v["val"].shape[1], v["start"][0], v["entry"].reshape(-1), p0,
+                                  norms.sum(axis=0))  # fmt: skip
+    else:
+        total = totals(v, "val", True)
+    np.divide(s * total, norms, out=v["factor"], where=norms > 0)
     v["factor"][norms == 0] = 0
 
 

@@ -247,10 +247,12 @@ def jumprelu_grad(step, op, v):
     if penalty == "step":
         step.add_value(op, s * l0)
         in_step = s / m
-    elif penalty == "quadratic":
-        ratio = l0 / op.floats["target"] - 1.0
-        step.add_value(op, s * ratio * ratio)
+    elif penalty in ("quadratic", "row_quadratic"):
+        active = l0 if penalty == "quadratic" else np.bincount(row, on, minlength=m)
+        ratio = active / op.floats["target"] - 1.0
+        step.add_value(op, s * np.mean(ratio * ratio))
         in_step = 2.0 * s * ratio / (op.floats["target"] * m)
+        in_step = in_step if penalty == "quadratic" else in_step[row]
     else:
         c = op.floats["p0"] * (row_norms(v["w"])[latent] if "w" in v else 1.0)
         h = np.tanh(c * val)
@@ -260,6 +262,8 @@ def jumprelu_grad(step, op, v):
         step.job.values[step.number, op.ints["l0"]] += l0
     dval = dval + in_val
     v["dz"][row, position] = dval * on
+    if op.ints["above"]:
+        in_step = in_step * on
     dtheta = -(t * dval + in_step) * near / width
     v["dtheta"][row, position] = dtheta * t if op.ints["logarithm"] else dtheta
 
@@ -325,7 +329,10 @@ def latent_sum(step, op, v):
 def norm_factor(step, op, v):
     latent, row, position = listed({**v, "coef": v["val"]})
     norms = space_norms(v["w"], op.ints["spaces"]).T
-    total = np.bincount(latent, np.maximum(_double(v, "val")[row, position], 0.0), minlength=norms.shape[1])
+    val = np.maximum(_double(v, "val")[row, position], 0.0)
+    if p0 := op.floats["p0"]:
+        val *= p0 * (1.0 - np.tanh(p0 * val * norms.sum(axis=0)[latent]) ** 2)
+    total = np.bincount(latent, val, minlength=norms.shape[1])
     s = strength(step, op) / step.m
     v["factor"][...] = np.divide(s * total, norms, out=np.zeros_like(norms), where=norms > 0)
 

@@ -14,12 +14,12 @@ def parameters(op, n=4):
 
 def gather(step, op, v):
     source = step.job.sources[op.ints["source"]]
-    rows = step.row_ids
+    rows = step.places
     v["x"][...] = step.read(source, rows)
     if "weight" in v:
         v["weight"][:, 0] = 1.0 if source.weight is None else source.weight[rows]
     if "rows" in v:
-        v["rows"][:, 0] = rows
+        v["rows"][:, 0] = rows + step.job.first_row
 
 
 def pack(step, op, v):

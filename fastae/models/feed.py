@@ -1,31 +1,41 @@
-"""Rows for the training of sparse autoencoders: checked, in blocks of whole batches, from any step on."""
+"""Rows for training that come in blocks: opened, checked, in blocks of whole batches, from any step on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
 
 from ..arrays import on_device, to_host
 from ..plan.plan import Source
+from ..schedules import ConstantRate, ReduceOnPlateau, Schedule, StepDecay
 from ..stream import Rows, check_finite, open_rows
 from ..stream.rows import BUFFER_ELEMENTS, CHUNK_ELEMENTS, MAX_CHUNK_ROWS
 from ..validation import check_rows, computing_dtype
 
 Block = tuple[tuple[Source, ...], int]
+MAPPED_BYTES = 1 << 30  # a memory map with more is read in blocks, one with less as an array
 _BLOCK_ELEMENTS = 1 << 22  # of a block of rows
 
 
 def is_stream(X: Any) -> bool:
-    """Whether rows come from files or from an iterable of blocks, and not as an array, matrix, frame or nested list."""
+    """Whether rows come in blocks, and not as an array, matrix, frame or nested list that lies in memory.
+
+    That is: from files, memory maps of more than 1 GiB, datasets in chunks (h5py, zarr, dask), or an iterable of
+    blocks.
+    """
     if isinstance(X, (Rows, str, os.PathLike)) or callable(X):
         return True
     if isinstance(X, (list, tuple)):
         return bool(X) and (isinstance(X[0], (str, os.PathLike)) or getattr(X[0], "ndim", 0) == 2)
+    if isinstance(X, np.memmap):
+        return X.nbytes > MAPPED_BYTES
+    if hasattr(X, "chunks") and isinstance(getattr(X, "dtype", None), np.dtype):
+        return True
     return not hasattr(X, "shape") and not hasattr(X, "__array__") and hasattr(X, "__iter__")
 
 
@@ -62,6 +72,30 @@ def open_checked(estimator: Any, X: Any, *, reset: bool, backend: Any, precision
     return rows, computing_dtype(rows.dtype, precision), True
 
 
+def check_repeatable(rows: Rows, passes: int) -> None:
+    """Raises unless as many passes over the rows are possible."""
+    if not rows.repeatable and passes > 1:
+        raise ValueError(
+            f"max_iter={passes} passes over an iterator that gives its rows once; set max_iter=1, or "
+            "give a function that returns a fresh iterator"
+        )
+
+
+def check_timing(rows: Rows, settings: dict[str, bool]) -> None:
+    """Raises for settings, name → whether in use, that depend on a number of rows that is not known beforehand."""
+    if rows.n_rows is None and any(settings.values()):
+        name = next(name for name, wanted in settings.items() if wanted)
+        raise ValueError(
+            f"{name} depends on the length of training, which an iterable of blocks does not tell; give an "
+            "array, .npy files, or a constant setting"
+        )
+
+
+def changes_within_epochs(schedule: Schedule) -> bool:
+    """Whether a learning rate depends on how far an epoch has come."""
+    return not isinstance(schedule, (ConstantRate, StepDecay, ReduceOnPlateau))
+
+
 @dataclass
 class Feed:
     """Blocks of rows (and of targets) in the order of an epoch."""
@@ -73,6 +107,8 @@ class Feed:
     seed: int
     backend: Any
     unchecked: bool
+    allow_nan: bool = False
+    _begun: tuple[int, Block, Iterator[Block]] | None = field(default=None, repr=False)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -94,8 +130,20 @@ class Feed:
         blocks = rows.blocks(size, first * size)
         return ((block, np.arange(i * size, i * size + block.shape[0])) for i, block in enumerate(blocks, first))
 
+    def first(self, epoch: int) -> Block:
+        """The first block of an epoch, which `blocks` gives again."""
+        blocks = self._blocks(epoch, 0)
+        self._begun = epoch, next(blocks), blocks
+        return self._begun[1]
+
     def blocks(self, epoch: int, step: int) -> Iterator[Block]:
         """What is left of an epoch after ``step`` steps."""
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == epoch and not step:
+            return chain([begun[1]], begun[2])
+        return self._blocks(epoch, step)
+
+    def _blocks(self, epoch: int, step: int) -> Iterator[Block]:
         first, skip = divmod(step * self.batch, self.block_rows)
         parts = [self._rows(rows, epoch, first) for rows in (self.x, self.y) if rows is not None]
         for together in zip_longest(*parts):
@@ -104,7 +152,7 @@ class Feed:
             taken = []
             for block, ids in together:
                 if self.unchecked:
-                    check_finite(block, ids=ids, backend=self.backend)
+                    check_finite(block, ids=ids, backend=self.backend, allow_nan=self.allow_nan)
                 taken.append(source_of(block[skip:] if skip else block))
             skip = 0
             if taken[0].n_rows:

@@ -1,0 +1,218 @@
+"""Whole models on the device's kernels, compiled for the host: the compiled backend's bits, whatever way rows take."""
+
+import numpy as np
+import pytest
+from conftest import backend_named
+from cuda_host import HostDriver, OutOfMemory, compiler
+from scipy.sparse import csr_array
+
+import fastae
+from fastae import arrays, ops
+from fastae.backends.cuda import CudaBackend, blocks
+from fastae.backends.cuda.memory import DeviceSpaces
+from fastae.exceptions import NonFiniteLossError
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler to build the device kernels for the host")
+X = np.random.default_rng(0).standard_normal((150, 12)).astype(np.float32)
+
+
+@pytest.fixture
+def cuda():
+    return CudaBackend(HostDriver())
+
+
+@pytest.fixture
+def native():
+    return backend_named("avx2")
+
+
+def assert_same(a, b):
+    for (w, c), (v, d) in zip(a.weights_, b.weights_, strict=True):
+        np.testing.assert_array_equal(w, v)
+        np.testing.assert_array_equal(c, d)
+
+
+def dense(backend, **options):
+    options = {"hidden_layer_sizes": (9,), "batch_size": 40, "max_iter": 2, "tol": 0, "random_state": 0} | options
+    return fastae.Autoencoder(4, backend=backend, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "gelu", "dropout": 0.3},
+        {"noise": fastae.MaskingNoise(0.2), "penalties": (fastae.L1(1e-3),), "solver": "sgd"},
+        {"normalization": "batch", "solver": fastae.Adam(clip_norm=0.1)},
+        {"loss": "huber", "tied_weights": True, "constraints": (fastae.MaxNorm(1.0),)},
+        {"precision": "float64", "early_stopping": True, "activation": "sigmoid", "code_activation": "sigmoid",
+         "penalties": (fastae.KLSparsity(0.05, 0.1),)},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_fits_have_the_compiled_backends_bits(cuda, native, options):
+    device, host = dense(cuda, **options).fit(X), dense(native, **options).fit(X)
+    assert_same(device, host)
+    np.testing.assert_array_equal(device.transform(X), host.transform(X))
+    np.testing.assert_allclose(device.loss_curve_, host.loss_curve_, rtol=1e-12)
+    assert device.device_ == "cuda:0"
+
+
+def test_partial_fit_goes_on_from_the_same_state(cuda, native):
+    device, host = dense(cuda), dense(native)
+    for _ in range(3):
+        device.partial_fit(X)
+        host.partial_fit(X)
+    assert_same(device, host)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_do_not_fit_go_through_in_blocks(cuda, native, monkeypatch, sparse, weighted):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4096)
+    cuda.driver.free = 100  # nothing stays on the device
+    rows = csr_array(np.where(X > 0.5, X, 0)) if sparse else X
+    weight = np.linspace(0.5, 2, len(X)) if weighted else None
+    device, host = (dense(b).fit(rows, sample_weight=weight) for b in (cuda, native))
+    assert_same(device, host)
+    assert cuda.driver.launched["enter_block"] > 2
+    np.testing.assert_array_equal(device.transform(rows), host.transform(rows))
+
+
+def test_out_of_memory_halves_the_block_of_an_encoding_and_ends_training(cuda, native, monkeypatch):
+    rows = np.tile(X, (20, 1))
+    model = dense(native).fit(X)
+    want = model.transform(rows)
+    model.set_params(backend=cuda)
+    model._forget_compiled()
+    sent, refused = HostDriver.empty, []
+
+    def scarce(self, n_bytes):
+        if n_bytes > 20_000:
+            refused.append(n_bytes)
+            raise OutOfMemory("no more")
+        return sent(self, n_bytes)
+
+    assert model._compile("encode", np.dtype(np.float32)).plan.batch * 4 * 4 < 20_000
+    monkeypatch.setattr(HostDriver, "empty", scarce)
+    np.testing.assert_array_equal(model.transform(rows), want)
+    assert refused
+    with pytest.raises(MemoryError, match=r"takes \d+ bytes"):
+        dense(cuda, hidden_layer_sizes=(500,)).fit(X)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(cuda, native):
+    options = {"solver": "sgd", "learning_rate": 1e30, "max_iter": 3, "batch_size": 10}
+    models = []
+    for backend in (cuda, native):
+        model = dense(backend, **options)
+        with pytest.raises(NonFiniteLossError, match="batch"):
+            model.fit(X)
+        models.append(model)
+    assert_same(*models)
+
+
+def test_memory_on_the_device_is_copied_only_where_it_is_looked_at():
+    driver = HostDriver()
+    spaces = DeviceSpaces(driver, (64, 128, 0, 0))
+    spaces[1][:] = 7
+    address = spaces.address(1)
+    assert (driver_bytes(driver, spaces, 1) == 7).all()
+    saved = spaces.snapshot(1)
+    spaces[1][:] = 9
+    assert spaces.address(1) == address and (driver_bytes(driver, spaces, 1) == 9).all()
+    spaces.restore(1, saved)
+    assert (spaces[1] == 7).all()
+    spaces.zero(1)
+    assert not spaces[1].any()
+
+
+def driver_bytes(driver, spaces, i):
+    out = np.empty(spaces.sizes[i], np.uint8)
+    driver.download(spaces.device[i], out)
+    return out
+
+
+class OnDevice(np.ndarray):
+    """An array that says that it lies on a device; where the host is the device, it does."""
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.__array_interface__
+
+    def get(self):
+        return np.array(self)
+
+
+class Cupy:
+    """As much of CuPy as is asked for, over `OnDevice`."""
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            out = getattr(np, name)(*args, **kwargs)
+            return out.view(OnDevice) if isinstance(out, np.ndarray) else out
+
+        return call
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    monkeypatch.setattr(arrays, "cupy", Cupy)
+    return Cupy()
+
+
+def test_arrays_on_the_device_give_arrays_on_the_device(cuda, native, cupy):
+    w = np.random.default_rng(1).standard_normal((5, 12)).astype(np.float32)
+    y = ops.dense(X.view(OnDevice), w, activation="relu", backend=cuda)
+    assert isinstance(y, OnDevice)
+    np.testing.assert_array_equal(y, ops.dense(X, w, activation="relu", backend=native))
+    with pytest.raises(ValueError, match="lies on a GPU"):
+        ops.dense(X.view(OnDevice), w, backend="native")
+    model = dense(cuda).fit(X.view(OnDevice))
+    assert_same(model, dense(native).fit(X))
+    code = model.transform(X.view(OnDevice))
+    assert isinstance(code, OnDevice)
+    np.testing.assert_array_equal(code, model.transform(X))
+    assert type(model.transform(X)) is np.ndarray
+    assert isinstance(model.score(X.view(OnDevice)), float)
+
+
+def test_rows_on_a_device_and_a_model_on_the_cpu_is_an_error(native, cupy):
+    with pytest.raises(TypeError, match="device='cuda'"):
+        dense(native).fit(X.view(OnDevice))
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [(X[:, :5], "5 features"), (X[0], "shape"), (np.where(X > 2, np.nan, X), "NaN or infinity")],
+)
+def test_bad_rows_on_a_device_are_named(cuda, cupy, rows, message):
+    model = dense(cuda).fit(X)
+    with pytest.raises(ValueError, match=message):
+        model.transform(np.ascontiguousarray(rows).view(OnDevice))
+
+
+def test_products_by_cublaslt_are_close(native):
+    device = CudaBackend(HostDriver(products="cublas"))
+    for precision, within in (("float32", 1e-4), ("tf32", 1e-2), ("bfloat16", 0.05)):
+        model = dense(device, precision=precision).fit(X)
+        other = dense(native, precision="float32").fit(X)
+        for (w, _), (v, _) in zip(model.weights_, other.weights_, strict=True):
+            np.testing.assert_allclose(w, v, atol=within)
+
+
+def test_a_model_moves_between_devices(cuda, native, tmp_path):
+    model = dense(cuda).fit(X)
+    want = model.transform(X)
+    model.save(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(fastae.load(tmp_path / "m.safetensors").transform(X), want)
+    moved = model.to("cpu")
+    assert moved is model and model.device_ == "cpu" and model.backend == "auto"
+    np.testing.assert_array_equal(model.transform(X), want)
+
+
+def test_a_graph_serves_many_runs(cuda):
+    captured = []
+    capture = HostDriver.capture
+    cuda.driver.capture = lambda dtype, launches: (captured.append(1), capture(cuda.driver, dtype, launches))[1]
+    dense(cuda, max_iter=4).fit(X)
+    assert len(captured) == 2  # full batches and the last one

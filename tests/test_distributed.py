@@ -1,0 +1,135 @@
+"""Data parallel training, with a communicator between threads in the place of NCCL."""
+
+import threading
+
+import numpy as np
+import pytest
+from conftest import backend_named
+
+import fastae
+from fastae.distributed import DataParallel, nccl
+from fastae.exceptions import NonFiniteLossError
+
+SIZE, LOCAL = 2, 30
+X = np.random.default_rng(0).standard_normal((240, 10)).astype(np.float32)
+
+
+class Threads:
+    """What the ranks share."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(SIZE, timeout=60)
+        self.parts = [None] * SIZE
+
+
+class ThreadCommunicator:
+    """Ranks that are threads of one process; sums are made by each in the order of the ranks."""
+
+    size = SIZE
+
+    def __init__(self, rank, shared):
+        self.rank, self.shared = rank, shared
+
+    def _exchange(self, array):
+        self.shared.parts[self.rank] = np.array(array)
+        self.shared.barrier.wait()
+        parts = list(self.shared.parts)
+        self.shared.barrier.wait()
+        return parts
+
+    def sum(self, array):
+        parts = self._exchange(array)
+        array[...] = sum(parts[1:], parts[0])
+
+    def broadcast(self, array, root=0):
+        array[...] = self._exchange(array)[root]
+
+
+def on_ranks(call):
+    """What ``call(rank, communicator)`` gives on each rank; the first error is raised."""
+    shared, results, errors = Threads(), [None] * SIZE, []
+
+    def work(rank):
+        try:
+            results[rank] = call(rank, ThreadCommunicator(rank, shared))
+        except BaseException as error:
+            errors.append(error)
+            shared.barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(SIZE)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+        raise error
+    return results
+
+
+def rows_of(rank):
+    """Rows of a rank, so that the ranks' batches together are the batches of X."""
+    return np.concatenate([X[i + rank * LOCAL : i + (rank + 1) * LOCAL] for i in range(0, len(X), SIZE * LOCAL)])
+
+
+def model(backend, batch, **options):
+    options = {"hidden_layer_sizes": (8,), "max_iter": 3, "tol": 0, "shuffle": False, "random_state": 0} | options
+    return fastae.Autoencoder(3, backend=backend, batch_size=batch, **options)
+
+
+@pytest.mark.parametrize("name", ["avx2", "cuda_host"])
+def test_ranks_together_train_as_one(name):
+    ranks = on_ranks(
+        lambda rank, comm: model(DataParallel(comm, backend_named(name)), LOCAL).fit(rows_of(rank))
+    )  # fmt: skip
+    one = model(backend_named(name), SIZE * LOCAL).fit(X)
+    for (a, _), (b, _), (c, _) in zip(*(m.weights_ for m in (*ranks, one)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, c, atol=2e-6)
+    np.testing.assert_allclose(ranks[0].loss_curve_, one.loss_curve_, rtol=1e-6)
+    assert ranks[0].loss_curve_ == ranks[1].loss_curve_
+
+
+def test_masks_differ_between_ranks_and_weights_do_not():
+    def fit(rank, comm):
+        return model(DataParallel(comm, backend_named("avx2")), LOCAL, dropout=0.5).fit(rows_of(0))
+
+    first, second = on_ranks(fit)
+    alone = model(backend_named("avx2"), LOCAL, dropout=0.5).fit(rows_of(0))
+    np.testing.assert_array_equal(first.weights_[0][0], second.weights_[0][0])
+    assert np.abs(first.weights_[0][0] - alone.weights_[0][0]).max() > 1e-4
+
+
+def test_sparse_models_train_together():
+    def fit(rank, comm):
+        return fastae.SparseAutoencoder(
+            40, k=3, batch_size=LOCAL, max_iter=2, random_state=0, backend=DataParallel(comm, backend_named("avx2"))
+        ).fit(rows_of(rank))
+
+    first, second = on_ranks(fit)
+    np.testing.assert_array_equal(first.dictionary_, second.dictionary_)
+    assert np.isfinite(first.fvu_curve_).all()
+
+
+def test_ranks_with_other_numbers_of_batches_are_an_error():
+    with pytest.raises(ValueError, match=r"ranks have \[4, 3\] batches"):
+        on_ranks(lambda rank, comm: model(DataParallel(comm, backend_named("avx2")), LOCAL).fit(
+            rows_of(rank)[: LOCAL * (4 - rank)]))  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_training_on_all():
+    failed = []
+
+    def fit(rank, comm):
+        rows = rows_of(rank) * (1e25 if rank else 1)
+        try:
+            model(DataParallel(comm, backend_named("avx2")), LOCAL).fit(rows)
+        except NonFiniteLossError:
+            failed.append(rank)
+
+    on_ranks(fit)
+    assert sorted(failed) == [0, 1]
+
+
+def test_a_rank_must_be_one_of_size():
+    with pytest.raises(ValueError, match=r"rank=2 must be in 0\.\.1"):
+        nccl(2, 2)
