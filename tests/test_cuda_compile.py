@@ -18,7 +18,7 @@ from fastae.backends.cuda import manifest, source
 CSRC = ROOT / "csrc"
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")
 
-# Kernels for float32 that calculate in float64, by the reason. Reading and rounding a record's float64 is no arithmetic.
+# Kernels for float32 that calculate in float64, by reason. Reading and rounding a float64 does not count.
 FLOAT64 = {
     "sums over rows, columns or features, and a step's values, as on the CPU": """
         activity batch_norm_grad_sums batch_norm_statistics centre_columns check clip_factor clip_squares column_means

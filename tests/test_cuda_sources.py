@@ -1,4 +1,4 @@
-"""The device code as files: one text for NVRTC, what an installation holds, layouts shared with Python, verification."""
+"""The device code as files: one text for NVRTC, what is installed, layouts shared with Python, what was verified."""
 
 import json
 import os

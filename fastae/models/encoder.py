@@ -94,7 +94,8 @@ class Encoder:
         values = {
             "dtype": dtype, "error": error, "n_components": network.n_components, "n_features_in": network.n_features,
             "n_threads": threads.resolve_threads(n_threads), "output": output, "precision": precision,
-            "_backend": backend, "_device": device, "_columns": columns, "_compiled": compiled, "_direct": compiled.direct,
+            "_backend": backend, "_device": device, "_columns": columns, "_compiled": compiled,
+            "_direct": compiled.direct,
             "_marks": marks, "_name": name, "_network": network, "_threads": n_threads,
         }  # fmt: skip
         for key, value in values.items():
@@ -124,7 +125,8 @@ class Encoder:
         arrays = weights.read(plan, self._compiled.spaces, network, self.dtype)
         settings = {
             "name": self._name, "columns": self._columns, "marks": self._marks, "backend": self._backend,
-            "device": self._device, "precision": self.precision, "dtype": self.dtype, "output": self.output, "n_threads": self._threads,
+            "device": self._device, "precision": self.precision, "dtype": self.dtype, "output": self.output,
+            "n_threads": self._threads,
             "error": self.error,
         }  # fmt: skip
         return _restored, (network, arrays, settings)
