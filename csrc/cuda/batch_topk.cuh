@@ -91,7 +91,9 @@ struct Batch {
         own.z[n_held + rank] = value[t];
         own.latent[n_held + rank] = (int32_t)(first + c0 + (int64_t)t * blockDim.x + threadIdx.x);
       });
-      count_bins(strips, [&](int t) { return on >> t & 1 ? (int)(key_of(value[t]) >> (kKeyBits - kDigit)) & (kBins - 1) : -1; });
+      count_bins(strips, [&](int t) {
+        return on >> t & 1 ? (int)(key_of(value[t]) >> (kKeyBits - kDigit)) & (kBins - 1) : -1;
+      });
       if (n_held > full) {
         __syncthreads();
         n_held = cut(own, n_held, limit);

@@ -48,7 +48,8 @@ struct Packed {
   uint16_t* rows;
   float *norm, *error;
   int64_t p, depth;
-  FASTAE_INLINE Packed(void* at, int64_t n, int64_t columns) : rows((uint16_t*)at), p(columns), depth(ceil_div(p, 64) * 64) {
+  FASTAE_INLINE Packed(void* at, int64_t n, int64_t columns)
+      : rows((uint16_t*)at), p(columns), depth(ceil_div(p, 64) * 64) {
     const int64_t all = ceil_div(n, 64) * 64;
     norm = (float*)(rows + all * depth);
     error = norm + all;
@@ -57,8 +58,8 @@ struct Packed {
     const Bounds bounds(p);
     each_row(n, [&](int64_t i, int lane) {
       float squares, residual;
-      round_row(w.at(first + (i < 0 ? 0 : i), 0), i < 0 ? 0 : p, i < 0 ? 0 : depth, rows + (i < 0 ? 0 : i) * depth, lane,
-                &squares, &residual);
+      round_row(w.at(first + (i < 0 ? 0 : i), 0), i < 0 ? 0 : p, i < 0 ? 0 : depth, rows + (i < 0 ? 0 : i) * depth,
+                lane, &squares, &residual);
       if (i < 0 || lane) return;
       const float size = bounds.norm(squares, p), rest = bounds.norm(residual, p);
       norm[i] = size;
@@ -163,7 +164,7 @@ struct Certify : Encode {
   template <class Wanted, class Done>
   FASTAE_INLINE void chains(int64_t r, int n, const Wanted& wanted, const Done& done) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float(*const own)[33] = warp_tile();
+    float (*const own)[33] = warp_tile();
     const T* const row = x.at(r, 0);
     const int32_t* const name = latents + r * room;
     __syncthreads();
@@ -264,8 +265,8 @@ FASTAE_KERNEL(certify_begin, kThreads) {
   each_row(o.m, [&](int64_t r, int lane) {
     const bool fine = e.finite(r, lane);
     float squares, residual;
-    round_row(e.x.at(r < 0 ? 0 : r, 0), r < 0 ? 0 : e.p, r < 0 ? 0 : e.depth, e.halves + (r < 0 ? 0 : r) * e.depth, lane,
-              &squares, &residual);
+    round_row(e.x.at(r < 0 ? 0 : r, 0), r < 0 ? 0 : e.p, r < 0 ? 0 : e.depth, e.halves + (r < 0 ? 0 : r) * e.depth,
+              lane, &squares, &residual);
     if (r < 0 || lane) return;
     const float size = bounds.norm(squares, e.p), rest = bounds.norm(residual, e.p);
     e.row_a[r] = (rest + bounds.g1 * size) * bounds.more;
@@ -341,7 +342,8 @@ FASTAE_KERNEL(fallback_product, 256) {
   const int64_t columns = e.columns(), across = ceil_div(columns, 64), all = across * ceil_div(e.some, 64);
   for (int64_t t = blockIdx.x; t < all; t += gridDim.x) {
     const int64_t row = t / across * 64, column = t % across * 64;
-    M::chain({e.gathered, e.p, 1}, {e.w.at(e.first, 0), e.w.ld, 1}, row, e.some, column, columns, 0, e.p, left, right, sum);
+    M::chain({e.gathered, e.p, 1}, {e.w.at(e.first, 0), e.w.ld, 1}, row, e.some, column, columns, 0, e.p, left, right,
+             sum);
     M::each_output(sum, row, e.some, column, columns, [&](T v, int64_t r, int64_t c) { e.z[r * e.chunk + c] = v; });
   }
 }

@@ -15,9 +15,7 @@ struct Entries {
   FASTAE_INLINE int64_t of(int64_t r, int64_t q) const {
     return larger<int64_t>(0, smaller<int64_t>(count(r, q), capacity));
   }
-  FASTAE_INLINE bool has(int64_t r, int64_t position) const {
-    return position % capacity < of(r, position / capacity);
-  }
+  FASTAE_INLINE bool has(int64_t r, int64_t position) const { return position % capacity < of(r, position / capacity); }
 };
 
 // f(row, position) for every entry: a thread for every place that an entry may have.

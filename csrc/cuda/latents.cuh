@@ -52,10 +52,15 @@ struct LatentLists {
   int64_t* run;
   int32_t* counts;
   FASTAE_INLINE explicit LatentLists(const Launch& o)
-      : idx(o.view<const int32_t>(at_by_latent::s_idx)), entries(o, at_by_latent::s_count, idx.columns),
-        start(o.view<int64_t>(at_by_latent::s_start).p), entry(o.view<int64_t>(at_by_latent::s_entry).p),
-        n(o.slot[at_by_latent::s_start].columns - 1), blocks(o.extra[0]), runs(ceil_div(n, kThreads)),
-        run((int64_t*)o.work), counts((int32_t*)(run + runs)) {}
+      : idx(o.view<const int32_t>(at_by_latent::s_idx)),
+        entries(o, at_by_latent::s_count, idx.columns),
+        start(o.view<int64_t>(at_by_latent::s_start).p),
+        entry(o.view<int64_t>(at_by_latent::s_entry).p),
+        n(o.slot[at_by_latent::s_start].columns - 1),
+        blocks(o.extra[0]),
+        runs(ceil_div(n, kThreads)),
+        run((int64_t*)o.work),
+        counts((int32_t*)(run + runs)) {}
   FASTAE_INLINE int64_t block_of(int64_t r, int64_t m) const { return r / ceil_div(m, blocks); }
 };
 
@@ -172,7 +177,8 @@ struct Listed {
   View<const T> coef;
   const int64_t *start, *entry;
   FASTAE_INLINE Listed(const Launch& o, int coef_slot, int start_slot, int entry_slot)
-      : coef(o.view<const T>(coef_slot)), start(o.view<const int64_t>(start_slot).p),
+      : coef(o.view<const T>(coef_slot)),
+        start(o.view<const int64_t>(start_slot).p),
         entry(o.view<const int64_t>(entry_slot).p) {}
   FASTAE_INLINE T at(int64_t e) const { return coef(entry[e] / coef.columns, entry[e] % coef.columns); }
 

@@ -19,7 +19,7 @@ FASTAE_INLINE T number_of(Key key) {
   return same_bits<T>(key & top ? key ^ top : ~key);
 }
 
-constexpr int kStrips = 4;          // elements a thread looks at in one go: i = strip blockDim + thread
+constexpr int kStrips = 4;           // elements a thread looks at in one go: i = strip blockDim + thread
 constexpr int kSelectThreads = 256;  // most of a block that works on lists
 
 // f(strip, rank) for the elements that are marked (bit t of a thread: its element of strip t), ranked by (strip, thread); returns their number. Blocks of whole
@@ -56,9 +56,7 @@ template <class F> FASTAE_INLINE int each_marked(unsigned on, int strips, const 
 }
 
 // Strips that n elements take, at most kStrips.
-FASTAE_INLINE int strips_of(int64_t n) {
-  return (int)smaller<int64_t>(kStrips, (n + blockDim.x - 1) / blockDim.x);
-}
+FASTAE_INLINE int strips_of(int64_t n) { return (int)smaller<int64_t>(kStrips, (n + blockDim.x - 1) / blockDim.x); }
 
 // The k-th largest key, and how many of those equal to it are among the k largest.
 struct Kth {
@@ -77,7 +75,8 @@ template <class F> FASTAE_INLINE Kth kth_key(int n, int k, const F& key_at) {
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
       const Key key = key_at(i);
-      if (shift == 8 * sizeof(Key) - 8 || (key ^ prefix) >> shift >> 8 == 0) atomicAdd(bin + (int)(key >> shift & 255), 1);
+      if (shift == 8 * sizeof(Key) - 8 || (key ^ prefix) >> shift >> 8 == 0)
+        atomicAdd(bin + (int)(key >> shift & 255), 1);
     }
     __syncthreads();
     if (threadIdx.x < 32) {  // eight bins a lane, from the top
@@ -133,7 +132,8 @@ FASTAE_INLINE int keep(const List& list, int n, int ties, const Above& above, co
       on |= (unsigned)above(z[t], low[t]) << t;
       tie |= (unsigned)(ties > 0 && equal(z[t], low[t])) << t;
     }
-    if (ties > 0) taken += each_marked(tie, strips, [&](int t, int rank) { on |= (unsigned)(taken + rank < ties) << t; });
+    if (ties > 0)
+      taken += each_marked(tie, strips, [&](int t, int rank) { on |= (unsigned)(taken + rank < ties) << t; });
     kept += each_marked(on, strips, [&](int t, int rank) {
       list.z[kept + rank] = z[t];
       if (list.low) list.low[kept + rank] = low[t];

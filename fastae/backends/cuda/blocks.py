@@ -82,7 +82,7 @@ def place(driver: Any, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         if all(source is not other for other in waiting):  # `in` would compare arrays
             return source
         data = np.ascontiguousarray(source.data)
-        array: Any = DeviceArray(driver.upload(data, aside=True), data.shape, data.dtype)  # type: ignore[arg-type]
+        array: Any = DeviceArray(driver.upload(data, aside=True), data.shape, data.dtype)
         return Source(array, columns=source.columns, weight=source.weight)
 
     return tuple(placed(source) for source in sources)

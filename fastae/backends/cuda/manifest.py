@@ -19,7 +19,7 @@ FILE = Path("cuda", "verified.json")
 
 def kernel_digests(root: Path) -> dict[str, str]:
     """Every kernel, with the digest of what it is made of."""
-    found = {}
+    found: dict = {}
     for unit in source.UNITS:
         for name, text in source.parts(root, unit).items():
             if name.endswith((".cuh", ".cu")) and (kernels := _KERNEL.findall(text)):
@@ -78,5 +78,7 @@ def summary(root: Path, launched: Iterable[str]) -> list[str]:
     lines.append(f"verified on a GPU as they are: {len(found.verified)}")
     for what, kernels in (("changed since", found.changed), ("never verified", found.never)):
         if kernels:
-            lines[1] += f"; {what}: {len(kernels)}" + ("" if len(kernels) == len(everything) else f" ({names(kernels)})")
+            lines[1] += f"; {what}: {len(kernels)}" + (
+                "" if len(kernels) == len(everything) else f" ({names(kernels)})"
+            )
     return lines

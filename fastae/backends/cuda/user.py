@@ -87,7 +87,8 @@ def missing() -> str | None:
 
 def compile_functions(formula: Formula, dtype: np.dtype, architecture: int) -> list[bytes]:
     """Intermediate code of a formula's Python functions; warns where they calculate in float64 for float32."""
-    from numba import cuda, types as numba_types
+    from numba import cuda
+    from numba import types as numba_types
 
     real = numba_types.float64 if dtype == np.float64 else numba_types.float32
     out = []
