@@ -158,7 +158,7 @@ FASTAE_KERNEL(batch_begin, kThreads) {
     if (r >= 0 && lane == 0) e.held[r] = bad >> (threadIdx.y % 2 * kLanes) & 0xffffu ? -1 : 0;
   });
   if (blockIdx.x) return;
-  for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < kBins; i += kThreads) e.bins[i] = 0;
+  for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < kBins; i += blockDim.x * blockDim.y) e.bins[i] = 0;
   if (threadIdx.x || threadIdx.y) return;
   double k = (double)o.i[at::i_k];
   if (o.i[at::i_k_scalar] >= 0) k = smaller(k, o.scalars()[o.i[at::i_k_scalar]]);

@@ -33,20 +33,23 @@ template <class F> FASTAE_INLINE double entries_sum(const Entries& e, int64_t r,
   return sum;
 }
 
-// The sum of n numbers by sixteen virtual lanes, as sum_in_order: on the first thread of a block of whole warps.
-FASTAE_INLINE double ordered_sum(const double* v, int64_t n) {
+// The sum of f(i) over [0, n) by sixteen virtual lanes, as sum_of: on the first thread of a block of whole warps.
+template <class F> FASTAE_INLINE double ordered_sum_of(int64_t n, const F& f) {
   constexpr int kStage = 2048;
   __shared__ double stage[kStage];
   double sum = 0;
   for (int64_t first = 0; first < n; first += kStage) {
     const int some = (int)smaller<int64_t>(kStage, n - first);
     __syncthreads();
-    for (int i = threadIdx.x; i < some; i += blockDim.x) stage[i] = v[first + i];
+    for (int i = threadIdx.x; i < some; i += blockDim.x) stage[i] = f(first + i);
     __syncthreads();
     if (threadIdx.x < kLanes)
       for (int i = threadIdx.x; i < some; i += kLanes) sum += stage[i];
   }
   return lanes_sum(sum);
+}
+FASTAE_INLINE double ordered_sum(const double* v, int64_t n) {
+  return ordered_sum_of(n, [&](int64_t i) { return v[i]; });
 }
 
 // strength, times the step's scalar where the record names one

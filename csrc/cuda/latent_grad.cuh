@@ -5,32 +5,40 @@
 
 namespace fastae {
 
-// dw (n,p) = sum over latent j's entries of coef u[r, block]: chains over kChunk entries, added in order. A block of
-// threads makes kWide columns a thread of one latent's row; entries with coef = 0 are left out.
+// dw (n,p) = sum over latent j's entries of coef u[r, block]: one chain, or with more than kChunk entries chains over
+// segments of so many rows, added in order. A block of threads makes kWide columns a thread of one latent's row; entries
+// with coef = 0 are left out, and a sum of -0 becomes +0.
 constexpr int kWide = 4;
 FASTAE_KERNEL(latent_grad, kThreads) {
   namespace at = at_latent_grad;
   __shared__ T weight[kChunk];
   __shared__ const T* place[kChunk];
+  __shared__ int length;
   const Listed code(o, at::s_coef, at::s_start, at::s_entry);
   const Groups groups(o, at::s_groups);
   const View<T> u = o.real(at::s_u), dw = o.real(at::s_dw);
   const int64_t p = dw.columns, width = code.coef.columns, capacity = larger<int64_t>(o.i[at::i_capacity], 1);
-  const int64_t segments = width / capacity, blocks = u.columns / p, strip = (int64_t)blockDim.x * kWide;
+  const int64_t segments = width / capacity, rows = larger<int64_t>(1, kChunk / larger<int64_t>(1, segments));
+  const int64_t blocks = u.columns / p, strip = (int64_t)blockDim.x * kWide;
   for (int64_t j = blockIdx.x; j < dw.rows; j += gridDim.x) {
     const int64_t first = code.start[j], last = code.start[j + 1];
     const int64_t own = blocks == 1 ? 0 : smaller(groups.of(j), blocks - segments);
     for (int64_t c0 = (int64_t)blockIdx.y * strip; c0 < p; c0 += (int64_t)gridDim.y * strip) {
       T total[kWide] = {};
-      for (int64_t s = first; s < last; s += kChunk) {
-        const int some = (int)smaller(kChunk, last - s);
+      int some = 0;
+      for (int64_t s = first; s < last; s += some) {
+        const int most = (int)smaller(kChunk, last - s);
+        const int64_t end =
+            last - first > kChunk ? (code.entry[s] / width / rows + 1) * rows * width : (int64_t)1 << 62;
         __syncthreads();
-        for (int i = threadIdx.x; i < some; i += blockDim.x) {
+        for (int i = threadIdx.x; i < most; i += blockDim.x) {
           const int64_t e = code.entry[s + i], r = e / width, q = (e - r * width) / capacity;
+          if (e < end && (i + 1 == most || code.entry[s + i + 1] >= end)) length = i + 1;
           weight[i] = code.coef(r, e - r * width);
           place[i] = u.at(r, blocks == 1 ? 0 : p * (q ? blocks - segments + q : own));
         }
         __syncthreads();
+        some = length;
         T sum[kWide] = {};
 #pragma unroll 4
         for (int i = 0; i < some; ++i) {
@@ -46,7 +54,7 @@ FASTAE_KERNEL(latent_grad, kThreads) {
 #pragma unroll
       for (int v = 0; v < kWide; ++v) {
         const int64_t c = c0 + threadIdx.x + v * blockDim.x;
-        if (c < p) dw(j, c) = total[v];
+        if (c < p) dw(j, c) = total[v] + T(0);
       }
     }
   }
@@ -104,7 +112,7 @@ FASTAE_KERNEL(pre_bias_blocks, kThreads) {
 #pragma unroll 8
     for (int64_t j = block * kLatentBlock; j < smaller(w.rows, (block + 1) * kLatentBlock); ++j)
       if (db[j] != T(0)) sum = mul_add(db[j], w(j, c), sum);
-    part[block * w.columns + c] = sum;
+    part[block * w.columns + c] = sum + T(0);
   });
 }
 FASTAE_KERNEL(pre_bias_sum, kThreads) {

@@ -6,7 +6,7 @@
 
 namespace fastae {
 
-constexpr int64_t kChunk = 256;       // entries of a chain of a weight's gradient
+constexpr int64_t kChunk = 256;       // most entries of a chain of a weight's gradient
 constexpr int64_t kLatentBlock = 64;  // latents of a chain of a sum over latents
 
 // The sum of the numbers of the threads before this one, and of all of them, in a block of up to 32 whole warps.
@@ -222,17 +222,30 @@ FASTAE_KERNEL(latent_sum, kThreads) {
   });
 }
 
+// 1 - tanh(x)^2
+FASTAE_INLINE double falling(double x) {
+  const double h = tanh(Vec<double>(x)).v;
+  return 1 - h * h;
+}
+
 FASTAE_KERNEL(norm_factor, kThreads) {
   namespace at = at_norm_factor;
   const Listed code(o, at::s_val, at::s_start, at::s_entry);
   const View<T> w = o.real(at::s_w);
   double* const factor = o.view<double>(at::s_factor).p;
   const int64_t n = w.rows, spaces = larger<int64_t>(1, o.i[at::i_spaces]), p = w.columns / spaces;
-  const double s = strength_of(o, o.f[at::f_strength], o.i[at::i_scalar]) / (double)o.m;
+  const double s = strength_of(o, o.f[at::f_strength], o.i[at::i_scalar]) / (double)o.m, p0 = o.f[at::f_p0];
+  const auto norm_of = [&](int64_t j, int64_t q) { return ::sqrt(square_of(w.at(j, q * p), p, threadIdx.x % kLanes)); };
   each_latent(n, [&](int64_t j) {
-    const double total = code.sum(j, [](double v) { return v > 0 ? v : 0.0; });
+    double slope = 0, total;  // slope: of tanh, in val
+    if (p0 > 0) {
+      for (int64_t q = 0; code.start[j] < code.start[j + 1] && q < spaces; ++q) slope += p0 * norm_of(j, q);
+      total = code.sum(j, [&](double v) { return v <= 0 ? 0.0 : p0 * v * falling(slope * v); });
+    } else {
+      total = code.sum(j, [](double v) { return v > 0 ? v : 0.0; });
+    }
     for (int64_t q = 0; q < spaces; ++q) {
-      const double norm = total > 0 ? ::sqrt(square_of(w.at(j, q * p), p, threadIdx.x % kLanes)) : 0;
+      const double norm = total > 0 ? norm_of(j, q) : 0;
       if (threadIdx.x % 32 == 0) factor[q * n + j] = norm > 0 ? s * total / norm : 0;
     }
   });

@@ -48,11 +48,21 @@ FASTAE_KERNEL(jumprelu_count, kThreads) {
   });
 }
 
+// How far a row's own number of entries is from the target, as a share of that.
+FASTAE_INLINE double excess_of(const Launch& o, const CodeWork& work, int64_t r) {
+  return work.sums[r] / o.f[at_jumprelu_grad::f_target] - 1;
+}
+
 // control: the penalty's derivative in a step, and the strength; values of the penalties that are functions of L0
 FASTAE_KERNEL(jumprelu_l0, kThreads) {
   namespace at = at_jumprelu_grad;
   const CodeWork work(o);
   const double m = (double)o.m, l0 = ordered_sum(work.sums, o.m) / m;
+  const bool by_rows = o.i[at::i_penalty] == jump_penalty::row_quadratic;
+  const double squares = ordered_sum_of(by_rows ? o.m : 0, [&](int64_t r) {
+    const double excess = excess_of(o, work, r);
+    return excess * excess;
+  });
   if (threadIdx.x || blockIdx.x) return;
   const double s = strength_of(o, o.f[at::f_strength], o.i[at::i_scalar]), target = o.f[at::f_target];
   o.add_value(o.i[at::i_l0], l0);
@@ -63,6 +73,7 @@ FASTAE_KERNEL(jumprelu_l0, kThreads) {
     value = s * excess * excess;
     of_step = 2 * s * excess / (target * m);
   }
+  if (by_rows) value = s / m * squares;
   work.control[0] = of_step;
   work.control[1] = s;
   if (o.i[at::i_penalty] != jump_penalty::tanh) o.add_value(o.i[at::i_value], value);
@@ -76,9 +87,12 @@ FASTAE_KERNEL(jumprelu_grad, kThreads) {
   const Entries entries(o, at::s_count, val.columns);
   const CodeWork work(o);
   const bool weighted = o.has(at::s_w), saturating = o.i[at::i_penalty] == jump_penalty::tanh;
-  const T in_step = (T)work.control[0], weight = (T)(work.control[1] / (double)o.m), p0 = (T)o.f[at::f_p0];
+  const bool by_rows = o.i[at::i_penalty] == jump_penalty::row_quadratic, above = o.i[at::i_above] != 0;
+  const double s = work.control[1], per_row = o.f[at::f_target] * (double)o.m;
+  const T weight = (T)(s / (double)o.m), p0 = (T)o.f[at::f_p0];
   const T half = (T)(o.f[at::f_bandwidth] / 2), bandwidth = (T)o.f[at::f_bandwidth];
   each_row(o.m, [&](int64_t r, int lane) {
+    const T in_step = (T)(by_rows && r >= 0 ? 2 * s * excess_of(o, work, r) / per_row : work.control[0]);
     const double sum = entries_sum(entries, r, lane, [&](int64_t c) {
       const int32_t j = idx(r, c);
       const T z = pre(r, c), t = jump_at(o, j);
@@ -88,7 +102,7 @@ FASTAE_KERNEL(jumprelu_grad, kThreads) {
         h = tanh(Vec<T>(a * val(r, c))).v;
         d = d + weight * a * (T(1) - h * h);
       }
-      const T slope = -mul_add(t, d, in_step) / bandwidth;
+      const T slope = -mul_add(t, d, above && !(z > t) ? T(0) : in_step) / bandwidth;
       dz(r, c) = z > t ? d : T(0);
       const T near = o.i[at::i_logarithm] ? slope * t : slope;
       dtheta(r, c) = fabs(Vec<T>(z - t)).v < half ? near : T(0);

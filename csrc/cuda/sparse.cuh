@@ -63,7 +63,7 @@ FASTAE_KERNEL(decode, kThreads) {
         for (; i < last; ++i)
           if (c[i] != T(0)) sum = mul_add(c[i], w(at[i], j), sum);
       }
-      y(r, g * p + j) = sum;
+      y(r, g * p + j) = sum += T(0);  // -0 becomes +0
     }
   });
 }
