@@ -41,8 +41,9 @@ FASTAE_INLINE int64_t left_size(int64_t rows, int64_t depth) { return rows * lef
 FASTAE_INLINE int64_t right_size(int64_t columns, int64_t depth) {
   return ceil_div(columns, kBf16Columns) * kBf16Columns * whole_tiles(depth) / 2;
 }
+constexpr int64_t kBf16GroupBytes = 4 << 20;  // of packed panels in use at a time: few passes over the left operand
 FASTAE_INLINE int64_t right_group(int64_t depth) {
-  return larger(1, kGroupBytes / 2 / (kBf16Columns * whole_tiles(depth)));
+  return larger(1, kBf16GroupBytes / 2 / (kBf16Columns * whole_tiles(depth)));
 }
 
 // Rows whose left operand is rounded at a time: it stays in L2 until it has met every panel.

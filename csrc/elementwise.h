@@ -34,36 +34,6 @@ struct Key {
 
 FASTAE_INLINE uint32_t rate_threshold(double rate) { return (uint32_t)(uint64_t)(rate * 4294967296.0); }
 
-// Inverted dropout; rows: ids of the batch's rows.
-template <class T> struct Dropout {
-  Key key;
-  uint32_t stream, threshold;
-  T scale;
-  double rate;
-  const int64_t* rows;
-  Dropout(Key k, int64_t s, double r, const int64_t* ids)
-      : key(k), stream((uint32_t)s), threshold(rate_threshold(r)), scale((T)(1.0 / (1.0 - r))), rate(r), rows(ids) {}
-  // factor[j] = 0 or 1/(1-rate) for columns [c, c + n), n <= kColumnBlock, c a multiple of 4
-  FASTAE_INLINE void factors(int64_t r, int64_t c, int64_t n, T* factor) const {
-    alignas(64) uint32_t words[kColumnBlock];
-    philox_row(key.seed, key.epoch, stream, (uint64_t)rows[r], (uint32_t)c, (int)n, words);
-    // bits of scale where the word is not below the threshold; written with masks, as compilers make branches of ?:
-    typedef typename Native<float>::uints Words;
-    alignas(64) int32_t keep[kColumnBlock];
-    for (int j = 0; j < kColumnBlock; j += Vec<float>::N) {
-      Words w;
-      memcpy(&w, words + j, sizeof w);
-      const auto kept = w >= threshold;
-      memcpy(keep + j, &kept, sizeof kept);
-    }
-    typename Lane<T>::I bits;
-    alignas(64) typename Lane<T>::I out[kColumnBlock];
-    memcpy(&bits, &scale, sizeof bits);
-    for (int j = 0; j < kColumnBlock; ++j) out[j] = (typename Lane<T>::I)keep[j] & bits;
-    memcpy(factor, out, sizeof out);
-  }
-};
-
 // f(vector, column, lanes) over columns [0, n) of a row
 template <class T, class F> FASTAE_INLINE void over_row(int64_t n, const F& f) {
   constexpr int N = Vec<T>::N;
@@ -71,6 +41,32 @@ template <class T, class F> FASTAE_INLINE void over_row(int64_t n, const F& f) {
   for (; j + N <= n; j += N) f(j, N);
   if (j < n) f(j, (int)(n - j));
 }
+
+// Inverted dropout; rows: ids of the batch's rows.
+template <class T> struct Dropout {
+  PhiloxKeys keys;
+  uint32_t epoch, stream, threshold;
+  T scale;
+  double rate;
+  const int64_t* rows;
+  Dropout(Key k, int64_t s, double r, const int64_t* ids)
+      : keys(k.seed),
+        epoch(k.epoch),
+        stream((uint32_t)s),
+        threshold(rate_threshold(r)),
+        scale((T)(1.0 / (1.0 - r))),
+        rate(r),
+        rows(ids) {}
+  // f(column, lanes, mask of those that stay) over n columns of row r from c on, c a multiple of 4
+  template <class F> FASTAE_INLINE void over(int64_t r, int64_t c, int64_t n, const F& f) const {
+    alignas(64) uint32_t words[kColumnBlock];
+    for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
+      const int64_t width = smaller(kColumnBlock, n - j0);
+      philox_row(keys, epoch, stream, (uint64_t)rows[r], (uint32_t)(c + j0), (int)width, words);
+      over_row<T>(width, [&](int64_t j, int lanes) { f(j0 + j, lanes, at_least_mask<T>(words + j, threshold)); });
+    }
+  }
+};
 
 // Rows whose first product is not finite are named to a function: a row with NaN or infinity gives only such ones.
 struct Watch {
@@ -135,18 +131,14 @@ template <class T> struct DenseEpilogue {
   }
 
   void apply(View<T> from, int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
-    alignas(64) T factor[kColumnBlock];
-    for (int64_t r = row; r < row + rows; ++r)
-      for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
-        const int64_t width = smaller(kColumnBlock, n - j0);
-        dropout->factors(r, column + j0, width, factor);
-        const T* in = from.at(r, column + j0);
-        T* out = y.at(r, column + j0);
-        over_row<T>(width, [&](int64_t j, int lanes) {
-          const Vec<T> f = Vec<T>::load(factor + j, lanes), v = Vec<T>::load(in + j, lanes);
-          select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f).store(out + j, lanes);  // 0 also where v is infinite
-        });
-      }
+    const Vec<T> scale(dropout->scale);
+    for (int64_t r = row; r < row + rows; ++r) {
+      const T* in = from.at(r, column);
+      T* out = y.at(r, column);
+      dropout->over(r, column, n, [&](int64_t j, int lanes, Mask<T> kept) {  // 0 also where v is infinite
+        select(kept, Vec<T>::load(in + j, lanes) * scale, Vec<T>(T(0))).store(out + j, lanes);
+      });
+    }
   }
 };
 
@@ -161,28 +153,26 @@ template <class T> struct GradEpilogue {
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
     if (activation == 0 && !dropout && dy.p == dz.p) return;
     if (formula) return registered(row, rows, column, n);
-    alignas(64) T factor[kColumnBlock];
-    for (int64_t j = 0; j < kColumnBlock; ++j) factor[j] = dropout ? dropout->scale : T(1);
+    const Vec<T> scale(dropout ? dropout->scale : T(1));
     // a dropped unit has y = 0: where a'(0) = 0 the derivative is the mask
     const bool masked = dropout && !activation_grad_masks(activation);
     // y before dropout, where the derivative is taken from y: the kept ones were scaled by 1/(1-rate)
     const bool unscale = dropout && !activation_needs_x(activation);
     const Vec<T> back(unscale ? (T)(1.0 - dropout->rate) : T(1));
     visit_activation<Vec<T>, T>(activation, [&](auto formula) {
-      for (int64_t r = row; r < row + rows; ++r)
-        for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
-          const int64_t width = smaller(kColumnBlock, n - j0);
-          if (masked) dropout->factors(r, column + j0, width, factor);
-          const T* in = dy.at(r, column + j0);
-          const T* s = saved ? saved.at(r, column + j0) : in;
-          T* out = dz.at(r, column + j0);
-          over_row<T>(width, [&](int64_t j, int lanes) {
-            Vec<T> v = Vec<T>::load(in + j, lanes);
-            const Vec<T> f = Vec<T>::load(factor + j, lanes);
-            v = masked ? select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f) : v * f;
-            (v * formula.dy(Vec<T>::load(s + j, lanes) * back, p)).store(out + j, lanes);
+      for (int64_t r = row; r < row + rows; ++r) {
+        const T* in = dy.at(r, column);
+        const T* s = saved ? saved.at(r, column) : in;
+        T* out = dz.at(r, column);
+        const auto each = [&](int64_t j, int lanes, Vec<T> v) {
+          (v * formula.dy(Vec<T>::load(s + j, lanes) * back, p)).store(out + j, lanes);
+        };
+        if (masked) {
+          dropout->over(r, column, n, [&](int64_t j, int lanes, Mask<T> kept) {
+            each(j, lanes, select(kept, Vec<T>::load(in + j, lanes) * scale, Vec<T>(T(0))));
           });
-        }
+        } else over_row<T>(n, [&](int64_t j, int lanes) { each(j, lanes, Vec<T>::load(in + j, lanes) * scale); });
+      }
     });
   }
 
@@ -195,20 +185,19 @@ template <class T> struct GradEpilogue {
           (Vec<T>::load(saved.at(row + r0 + i, column + j0) + j, lanes) * back).store(kept.v + i * width + j, lanes);
         });
       evaluate<T>(formula->part[1], kept, nullptr, p, slope, count * width);
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t c = 0; c < width; c += kColumnBlock) {
-          const int64_t r = row + r0 + i, first = column + j0 + c;
-          alignas(64) T factor[kColumnBlock];
-          if (dropout) dropout->factors(r, first, smaller(kColumnBlock, width - c), factor);
-          over_row<T>(smaller(kColumnBlock, width - c), [&](int64_t j, int lanes) {
-            Vec<T> v = Vec<T>::load(dy.at(r, first) + j, lanes);
-            if (dropout) {
-              const Vec<T> f = Vec<T>::load(factor + j, lanes);
-              v = select(f == Vec<T>(T(0)), Vec<T>(T(0)), v * f);
-            }
-            (v * Vec<T>::load(slope.v + i * width + c + j, lanes)).store(dz.at(r, first) + j, lanes);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t r = row + r0 + i, first = column + j0;
+        const auto each = [&](int64_t j, int lanes, Vec<T> v) {
+          (v * Vec<T>::load(slope.v + i * width + j, lanes)).store(dz.at(r, first) + j, lanes);
+        };
+        const T* in = dy.at(r, first);
+        if (dropout) {
+          const Vec<T> scale(dropout->scale);
+          dropout->over(r, first, width, [&](int64_t j, int lanes, Mask<T> keeps) {
+            each(j, lanes, select(keeps, Vec<T>::load(in + j, lanes) * scale, Vec<T>(T(0))));
           });
-        }
+        } else over_row<T>(width, [&](int64_t j, int lanes) { each(j, lanes, Vec<T>::load(in + j, lanes)); });
+      }
     });
   }
 };

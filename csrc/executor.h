@@ -337,6 +337,7 @@ template <class T> struct Executor {
     u.rule = (int)o.i[at::i_rule];
     u.w = real(o.slot[at::s_w]).p + first;
     u.k = w.columns;
+    u.near = count(o.slot[at::s_w]) < kNear;
     for (int i = 0; i < 3; ++i) u.state[i] = states[i] < 0 ? nullptr : real(states[i]).p + first;
     for (int i = 0; i < 8; ++i) u.c[i] = o.i[at::i_scalar] + i < plan.n_scalars ? (T)scalars[i] : T(0);
     for (int i = 0; i < kMaxFloats; ++i) u.p[i] = (T)f[i];

@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kSegment = 256;     // rows of a gradient's chain
 constexpr int64_t kDepthBlock = 768;  // chain elements per pass: a panel of them stays in L2
 constexpr int64_t kRowBlock = 192;    // rows of x per task: a block of them stays in L2
-// Packed panels in use at a time: in L2 while the rows of x fit beside them, else few passes over x matter more.
-constexpr int64_t kGroupBytes = 4 << 20, kSmallGroupBytes = 1 << 19;
+// Packed panels in use at a time: they stay in L2 beside a block of rows. A share of other programs is kept free.
+constexpr int64_t kGroupBytes = 768 << 10, kSmallGroupBytes = 1 << 19;
 
 // A lambda as a pool task.
 template <class F> FASTAE_INLINE void parallel(int threads, int64_t tasks, const F& f) noexcept {
@@ -39,6 +39,11 @@ FASTAE_INLINE int useful_threads(int threads, double work) {
 
 template <class T> FASTAE_INLINE int64_t packed_size(int64_t columns, int64_t depth) {
   return ceil_div(columns, Vec<T>::N) * Vec<T>::N * depth;
+}
+
+// Whether a right operand (depth, columns) lies as its only packed panel would.
+template <class T> FASTAE_INLINE bool is_panel(int64_t ld, int64_t columns) {
+  return ld == columns && columns <= kPanelColumns<T> && columns % Vec<T>::N == 0;
 }
 
 // Packs panels [first, last) of the right operand. transposed: w (columns, depth), else w (depth, columns).
@@ -85,6 +90,7 @@ void multiply(const T* a, int64_t lda, const T* w, int64_t ldw, bool transposed,
               int64_t columns, int64_t depth, T* c, int64_t ldc, int threads, T* scratch, const F& finish) noexcept {
   constexpr int64_t W = kPanelColumns<T>;
   threads = useful_threads(threads, (double)m * columns * depth);
+  if (!packed && !transposed && is_panel<T>(ldw, columns)) packed = w;
   const int64_t panels = panel_count<T>(columns);
   const int64_t bytes = m <= 2 * kRowBlock ? kSmallGroupBytes : kGroupBytes;
   const int64_t group = packed ? panels : larger(1, bytes / (int64_t)sizeof(T) / (W * larger(depth, 1)));
@@ -142,7 +148,9 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
   for (int64_t s = 0; s < m; s += kSegment) {
     const int64_t rows = smaller(kSegment, m - s);
     const int t = useful_threads(threads, (double)rows * n * (dw ? k : 4));
-    parallel(t, row_panels + panels, [&](int64_t task) {
+    const bool lies = is_panel<T>(ldx, k);
+    const T* const b = lies ? x + s * ldx : right;
+    parallel(t, row_panels + (lies ? 0 : panels), [&](int64_t task) {
       if (task < row_panels) {
         const int64_t j = task * kPanelRows, width = smaller(kPanelRows, n - j);
         T sums[kPanelRows + 2 * Vec<T>::N];
@@ -174,7 +182,7 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
             if (taken) use->expect(use->context, row, most, j, width);
             if (taken && begun) copy_tile(to, k, sum, W, most, width);
             const TileArgs<T> args = {
-                rows,  left + q * stride + i,   1, right + panel * W * rows, taken ? sum : to, taken ? W : k,
+                rows,  left + q * stride + i,   1, b + panel * W * rows, taken ? sum : to, taken ? W : k,
                 width, begun ? kAddAfter : kSet};
             const int done = run_tile<T, true>(nv, end - i, args);
             if (taken) use->take(use->context, sum, W, row, done, j, width);

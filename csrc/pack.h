@@ -20,18 +20,25 @@ template <class T> FASTAE_INLINE int panel_vectors(int64_t columns, int64_t pane
   return (int)smaller(kMaxVectors, ceil_div(columns - panel * kPanelColumns<T>, Vec<T>::N));
 }
 
+// Lanes of (a, b) by their numbers: compilers disagree on how to ask for them.
+template <int... L, class V> FASTAE_INLINE V lanes_of(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, L...);
+#else
+  typedef decltype(a < b) ints;
+  return __builtin_shuffle(a, b, ints{L...});
+#endif
+}
+
 // In-register transpose of N x N: at distance s, blocks of s lanes off the diagonal change places.
 template <class T, int S, int... L> FASTAE_INLINE void transpose_stage(Vec<T>* r, std::integer_sequence<int, L...>) {
   constexpr int N = Vec<T>::N;
-  typedef typename Native<T>::ints ints;
-  const ints low = {((L & S) ? L - S + N : L)...};
-  const ints high = {((L & S) ? L + N : L + S)...};
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i)
     if ((i & S) == 0) {
       const auto a = r[i].v, b = r[i + S].v;
-      r[i] = Vec<T>(__builtin_shuffle(a, b, low));
-      r[i + S] = Vec<T>(__builtin_shuffle(a, b, high));
+      r[i] = Vec<T>(lanes_of<((L & S) ? L - S + N : L)...>(a, b));
+      r[i + S] = Vec<T>(lanes_of<((L & S) ? L + N : L + S)...>(a, b));
     }
   if constexpr (S > 1) transpose_stage<T, S / 2>(r, std::integer_sequence<int, L...>());
 }

@@ -87,31 +87,34 @@ FASTAE_INLINE void philox_store(uint32_t* out, philox_lanes c0, philox_lanes c1,
 #endif
 #endif
 
+// The keys of the ten rounds; of 64-bit lanes, as operands in memory that cost no broadcast of their own.
+struct PhiloxKeys {
+  uint64_t key[20];
+  explicit PhiloxKeys(uint64_t seed) {
+    for (uint32_t round = 0; round < 10; ++round) {
+      key[2 * round] = (uint32_t)seed + round * philox_w0;
+      key[2 * round + 1] = (uint32_t)(seed >> 32) + round * philox_w1;
+    }
+  }
+};
+
 // Words column0 .. column0 + n_columns - 1 of a row, column0 a multiple of 4. Whole groups are written: out must
 // have room for n_columns rounded up to a multiple of 64.
-FASTAE_INLINE void philox_row(uint64_t seed, uint32_t epoch, uint32_t stream, uint64_t row, uint32_t column0,
+FASTAE_INLINE void philox_row(const PhiloxKeys& keys, uint32_t epoch, uint32_t stream, uint64_t row, uint32_t column0,
                               int n_columns, uint32_t* out) {
-  const uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
   const uint32_t row0 = (uint32_t)row, row1 = (uint32_t)(row >> 32);
   const uint32_t first = column0 / 4 | stream << 24;
   const int n_blocks = (n_columns + 3) / 4;
 #if defined(__SSE2__) && !defined(FASTAE_DEVICE)
   const philox_lanes m0 = philox_all(philox_m0), m1 = philox_all(philox_m1);
-  uint64_t keys[20];  // in memory: operands of the rounds that cost no broadcast of their own
-#pragma GCC unroll 10
-  for (uint32_t round = 0; round < 10; ++round) {
-    keys[2 * round] = (uint32_t)(key0 + round * philox_w0);
-    keys[2 * round + 1] = (uint32_t)(key1 + round * philox_w1);
-  }
-  __asm__("" : "+m"(keys));
   for (int block = 0; block < n_blocks; block += philox_blocks) {
     philox_lanes c0 = philox_first(first + (uint32_t)block), c1 = philox_all(row0), c2 = philox_all(row1);
     philox_lanes c3 = philox_all(epoch);
 #pragma GCC unroll 10
     for (uint32_t round = 0; round < 10; ++round) {
       const philox_lanes p0 = philox_mul(m0, c0), p1 = philox_mul(m1, c2);
-      c0 = philox_xor(philox_high(p1), c1, philox_wide(keys[2 * round]));
-      c2 = philox_xor(philox_high(p0), c3, philox_wide(keys[2 * round + 1]));
+      c0 = philox_xor(philox_high(p1), c1, philox_wide(keys.key[2 * round]));
+      c2 = philox_xor(philox_high(p0), c3, philox_wide(keys.key[2 * round + 1]));
       c1 = p1;
       c3 = p0;
     }
@@ -120,9 +123,30 @@ FASTAE_INLINE void philox_row(uint64_t seed, uint32_t epoch, uint32_t stream, ui
 #else
   for (int block = 0; block < n_blocks; ++block) {
     uint32_t c[4] = {first + (uint32_t)block, row0, row1, epoch};
-    philox_block(c, key0, key1);
+    philox_block(c, (uint32_t)keys.key[0], (uint32_t)keys.key[1]);
     memcpy(out + 4 * block, c, sizeof c);
   }
+#endif
+}
+
+FASTAE_INLINE void philox_row(uint64_t seed, uint32_t epoch, uint32_t stream, uint64_t row, uint32_t column0,
+                              int n_columns, uint32_t* out) {
+  philox_row(PhiloxKeys(seed), epoch, stream, row, column0, n_columns, out);
+}
+
+// Lanes whose word is at least a threshold, unsigned.
+template <class T> FASTAE_INLINE Mask<T> at_least_mask(const uint32_t* words, uint32_t threshold) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return Mask<T>(_mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32((int)threshold)));
+  else
+    return Mask<T>(
+        _mm256_cmpge_epu32_mask(_mm256_loadu_si256((const __m256i*)words), _mm256_set1_epi32((int)threshold)));
+#else
+  typedef uint32_t Words __attribute__((vector_size(FASTAE_VBYTES * 4 / sizeof(T))));
+  Words w;
+  memcpy(&w, words, sizeof w);
+  return Mask<T>(__builtin_convertvector(w >= threshold, typename Native<T>::ints));
 #endif
 }
 
