@@ -29,12 +29,13 @@ FLOAT64 = {
         error_factor gated_grad jumprelu_count jumprelu_grad jumprelu_l0 latent_grad_bias latent_sum norm_factor
         norms_make squared_error squares_by_column""",
     "a statistic or factor that such a sum gave, once per column or thread": """
-        batch_norm batch_norm_grad clip_scale fold_norm latent_grad_finish restore standardize""",
+        batch_norm batch_norm_grad clip_scale fold_norm latent_grad_finish""",
     "a rate's threshold and 1 / (1 - rate), once per thread": """
         activation_grad dense_finish dense_grad_finish dense_large dense_middle dense_small dropout input_grad_large
         input_grad_middle input_grad_small noise""",
     "erf of float32 in float64, as on the CPU": "activation dense_int8_large dense_int8_middle dense_int8_small",
     "a step's scalars, once per thread": "average project_elements",
+    "standardised rows there and back, element by element, as on the CPU": "restore standardize",
     "numbers of rows and latents, once per batch": "batch_begin batch_finish",
     "bounds of rounding, once per row": "certify_begin certify_pack pack_encoder",
     "one draw by weight per row": "neighbour",
