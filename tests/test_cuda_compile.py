@@ -25,14 +25,19 @@ FLOAT64 = {
         activity batch_norm_grad_sums batch_norm_statistics centre_columns check clip_factor clip_squares column_means
         contractive contractive_norms contractive_sums decorrelation_rest kl_means layer_norm layer_norm_grad
         layer_norm_grad_sums likelihood loss mean_value orthogonality_rest pair project_max_norm project_unit
-        projector_rest size_factor softmax softmax_grad sum_value weight_penalty""",
+        projector_rest size_factor softmax softmax_grad sum_value weight_penalty code_penalty code_statistics code_value
+        error_factor gated_grad jumprelu_count jumprelu_grad jumprelu_l0 latent_grad_bias latent_sum norm_factor
+        norms_make squared_error squares_by_column""",
     "a statistic or factor that such a sum gave, once per column or thread": """
-        batch_norm batch_norm_grad clip_scale fold_norm""",
+        batch_norm batch_norm_grad clip_scale fold_norm latent_grad_finish""",
     "a rate's threshold and 1 / (1 - rate), once per thread": """
         activation_grad dense_finish dense_grad_finish dense_large dense_middle dense_small dropout input_grad_large
         input_grad_middle input_grad_small noise""",
     "erf of float32 in float64, as on the CPU": "activation dense_int8_large dense_int8_middle dense_int8_small",
-    "a step's scalars, once per thread": "project_elements",
+    "a step's scalars, once per thread": "average project_elements",
+    "standardised rows there and back, element by element, as on the CPU": "restore standardize",
+    "numbers of rows and latents, once per batch": "batch_begin batch_finish",
+    "bounds of rounding, once per row": "certify_begin certify_pack pack_encoder",
     "one draw by weight per row": "neighbour",
 }
 
@@ -97,7 +102,7 @@ def test_kernels_compile(real, architecture):
 
 # ---- float64 where float32 is meant ---
 
-_HARMLESS = re.compile(r"(ld|st|mov|selp|cvt\.rn\.f32|cvt\.rn\.bf16|cvt\.rn\.f16)\b[\w.:]*\.f64")
+_HARMLESS = re.compile(r"(ld|st|mov|selp|cvt\.rn\.f32|cvt\.rn\.bf16|cvt\.rn\.f16|cvt\.rzi\.[su]\d+)\b[\w.:]*\.f64")
 
 
 def float64_kernels(ptx):
