@@ -17,4 +17,4 @@
 #include "cuda/select.cuh"
 #include "cuda/encode.cuh"
 #include "cuda/batch_topk.cuh"
-#include "cuda/certify.cuh"
+#include "cuda/certified.cuh"
