@@ -112,10 +112,8 @@ template <class T> void decode_full(const Decode<T>& d, int64_t m, int64_t n, in
 template <class T, int H, int... L>
 FASTAE_INLINE Vec<T> add_halves(Vec<T> x, Vec<T> y, std::integer_sequence<int, L...>) {
   constexpr int N = Vec<T>::N, P = N / (2 * H);
-  typedef typename Native<T>::ints ints;
-  const ints low = {(L / H / P * N + L / H % P * 2 * H + L % H)...};
-  const ints high = {(L / H / P * N + L / H % P * 2 * H + L % H + H)...};
-  return Vec<T>(__builtin_shuffle(x.v, y.v, low)) + Vec<T>(__builtin_shuffle(x.v, y.v, high));
+  return Vec<T>(lanes_of<(L / H / P * N + L / H % P * 2 * H + L % H)...>(x.v, y.v)) +
+         Vec<T>(lanes_of<(L / H / P * N + L / H % P * 2 * H + L % H + H)...>(x.v, y.v));
 }
 template <class T, int H> FASTAE_INLINE Vec<T> add_tree(Vec<T>* v) {
   for (int i = 0; i < H; ++i)

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import named
 from scipy.sparse import csr_array
 
 import fastae
@@ -412,7 +413,7 @@ def test_callers_rows_are_never_altered(kind, normalization, backend):
     a, b = X.copy(), X[:, ::-1].copy()
     options = {"transcoder": True, "pre_bias": False, "skip": True} if kind == "transcoder" else {}
     m = model("topk" if kind == "transcoder" else kind, normalization=normalization, shuffle=False, max_iter=2,
-              backend=backend.name, **options)  # fmt: skip
+              backend=named(backend), **options)  # fmt: skip
     y = (b,) if options else ()
     for call in (m.fit, m.partial_fit, m.score):
         call(a, *y)
@@ -577,8 +578,8 @@ def test_codes_of_the_caller_are_not_rewritten(fitted):
 def test_rows_that_overflow_are_refused(normalization, backend):
     huge = RNG.normal(size=(100, 8)) * 1e200
     with pytest.raises((fastae.NonFiniteLossError, ValueError), match=r"scale X|finite|1e-30 to 1e30|learning_rate"):
-        model(normalization=normalization, backend=backend.name).fit(huge)
-    m = model(normalization=normalization, backend=backend.name, max_iter=1).fit(X)
+        model(normalization=normalization, backend=named(backend)).fit(huge)
+    m = model(normalization=normalization, backend=named(backend), max_iter=1).fit(X)
     row = np.full((3, 12), 3e38, np.float32)
     row[0] = 1.0
     row *= np.linspace(-1, 1, 12, dtype=np.float32)
@@ -596,7 +597,7 @@ def test_rows_that_overflow_are_refused(normalization, backend):
             with pytest.raises(ValueError, match=r"of row [01] overflow float32"):
                 call(row)
         plain = SparseAutoencoder.from_arrays(m.arrays_["encoder"], None, m.dictionary_, None, sparsity="relu",
-                                              backend=backend.name)  # fmt: skip
+                                              backend=named(backend))  # fmt: skip
         with pytest.raises(ValueError, match=r"of row [01] overflow float32"):
             plain.transform(row)
 

@@ -9,6 +9,7 @@ import importlib
 import numpy as np
 import pytest
 import sparse_files
+from conftest import named
 from sparse_numpy import decode, encode
 from test_sparse_gradients import Problem
 from test_sparse_packages import DICTIONARIES, SAELENS, package, randomise, rows, saelens_class
@@ -483,6 +484,6 @@ def test_hand_made_estimators(case, tmp_path, backend):
     checkpoint, x = read(path), F.array(50, F.P, seed=9)
     model = SparseAutoencoder.from_pretrained(path)
     assert model.source_["format"] == case.split(",")[0]
-    model.backend = backend.name
+    model.backend = named(backend)
     code = encode(checkpoint, x)
     same_codes(model, x, code, decode(checkpoint, code, x))

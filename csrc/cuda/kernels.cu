@@ -10,6 +10,7 @@
 #include "cuda/update.cuh"
 // of codes
 #include "cuda/batch_topk.cuh"
+#include "cuda/certified.cuh"
 #include "cuda/certify.cuh"
 #include "cuda/codes.cuh"
 #include "cuda/encode.cuh"

@@ -228,7 +228,7 @@ FASTAE_INLINE double falling(double x) {
   return 1 - h * h;
 }
 
-FASTAE_KERNEL(norm_factor, kThreads) {
+FASTAE_KERNEL(norm_factor, kThreads, 1) {
   namespace at = at_norm_factor;
   const Listed code(o, at::s_val, at::s_start, at::s_entry);
   const View<T> w = o.real(at::s_w);

@@ -147,15 +147,8 @@ def batch_topk(b: Binder, op) -> None:
     rows = blocks_of_rows(b.m, chunk)
     room = min(n, 2 * b.shape("val")[1] + 64 + rows[1][0] * STRIPS)
     memory = Memory()
-    for count, size in (
-        (b.m * chunk, item),
-        (1, 64),
-        (BINS, 8),
-        (b.m * room, item),
-        (b.m * room, 4),
-        (b.m, 4),
-        (b.m, 8),
-    ):
+    sizes = ((b.m * chunk, item), (1, 64), (BINS, 8), (b.m * room, item), (b.m * room, 4), (b.m, 4), (b.m, 8))
+    for count, size in sizes:
         memory.take(count, size)
     common = (0, chunk, room)
     b.launch("batch_begin", over_rows(b.m), work_bytes=memory.bytes, extra=common)
