@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .binder import THREADS, Binder, Grid, ceil_div, over, over_cells
 from .dense import bias_sum
 
@@ -33,7 +35,7 @@ def by_latent(b: Binder, op) -> None:
     blocks = max(1, min(ceil_div(b.m, ROWS_OF_A_BLOCK), MOST_COUNTS // n))
     work = 8 * ceil_div(n, THREADS) + 4 * n * blocks
     capacity = width // b.shape("count")[1]
-    more = {"extra": (blocks,), "work_bytes": work}
+    more: dict[str, Any] = {"extra": (blocks,), "work_bytes": work}
     b.launch("by_latent_clear", over(blocks * n), **more)
     b.launch("by_latent_count", over_cells(b.m, width), **more)
     b.launch("by_latent_sum", over_runs(n), **more)
