@@ -46,8 +46,7 @@ def known(backend, chain):
     return all(kind in backend.kernels for kind, _, _ in chain)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("dtype", "wide"), [(np.float32, True), (np.float64, False)])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_records(native, sizes, dtype, wide):
     every = case(sizes)

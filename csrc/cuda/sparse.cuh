@@ -115,6 +115,7 @@ FASTAE_KERNEL(squares_by_column, 512) {
     const auto total = [&](const auto& f) {
       double sum = 0;
       if (j < p)
+#pragma unroll 2
         for (int64_t r = lane; r < o.m; r += kLanes) sum += f(r);
       part[lane][threadIdx.x] = sum;
       __syncthreads();
