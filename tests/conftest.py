@@ -108,3 +108,11 @@ def pytest_terminal_summary(terminalreporter):
 
         for line in manifest.summary(host.SOURCES, host.LAUNCHED):
             terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Names of the kernels that a run without failures launched on a GPU, to the file FASTAE_GPU_LAUNCHED."""
+    file = os.environ.get("FASTAE_GPU_LAUNCHED")
+    if file and exitstatus == 0 and GPU:
+        launched = {name for way in GPU.values() for name, _ in cuda_backend(0, way).driver._kernels}
+        Path(file).write_text("\n".join(sorted(launched)) + "\n")
