@@ -25,7 +25,8 @@ FASTAE_INLINE void philox_block(uint32_t c[4], uint32_t key0, uint32_t key1) {
   }
 }
 
-#if defined(__SSE2__) && !defined(FASTAE_DEVICE)
+#ifndef FASTAE_DEVICE  // vectors of blocks
+#if defined(__SSE2__)
 // One counter per 64-bit lane; only the low 32 bits of a lane count, what gathers above them is never read.
 #if defined(__AVX512F__)
 typedef __m512i philox_lanes;
@@ -105,7 +106,7 @@ FASTAE_INLINE void philox_row(const PhiloxKeys& keys, uint32_t epoch, uint32_t s
   const uint32_t row0 = (uint32_t)row, row1 = (uint32_t)(row >> 32);
   const uint32_t first = column0 / 4 | stream << 24;
   const int n_blocks = (n_columns + 3) / 4;
-#if defined(__SSE2__) && !defined(FASTAE_DEVICE)
+#if defined(__SSE2__)
   const philox_lanes m0 = philox_all(philox_m0), m1 = philox_all(philox_m1);
   for (int block = 0; block < n_blocks; block += philox_blocks) {
     philox_lanes c0 = philox_first(first + (uint32_t)block), c1 = philox_all(row0), c2 = philox_all(row1);
@@ -149,6 +150,8 @@ template <class T> FASTAE_INLINE Mask<T> at_least_mask(const uint32_t* words, ui
   return Mask<T>(__builtin_convertvector(w >= threshold, typename Native<T>::ints));
 #endif
 }
+
+#endif
 
 }  // namespace
 }  // namespace fastae

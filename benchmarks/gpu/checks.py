@@ -31,7 +31,8 @@ def kernels(device: Device, left: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         launched = Path(folder) / "launched"
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(left, 60), check=False,
-                              env={**os.environ, "PYTHONPATH": str(ROOT), "FASTAE_GPU_LAUNCHED": str(launched)})  # fmt: skip
+                              env={**os.environ, "PYTHONPATH": str(ROOT),
+                                   "FASTAE_GPU_LAUNCHED": str(launched)})  # fmt: skip
         names = launched.read_text().split() if launched.exists() else []
     lines = done.stdout.splitlines()
     failed = [line for line in lines if line.startswith("FAILED")]
