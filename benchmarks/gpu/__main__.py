@@ -43,7 +43,7 @@ def main() -> None:
             result[name] = {"failed": f"{type(error).__name__}: {error}"}
         print(f"== {name}: {time.perf_counter() - start:.1f} s", flush=True)
         Path(options.out).write_text(json.dumps(result, indent=1, default=str) + "\n")
-    failed = [name for name in options.parts if "failed" in result[name]]
+    failed = [name for name in options.parts if result[name].get("failed")]
     print(f"written to {options.out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     sys.exit(bool(failed))
 

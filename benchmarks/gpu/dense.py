@@ -40,7 +40,8 @@ def ours(device: Device, batch: int, precision: str, products: str, steps: int) 
     order = np.arange(rows, dtype=np.int64) % len(X)
 
     def run(n: int) -> float:
-        return training.run_epoch(backend, plan, handle, state, (source,), order[: n * batch], n * batch, settings)
+        feed = training.Held(backend, settings, (source,), order[: n * batch])
+        return training.run_epoch(backend, plan, handle, state, feed, settings)
 
     loss = run(steps)
     short, long = (device.seconds(lambda n=n: run(n), 3) for n in (1, steps))
