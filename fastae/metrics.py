@@ -18,7 +18,7 @@ import numpy as np
 
 from . import ops
 from .io.model_file import write_atomically
-from .models.sparse_feed import is_stream, rows_of
+from .models.feed import is_stream, rows_of
 from .spec.options import number
 from .stream import open_rows
 from .validation import check_rows

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from fastae.backends.cuda import manifest, source
 CSRC = ROOT / "csrc"
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")
 
-# Kernels for float32 that calculate in float64, by the reason. Reading and rounding a record's float64 is no arithmetic.
+# Kernels for float32 that calculate in float64, by reason. Reading and rounding a float64 does not count.
 FLOAT64 = {
     "sums over rows, columns or features, and a step's values, as on the CPU": """
         activity batch_norm_grad_sums batch_norm_statistics centre_columns check clip_factor clip_squares column_means
@@ -55,23 +56,16 @@ class Resources:
 
 
 @cache
-def nvcc(real, architecture, *what):
-    """Compiles the kernels; what nvcc says, and the output as text."""
-    command = ["nvcc", f"-arch=sm_{architecture}", f"-I{CSRC}", *source.OPTIONS, f"-DFASTAE_REAL={real}", *what,
-               CSRC / source.UNITS[0], "-o", "/dev/stdout"]  # fmt: skip
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stderr.decode(), done.stdout.decode(errors="replace")
-
-
-@cache
 def compiled(real, architecture):
-    """PTX, and ptxas's report on it: the front end, which takes most of the time, runs once."""
-    warnings, ptx = nvcc(real, architecture, "-ptx")
-    command = ["ptxas", f"-arch=sm_{architecture}", "-v", "-", "-o", os.devnull]
-    done = subprocess.run(command, input=ptx, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ptx, warnings, done.stderr
+    """PTX, what nvcc says, and ptxas's report on it: the front end, which takes most of the time, runs once."""
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder, "kernels.ptx")
+        warnings = source.run_nvcc("-ptx", f"-arch=sm_{architecture}", f"-I{CSRC}", *source.OPTIONS,
+                                   f"-DFASTAE_REAL={real}", CSRC / source.UNITS[0], "-o", ptx)  # fmt: skip
+        command = ["ptxas", f"-arch=sm_{architecture}", "-v", ptx, "-o", os.devnull]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return ptx.read_text(), warnings, done.stderr
 
 
 def resources(report):

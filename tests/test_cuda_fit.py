@@ -44,8 +44,13 @@ def dense(backend, **options):
         {"noise": fastae.MaskingNoise(0.2), "penalties": (fastae.L1(1e-3),), "solver": "sgd"},
         {"normalization": "batch", "solver": fastae.Adam(clip_norm=0.1)},
         {"loss": "huber", "tied_weights": True, "constraints": (fastae.MaxNorm(1.0),)},
-        {"precision": "float64", "early_stopping": True, "activation": "sigmoid", "code_activation": "sigmoid",
-         "penalties": (fastae.KLSparsity(0.05, 0.1),)},
+        {
+            "precision": "float64",
+            "early_stopping": True,
+            "activation": "sigmoid",
+            "code_activation": "sigmoid",
+            "penalties": (fastae.KLSparsity(0.05, 0.1),),
+        },
     ],
     ids=lambda options: "-".join(options),
 )

@@ -24,10 +24,10 @@ LOSS = {"y": "M n", "target": "M n", "weight": "M 1 +", "dy": "M n", "row_value"
 MORE = [
     *[("dense", {"activation": i, "p0": 0.6, "rate": rate, "stream": 2},
        {"x": "M k", "w": "n k", "b": "1 n", "y": "M n", "rows": "M 1 i"} | ({"z": "M n"} if rate else {}))
-      for i, rate in zip(range(len(ACTIVATIONS)), [0, 0.3] * 7)],
+      for i, rate in zip(range(len(ACTIVATIONS)), [0, 0.3] * 7, strict=False)],
     *[("dense_grad", {"activation": i, "p0": 0.6, "rate": rate, "stream": 3},
        {"dz": "M n", "x": "M k", "w": "n k", "dx": "M k", "dw": "n k", "db": "1 n", "saved": "M k", "rows": "M 1 i"})
-      for i, rate in zip(range(len(ACTIVATIONS)), [0.3, 0] * 7)],
+      for i, rate in zip(range(len(ACTIVATIONS)), [0.3, 0] * 7, strict=False)],
     ("activation_grad", {"activation": INDEX["activation"]["relu"], "rate": 0.4},
      {"dy": "M n", "saved": "M n", "dz": "M n", "rows": "M 1 i"}),
     ("softmax", {}, {"z": "M n", "y": "M n"}),

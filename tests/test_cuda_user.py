@@ -98,7 +98,7 @@ def test_functions_calculate_in_float32(bent_formula):
 
 @needs_numba_cuda
 def test_float64_in_a_function_is_warned_of(clean):
-    outside = registered("cuda_outside", y=from_outside, dy=lambda x: 0.25)
+    outside = registered("cuda_outside", y=from_outside, dy=lambda x: 0.3)
     with pytest.warns(UserWarning, match=r"activation 'cuda_outside': y calculates in float64 .*np\.float32"):
         user.compile_functions(outside, FLOAT32, 90)
 

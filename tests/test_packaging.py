@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,54 @@ def test_extension_exports_only_its_entry_points():
     ours = {name for name in names if "fastae" in name}
     assert ours == {"fastae_get_num_threads", "fastae_set_num_threads"}
     assert "PyInit__core" in names
+
+
+def test_extension_does_not_link_cuda():
+    spec = importlib.util.find_spec("fastae._core")
+    tool = shutil.which("objdump")
+    if spec is None or tool is None:
+        pytest.skip("needs the native extension and objdump")
+    listing = subprocess.run([tool, "-p", spec.origin], capture_output=True, text=True, check=True).stdout
+    needed = [line.split()[1] for line in listing.splitlines() if line.split()[:1] == ["NEEDED"]]
+    assert needed and not [name for name in needed if re.search("cu(da|blas|rt)|nv", name)]
+
+
+@pytest.mark.slow
+def test_wheel_has_the_device_code(tmp_path):
+    """Sources of the kernels in every wheel, and code compiled ahead where nvcc is; neither makes it large."""
+    if missing := [name for name in ("pip", "pybind11", "setuptools") if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"needs {missing} to build a wheel")
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "fastae", tree / "fastae",
+                    ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json", "kernels_*"))  # fmt: skip
+    shutil.copytree(ROOT / "csrc", tree / "csrc")
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("PYTHONPATH", "FASTAE_CUDA")}
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", tmp_path]
+    subprocess.run(command, cwd=tree, env=environment, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        sizes = {info.filename: info.compress_size for info in file.infolist()}
+        report = json.loads(file.read("fastae/_build.json"))
+        file.extractall(tmp_path / "installed")
+    fatbins = {name for name in sizes if name.endswith(".fatbin")}
+    device = {name: size for name, size in sizes.items() if name.startswith("fastae/backends/cuda/")}
+    assert "fastae/backends/cuda/csrc/cuda/kernels.cu" in device
+    assert sum(size for name, size in device.items() if name not in fatbins) < 2 << 20
+    assert sum(device.values()) < 5 << 20
+    if shutil.which("nvcc") is None:
+        assert not fatbins and report["cuda"] is None
+    else:
+        assert fatbins == {f"fastae/backends/cuda/kernels_{real}.fatbin" for real in ("float", "double")}
+        assert {90, 120} <= set(report["cuda"]["float"]["architectures"])
+    code = (
+        "from fastae.backends.cuda import source; print(source.folder()); "
+        "print(*(source.fatbin(real) is not None for real in source.REALS))"
+    )
+    said = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+                          env=environment | {"PYTHONPATH": str(tmp_path / "installed")}).stdout.split()  # fmt: skip
+    assert said == [str(tmp_path / "installed/fastae/backends/cuda/csrc"), *[str(bool(fatbins))] * 2]
 
 
 @functools.cache

@@ -141,24 +141,12 @@ def test_text_gives_the_bits_of_the_catalogue(backend, kind, name, copies):
 ])  # fmt: skip
 def test_functions_agree_with_the_catalogue(backend, name, dtype, copies):
     backend = backend_named(backend)
-    only_text(backend)
     kind = copies[name].__mro__[1].__name__.removesuffix("Option").lower()
     values = [p.default * 0.7 for p in copies[name]._row.parameters]
     wanted = results(kind, copies[name](*values), backend_named("reference"), np.float64)
     for one, other in zip(results(kind, copies["f_" + name](*values), backend, dtype), wanted, strict=True):
         scale = np.nanmax(np.abs(other))
         np.testing.assert_allclose(one, other, rtol=64 * np.finfo(dtype).eps, atol=64 * np.finfo(dtype).eps * scale)
-
-
-def only_text(backend):
-    """Skips where Python functions cannot be called."""
-    if backend.name == "cuda":
-        pytest.skip("device kernels take formulas as text; see test_device_kernels_say_that_they_want_text")
-
-
-def test_device_kernels_say_that_they_want_text(copies):
-    with pytest.raises(ValueError, match=r"'function_elu' was registered as a Python function.*register_activation\("):
-        ops.activation(copies["f_elu"](), np.zeros((1, 1)), backend=backend_named("cuda_host"))
 
 
 def bits(model):
@@ -184,8 +172,6 @@ def test_a_fit_with_text_gives_the_bits_of_the_catalogue(backend, copies):
 def test_contraction(name, backend, copies):
     if backend.name == "numba" and name != "elu":
         return
-    if name == "f_elu":
-        only_text(backend)
 
     def fitted(activation):
         return fastae.Autoencoder(67, activation=activation, penalties=fastae.Contractive(0.3, "exact"), max_iter=2,
@@ -216,7 +202,6 @@ def test_a_fit_with_functions_agrees_with_the_catalogue(native_backend, copies):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_penalty_of_functions_gives_true_zeros(backend, dtype, clean):
-    only_text(backend)
     penalty = copy_of("penalty", next(row for row in PENALTIES if row.name == "elastic_net"), "function_elastic_net",
                       FUNCTIONS["elastic_net"])  # fmt: skip
     parameters = {"activation": "identity", "max_iter": 20, "learning_rate": 0.01, "random_state": 0,

@@ -1,7 +1,8 @@
-"""Training steps of a dense autoencoder, 784-512-128-32 mirrored, beside PyTorch eager, compiled and as a CUDA graph."""
+"""Training steps of a dense autoencoder, 784-512-128-32 mirrored, beside PyTorch eager, compiled and as a graph."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ BATCHES = (1024, 65_536)
 
 
 def flops(batch: int) -> float:
-    pairs = list(zip(WIDTHS, WIDTHS[1:]))
+    pairs = list(pairwise(WIDTHS))
     return batch * 2.0 * (3 * sum(a * b for a, b in pairs) - pairs[0][0] * pairs[0][1])
 
 
@@ -53,7 +54,7 @@ def torch_steps(device: Device, batch: int, way: str, precision: str, steps: int
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     layers: list[Any] = []
-    for i, (a, b) in enumerate(zip(WIDTHS, WIDTHS[1:])):
+    for i, (a, b) in enumerate(pairwise(WIDTHS)):
         layers += [torch.nn.Linear(a, b)] + ([torch.nn.ReLU()] if i not in (2, len(WIDTHS) - 2) else [])
     model = torch.nn.Sequential(*layers).cuda()
     adam = torch.optim.Adam(model.parameters(), fused=True, capturable=way == "graph")

@@ -37,15 +37,20 @@ def facts(device: Device, left: float) -> dict[str, Any]:
     return found
 
 
-def ceilings(device: Device, left: float) -> dict[str, float]:
-    """Bytes a second of a copy (read and written), operations a second of square products by cuBLASLt."""
+def copy_speed(device: Device) -> float:
+    """Bytes a second of a copy on the device, read and written."""
     driver = device.backend().driver
     n_bytes = device.size(4 << 30, 1 << 16)
     a, b = driver.empty(n_bytes), driver.empty(n_bytes)
-    out = {"copy": 2 * n_bytes / device.events(lambda: driver.copy(b, a), 10)}
-    del a, b
+    return 2 * n_bytes / device.events(lambda: driver.copy(b, a), 10)
+
+
+def ceilings(device: Device, left: float) -> dict[str, float]:
+    """Bytes a second of a copy (read and written), operations a second of square products by cuBLASLt."""
+    driver = device.backend().driver
+    out = {"copy": copy_speed(device)}
     n = device.size(8192, 64)
-    for kind, item in (("bfloat16", 2), ("tf32", 4), ("float32", 4), ("float64", 8)):
+    for kind in ("bfloat16", "tf32", "float32", "float64"):
         rng = np.random.default_rng(0)
         dtype = np.dtype(np.float64 if kind == "float64" else np.float32)
         values = rng.standard_normal((n, n)).astype(dtype)

@@ -21,7 +21,8 @@ def model_of(device: Device, precision: str = "float32") -> tuple[fastae.SparseA
     rng = np.random.default_rng(0)
     X = rng.standard_normal((4 * batch, p), dtype=np.float32)
     model = fastae.SparseAutoencoder(
-        n, k=k, batch_size=batch, max_iter=1, random_state=0, backend=device.backend(), shuffle=False, learning_rate=1e-4
+        n, k=k, batch_size=batch, max_iter=1, random_state=0, backend=device.backend(), shuffle=False,
+        learning_rate=1e-4,
     )  # fmt: skip
     return model, X
 

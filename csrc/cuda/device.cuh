@@ -81,11 +81,11 @@ struct Launch {
 
 // Body of a kernel that any run may stop before: FASTAE_KERNEL(name, threads) { ... o.slot ... }. A third argument 1
 // lets it have the registers of one block, where more blocks side by side would cost spills.
-#define FASTAE_KERNEL(NAME, ...)                                                              \
-  FASTAE_INLINE void NAME##_body(const Launch& o);                                            \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) fastae_##NAME(const Launch o) {   \
-    if (!o.step->stopped) NAME##_body(o);                                                     \
-  }                                                                                           \
+#define FASTAE_KERNEL(NAME, ...)                                                            \
+  FASTAE_INLINE void NAME##_body(const Launch& o);                                          \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) fastae_##NAME(const Launch o) { \
+    if (!o.step->stopped) NAME##_body(o);                                                   \
+  }                                                                                         \
   FASTAE_INLINE void NAME##_body(const Launch& o)
 
 constexpr int kThreads = 256;  // of a block, where nothing else is said
@@ -187,8 +187,12 @@ struct Dropout {
   uint32_t stream, threshold;
   T scale, back;
   FASTAE_INLINE Dropout(const Launch& o, int rows_slot, int64_t s, double rate)
-      : step(o.step), rows((const int64_t*)o.slot[rows_slot].p), stream((uint32_t)s), threshold(rate_threshold(rate)),
-        scale((T)(1.0 / (1.0 - rate))), back((T)(1.0 - rate)) {}
+      : step(o.step),
+        rows((const int64_t*)o.slot[rows_slot].p),
+        stream((uint32_t)s),
+        threshold(rate_threshold(rate)),
+        scale((T)(1.0 / (1.0 - rate))),
+        back((T)(1.0 - rate)) {}
   FASTAE_INLINE bool kept(int64_t r, int64_t j) const {
     uint32_t w[4];
     random_words(step, stream, rows[r], j, w);

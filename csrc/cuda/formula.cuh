@@ -20,8 +20,8 @@ struct DevicePart {
   int64_t n_constants;
 };
 struct DeviceFormula {
-  int64_t from_x;                     // an activation's derivative is taken from the pre-activation
-  DevicePart part[kFormulaFunctions]; // y, dy, d2y; value, dy; or value, dw, smooth, prox
+  int64_t from_x;                      // an activation's derivative is taken from the pre-activation
+  DevicePart part[kFormulaFunctions];  // y, dy, d2y; value, dy; or value, dw, smooth, prox
 };
 
 // The record's formula where it was registered at run time, else null.
@@ -48,9 +48,7 @@ FASTAE_INLINE T user_function(const DevicePart& f, T a, T b, T p0, T p1) {
   return Format<T>::inf - Format<T>::inf;
 }
 #elif !defined(__CUDACC__)
-inline T user_function(const DevicePart& f, T a, T b, T p0, T p1) {
-  return ((T(*)(T, T, T, T))f.code)(a, b, p0, p1);
-}
+inline T user_function(const DevicePart& f, T a, T b, T p0, T p1) { return ((T (*)(T, T, T, T))f.code)(a, b, p0, p1); }
 #endif
 
 // A part's value at a, b; p: two parameters

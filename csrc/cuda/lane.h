@@ -88,10 +88,10 @@ template <class T> struct IntVec {
   friend FASTAE_INLINE IntVec operator^(IntVec a, IntVec b) { return IntVec(a.v ^ b.v); }
   friend FASTAE_INLINE IntVec operator~(IntVec a) { return IntVec(~a.v); }
   friend FASTAE_INLINE IntVec operator<<(IntVec a, int n) { return IntVec((I)((U)a.v << n)); }
-  friend FASTAE_INLINE IntVec operator>>(IntVec a, int n) { return IntVec(a.v >> n); }                  // arithmetic
-  friend FASTAE_INLINE IntVec shift_right(IntVec a, int n) { return IntVec((I)((U)a.v >> n)); }         // logical
-  friend FASTAE_INLINE Vec<T> as_float(IntVec a) { return Vec<T>(same_bits<T>(a.v)); }                  // same bits
-  friend FASTAE_INLINE Vec<T> to_float(IntVec a) { return Vec<T>((T)a.v); }                             // same value
+  friend FASTAE_INLINE IntVec operator>>(IntVec a, int n) { return IntVec(a.v >> n); }           // arithmetic
+  friend FASTAE_INLINE IntVec shift_right(IntVec a, int n) { return IntVec((I)((U)a.v >> n)); }  // logical
+  friend FASTAE_INLINE Vec<T> as_float(IntVec a) { return Vec<T>(same_bits<T>(a.v)); }           // same bits
+  friend FASTAE_INLINE Vec<T> to_float(IntVec a) { return Vec<T>((T)a.v); }                      // same value
 };
 
 template <class T> struct Vec {

@@ -34,7 +34,8 @@ FASTAE_INLINE double masked_scale(const LossRow& row, int64_t masked, double sca
 }
 
 // sum_j value(y, t), dy = slope value'(y, t), of the catalogue or registered
-FASTAE_INLINE double elementwise_loss(const LossRow& row, const DeviceFormula* registered, int id, const T* p, T slope) {
+FASTAE_INLINE double elementwise_loss(const LossRow& row, const DeviceFormula* registered, int id, const T* p,
+                                      T slope) {
   double sum = 0;
   if (registered) {
     return row_sum<1>(row.n, row.lane, [&](int64_t j) {
@@ -74,9 +75,8 @@ FASTAE_INLINE double elementwise_loss(const LossRow& row, const DeviceFormula* r
 
 // sum_j t_j (log sum exp z - z_j); derivative softmax(z) sum t - t. Skipping: the softmax of the observed ones.
 FASTAE_INLINE double multinomial(const LossRow& row, T slope) {
-  const T top = row_max(row.n, row.lane, [&](int64_t j) {
-    return row.skip && row.t[j] != row.t[j] ? -Format<T>::inf : row.y[j];
-  });
+  const T top = row_max(row.n, row.lane,
+                        [&](int64_t j) { return row.skip && row.t[j] != row.t[j] ? -Format<T>::inf : row.y[j]; });
   const auto power = [&](int64_t j) { return row.seen(j, exp(Vec<T>(row.y[j]) - Vec<T>(top)).v); };
   const double sum = row_sum<2>(row.n, row.lane, power);
   const double total = row_sum<2>(row.n, row.lane, [&](int64_t j) { return row.target(j); });
@@ -84,9 +84,7 @@ FASTAE_INLINE double multinomial(const LossRow& row, T slope) {
   const bool nothing = row.skip && !(sum > 0) && !(sum != sum);
   if (row.dy) {
     const T a = (T)(total / sum);
-    row.each_column([&](int64_t j) {
-      row.dy[j] = nothing ? T(0) : slope * (power(j) * a - row.target(j));
-    });
+    row.each_column([&](int64_t j) { row.dy[j] = nothing ? T(0) : slope * (power(j) * a - row.target(j)); });
   }
   return nothing ? 0.0 : total * ::log(sum) - dot;
 }
@@ -183,8 +181,8 @@ FASTAE_KERNEL(likelihood, kThreads, 1) {
   each_loss(o, o.real(at::s_y), o.real(at::s_target), o.real(at::s_dy), at::s_weight, at::s_row_value,
             o.i[at::i_masked] != 0, o.i[at::i_accumulate] > 0, [&](int64_t r, double factor, const LossRow& row) {
               const double scale = masked_scale(row, o.i[at::i_masked], o.f[at::f_scale]);
-              return scale * likelihood_sum(row, (int)o.i[at::i_likelihood], p, size ? size(r, 0) : T(0),
-                                            (T)(factor * scale));
+              return scale *
+                     likelihood_sum(row, (int)o.i[at::i_likelihood], p, size ? size(r, 0) : T(0), (T)(factor * scale));
             });
 }
 
@@ -206,9 +204,8 @@ FASTAE_KERNEL(distribution, kThreads) {
   const View<T> y = o.real(at::s_y), size = o.real(at::s_size), out = o.real(at::s_out);
   each_cell(o.m, y.columns, [&](int64_t r, int64_t j) {
     const Vec<T> x = y(r, j), s = size ? size(r, 0) : T(0);
-    visit_likelihood<Vec<T>, T>((int)o.i[at::i_likelihood], [&](auto formula) {
-      out(r, j) = formula.shown((int)o.i[at::i_output], x, s).v;
-    });
+    visit_likelihood<Vec<T>, T>((int)o.i[at::i_likelihood],
+                                [&](auto formula) { out(r, j) = formula.shown((int)o.i[at::i_output], x, s).v; });
   });
 }
 

@@ -7,7 +7,7 @@
 
 namespace fastae {
 
-constexpr int kColumns = 32;                          // of a block of (kColumns, kLanes) threads
+constexpr int kColumns = 32;  // of a block of (kColumns, kLanes) threads
 constexpr int kColumnThreads = kColumns * kLanes;
 
 // The sum of a column's sixteen lanes, on all of them.
@@ -55,10 +55,12 @@ FASTAE_KERNEL(batch_norm_statistics, kColumnThreads) {
   each_column(x.columns, [&](int64_t j, bool writes) {
     const int64_t m = j < 0 ? 0 : o.m;
     const double centre = column_sum(m, [&](int64_t r) { return (double)x(r, j); }) / (double)o.m;
-    const double var = column_sum(m, [&](int64_t r) {
-                         const double d = (double)x(r, j) - centre;
-                         return d * d;
-                       }) / (double)o.m;
+    const double var = column_sum(m,
+                                  [&](int64_t r) {
+                                    const double d = (double)x(r, j) - centre;
+                                    return d * d;
+                                  }) /
+                       (double)o.m;
     if (!writes) return;
     mean.p[j] = centre;
     deviation.p[j] = ::sqrt(var + o.f[at::f_epsilon]);
@@ -90,9 +92,8 @@ FASTAE_KERNEL(batch_norm_grad_sums, kColumnThreads) {
   const int64_t n = x.columns;
   each_column(n, [&](int64_t j, bool writes) {
     const int64_t m = j < 0 ? 0 : o.m;
-    const double slope = column_sum(m, [&](int64_t r) {
-      return (double)dy(r, j) * (((double)x(r, j) - mean[j]) / deviation[j]);
-    });
+    const double slope =
+        column_sum(m, [&](int64_t r) { return (double)dy(r, j) * (((double)x(r, j) - mean[j]) / deviation[j]); });
     const double offset = column_sum(m, [&](int64_t r) { return (double)dy(r, j); });
     if (!writes) return;
     store_sum(dgamma[j], slope, add);
@@ -123,10 +124,12 @@ FASTAE_KERNEL(layer_norm, kThreads) {
   each_row(o.m, [&](int64_t r, int lane) {
     const int64_t n = r < 0 ? 0 : x.columns;
     const double mean = row_sum(n, lane, [&](int64_t j) { return (double)x(r, j); }) / (double)x.columns;
-    const double var = row_sum(n, lane, [&](int64_t j) {
-                         const double d = (double)x(r, j) - mean;
-                         return d * d;
-                       }) / (double)x.columns;
+    const double var = row_sum(n, lane,
+                               [&](int64_t j) {
+                                 const double d = (double)x(r, j) - mean;
+                                 return d * d;
+                               }) /
+                       (double)x.columns;
     const double deviation = ::sqrt(var + o.f[at::f_epsilon]);
     if (statistics && n && lane == 0) {
       statistics(r, 0) = mean;
@@ -146,9 +149,8 @@ FASTAE_KERNEL(layer_norm_grad_sums, kColumnThreads, 1) {
   const bool add = o.i[at::i_add] != 0;
   each_column(x.columns, [&](int64_t j, bool writes) {
     const int64_t m = j < 0 ? 0 : o.m;
-    const double slope = column_sum(m, [&](int64_t r) {
-      return (double)dy(r, j) * (((double)x(r, j) - statistics(r, 0)) / statistics(r, 1));
-    });
+    const double slope = column_sum(
+        m, [&](int64_t r) { return (double)dy(r, j) * (((double)x(r, j) - statistics(r, 0)) / statistics(r, 1)); });
     const double offset = column_sum(m, [&](int64_t r) { return (double)dy(r, j); });
     if (!writes) return;
     store_sum(dgamma[j], slope, add);

@@ -8,8 +8,8 @@
 
 namespace fastae {
 
-constexpr int kSlice = 16;       // BK
-constexpr int kSegment = 256;    // rows of a chain of a weight's gradient
+constexpr int kSlice = 16;     // BK
+constexpr int kSegment = 256;  // rows of a chain of a weight's gradient
 
 // Element (i, d) of the left operand at p[i row + d deep], (d, j) of the right at p[d deep + j column]; rounded: to
 // bfloat16 on the way.
@@ -139,8 +139,8 @@ template <int BM, int BN, int TM, int TN, class Kind = Reals> struct Tile {
   // c = a b in one chain, then, unless all is left to another kernel, finish(row, column) for each output. Blocks: x
   // over columns, y over rows.
   template <class F>
-  static FASTAE_INLINE void multiply(const Side& a, const Side& b, const View<T>& out, int64_t rows,
-                                     int64_t columns, int64_t depth, const F& finish, bool left_over = false) {
+  static FASTAE_INLINE void multiply(const Side& a, const Side& b, const View<T>& out, int64_t rows, int64_t columns,
+                                     int64_t depth, const F& finish, bool left_over = false) {
     __shared__ Panel left, right;
     T sum[TM][TN];
     const int64_t column = (int64_t)blockIdx.x * BN;
@@ -184,8 +184,9 @@ template <class Tiles> FASTAE_INLINE void dense_product(const Launch& o) {
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
   const bool rounded = o.i[at::i_bf16] == 1;
   const Operand right = weight_side(o.real(at::s_w), o.i[at::i_transposed] != 0, rounded);
-  Tiles::multiply({x.p, x.ld, 1, rounded}, right, y, o.m, y.columns, x.columns,
-                  [&](int64_t r, int64_t j) { finish_dense<Activation>(o, dropped, y(r, j), r, j); }, o.extra[0] != 0);
+  Tiles::multiply(
+      {x.p, x.ld, 1, rounded}, right, y, o.m, y.columns, x.columns,
+      [&](int64_t r, int64_t j) { finish_dense<Activation>(o, dropped, y(r, j), r, j); }, o.extra[0] != 0);
 }
 FASTAE_KERNEL(dense_small, 256) { dense_product<SmallTile>(o); }
 FASTAE_KERNEL(dense_middle, 256) { dense_product<MiddleTile>(o); }
@@ -199,9 +200,9 @@ template <class Tiles> FASTAE_INLINE void input_product(const Launch& o) {
   const bool rounded = o.i[at::i_bf16] == 1;
   const Operand right = weight_side(w, o.i[at::i_transposed] == 0, rounded);
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
-  Tiles::multiply({dz.p, dz.ld, 1, rounded}, right, dx, o.m, dx.columns, dz.columns,
-                  [&](int64_t r, int64_t j) { dx(r, j) = finish_grad<Activation>(o, dropped, dx(r, j), r, j); },
-                  o.extra[0] != 0);
+  Tiles::multiply(
+      {dz.p, dz.ld, 1, rounded}, right, dx, o.m, dx.columns, dz.columns,
+      [&](int64_t r, int64_t j) { dx(r, j) = finish_grad<Activation>(o, dropped, dx(r, j), r, j); }, o.extra[0] != 0);
 }
 FASTAE_KERNEL(input_grad_small, 256) { input_product<SmallTile>(o); }
 FASTAE_KERNEL(input_grad_middle, 256) { input_product<MiddleTile>(o); }
@@ -214,14 +215,15 @@ template <class Tiles> FASTAE_INLINE void weight_product(const Launch& o) {
   const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, rounded = o.i[at::i_bf16] == 1;
   const int64_t n = dz.columns, k = x.columns;
   T* const part = o.extra[0] ? (T*)o.work : nullptr;
-  Tiles::segments({dz.p, 1, dz.ld, rounded}, {x.p, 1, x.ld, rounded}, n, k, o.m, [&](T v, int64_t j, int64_t c, int64_t s) {
-    if (part) {
-      part[(s * n + j) * k + c] = v;
-      return;
-    }
-    T& g = transposed ? dw(c, j) : dw(j, c);
-    g = s || add ? g + v : v;
-  });
+  Tiles::segments({dz.p, 1, dz.ld, rounded}, {x.p, 1, x.ld, rounded}, n, k, o.m,
+                  [&](T v, int64_t j, int64_t c, int64_t s) {
+                    if (part) {
+                      part[(s * n + j) * k + c] = v;
+                      return;
+                    }
+                    T& g = transposed ? dw(c, j) : dw(j, c);
+                    g = s || add ? g + v : v;
+                  });
 }
 FASTAE_KERNEL(weight_grad_small, 256) { weight_product<SmallTile>(o); }
 FASTAE_KERNEL(weight_grad_middle, 256) { weight_product<MiddleTile>(o); }

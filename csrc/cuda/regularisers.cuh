@@ -1,8 +1,8 @@
 // Regularisers beyond elementwise penalties: of pairs of rows, of a layer's Jacobian, of the code's mean and covariance,
 // of a weight matrix as a whole. Their products are the records `dense` and `dense_grad` over their own buffers.
 #pragma once
-#include "cuda/norm.cuh"
 #include "cuda/formula.cuh"
+#include "cuda/norm.cuh"
 
 namespace fastae {
 
@@ -67,7 +67,8 @@ FASTAE_KERNEL(contractive_norms, kThreads) {
   const View<T> w = o.real(at_contractive::s_w);
   double* const square = (double*)o.work + w.rows;
   each_row(w.rows, [&](int64_t r, int lane) {
-    const double sum = row_sum(r < 0 ? 0 : w.columns, lane, [&](int64_t i) { return (double)w(r, i) * (double)w(r, i); });
+    const double sum =
+        row_sum(r < 0 ? 0 : w.columns, lane, [&](int64_t i) { return (double)w(r, i) * (double)w(r, i); });
     if (r >= 0 && lane == 0) square[r] = sum;
   });
 }
@@ -97,9 +98,8 @@ FASTAE_KERNEL(contractive, kThreads) {
   const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
   const double scale = 2 * o.f[at::f_strength] / (double)o.m;
   const double* const square = (const double*)o.work + h.columns;
-  each_cell(o.m, h.columns, [&](int64_t r, int64_t j) {
-    dh(r, j) = mul_add((T)(scale * square[j]), a.d2y(h(r, j)), dh(r, j));
-  });
+  each_cell(o.m, h.columns,
+            [&](int64_t r, int64_t j) { dh(r, j) = mul_add((T)(scale * square[j]), a.d2y(h(r, j)), dh(r, j)); });
 }
 
 FASTAE_KERNEL(scale_rows, kThreads) {

@@ -49,7 +49,8 @@ FASTAE_KERNEL(gather, kThreads) {
     read_row(s, place, x.at(r, 0));
     if (threadIdx.x == 0) {
       if (o.has(at::s_rows)) ((int64_t*)o.slot[at::s_rows].p)[r] = step.first_row + id;
-      if (o.has(at::s_weight)) o.real(at::s_weight).p[r * o.slot[at::s_weight].ld] = s.weight ? (T)s.weight[place] : T(1);
+      if (o.has(at::s_weight))
+        o.real(at::s_weight).p[r * o.slot[at::s_weight].ld] = s.weight ? (T)s.weight[place] : T(1);
     }
   }
 }

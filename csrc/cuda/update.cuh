@@ -78,21 +78,24 @@ FASTAE_KERNEL(weight_penalty, kThreads) {
   const int64_t n = o.slot[at::s_w].rows * o.slot[at::s_w].columns;
   const T p[2] = {(T)o.f[at::f_p0], (T)o.f[at::f_p1]};
   const DeviceFormula* const own = registered(o);
-  flat_sums(o, n, [&](int64_t i) {
-    const T x = w[i];
-    T value = T(0), smooth = T(0);
-    if (own) {
-      smooth = run_program(own->part[2], x, x, p[0], p[1]);
-      value = run_program(own->part[0], x, x, p[0], p[1]);
-    } else {
-      visit_penalty<Vec<T>, T>((int)o.i[at::i_penalty], [&](auto formula) {
-        smooth = formula.smooth(Vec<T>(x), p).v;
-        value = formula.value(Vec<T>(x), p).v;
-      });
-    }
-    dw[i] = dw[i] + smooth;
-    return value;
-  }, [](T v) { return (double)v; });
+  flat_sums(
+      o, n,
+      [&](int64_t i) {
+        const T x = w[i];
+        T value = T(0), smooth = T(0);
+        if (own) {
+          smooth = run_program(own->part[2], x, x, p[0], p[1]);
+          value = run_program(own->part[0], x, x, p[0], p[1]);
+        } else {
+          visit_penalty<Vec<T>, T>((int)o.i[at::i_penalty], [&](auto formula) {
+            smooth = formula.smooth(Vec<T>(x), p).v;
+            value = formula.value(Vec<T>(x), p).v;
+          });
+        }
+        dw[i] = dw[i] + smooth;
+        return value;
+      },
+      [](T v) { return (double)v; });
 }
 
 FASTAE_KERNEL(clip_values, kThreads) {
@@ -140,8 +143,7 @@ FASTAE_KERNEL(project_elements, kThreads, 1) {
     if (kind == project_kind::range) x = min(max(x, Vec<T>(p[0])), Vec<T>(p[1]));
     else if (kind == project_kind::non_negative) x = max(x, Vec<T>(T(0)));
     else if (own) x = run_program(own->part[3], x.v, step, p[0], p[1]);
-    else
-      visit_penalty<Vec<T>, T>((int)o.i[at::i_penalty], [&](auto formula) { x = formula.prox(x, Vec<T>(step), p); });
+    else visit_penalty<Vec<T>, T>((int)o.i[at::i_penalty], [&](auto formula) { x = formula.prox(x, Vec<T>(step), p); });
     w(r, j) = x.v;
   });
 }

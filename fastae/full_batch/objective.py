@@ -70,7 +70,8 @@ class Objective:
         self.values = np.zeros((1, plan.n_values))
         n_rows = sources[0].n_rows if rows is None else len(rows)
         self.job = Job(
-            state.spaces, backend.place(sources), n_rows, rows, values=self.values, scalars=np.zeros((1, plan.n_scalars)),
+            state.spaces, backend.place(sources), n_rows, rows, values=self.values,
+            scalars=np.zeros((1, plan.n_scalars)),
             seed=settings.seed, n_threads=settings.n_threads,
         )  # fmt: skip
 

@@ -94,6 +94,9 @@ class _Compiled:
 class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of all estimators: backend, threads, and what does not travel with a pickle."""
 
+    device: Any
+    backend: Any
+    precision: Any
     _left_behind: tuple[str, ...] = ("_compiled", "_live")  # handles, packed weights, working memory: made anew
 
     def _backend(self) -> Any:
@@ -119,7 +122,7 @@ class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         if hasattr(self, "backend_"):
             self.backend_, self.device_ = backend.name, backend.device
             self._forget_compiled()
-            self._live = None
+            self._live: Any = None
         return self
 
     def _forget_compiled(self) -> None:

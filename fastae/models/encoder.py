@@ -68,6 +68,7 @@ class Encoder:
     output: str
     precision: str
     _backend: Any
+    _device: str
     _columns: Any
     _compiled: _Compiled
     _direct: Any
@@ -79,19 +80,22 @@ class Encoder:
     __slots__ = tuple(__annotations__)
 
     def __init__(self, network: Network, arrays: weights.Arrays, *, name: str, columns: Any, marks: bool, backend: Any,
-                 precision: str, dtype: np.dtype, output: str, n_threads: int | None,
+                 device: str, precision: str, dtype: np.dtype, output: str, n_threads: int | None,
                  error: EncodingError | None = None):  # fmt: skip
         # for errors: the model's class, its names of columns, whether it has a parameter `missing`
         stored = output if output in ("float16", "int8") else "real"
-        plan = inference_plan(network, dtype, bf16={"bfloat16": 1, "tf32": 2}.get(precision, 0), int8=precision == "int8", output=stored)
-        compiled = _Compiled(get_backend(backend), plan)
+        plan = inference_plan(
+            network, dtype, bf16={"bfloat16": 1, "tf32": 2}.get(precision, 0), int8=precision == "int8", output=stored
+        )
+        compiled = _Compiled(get_backend(backend, device), plan)
         weights.write(plan, compiled.spaces, network, *arrays)
         compiled.connect(network)
         threads.register_threadpoolctl()
         values = {
             "dtype": dtype, "error": error, "n_components": network.n_components, "n_features_in": network.n_features,
             "n_threads": threads.resolve_threads(n_threads), "output": output, "precision": precision,
-            "_backend": backend, "_columns": columns, "_compiled": compiled, "_direct": compiled.direct,
+            "_backend": backend, "_device": device, "_columns": columns, "_compiled": compiled,
+            "_direct": compiled.direct,
             "_marks": marks, "_name": name, "_network": network, "_threads": n_threads,
         }  # fmt: skip
         for key, value in values.items():
@@ -121,7 +125,8 @@ class Encoder:
         arrays = weights.read(plan, self._compiled.spaces, network, self.dtype)
         settings = {
             "name": self._name, "columns": self._columns, "marks": self._marks, "backend": self._backend,
-            "precision": self.precision, "dtype": self.dtype, "output": self.output, "n_threads": self._threads,
+            "device": self._device, "precision": self.precision, "dtype": self.dtype, "output": self.output,
+            "n_threads": self._threads,
             "error": self.error,
         }  # fmt: skip
         return _restored, (network, arrays, settings)
@@ -215,9 +220,9 @@ def model_encoder(model: DenseModel, precision: str, n_threads: int | None, outp
             f"output={output!r} does not go with precision={precision!r}; an encoder of float64 stores float64, others "
             "'float32', 'float16' or 'int8'"
         )
-    settings = {
+    settings: dict[str, Any] = {
         "name": type(model).__name__, "columns": getattr(model, "feature_names_in_", None), "backend": model.backend,
-        "dtype": dtype, "marks": hasattr(model, "missing"),
+        "device": model.device, "dtype": dtype, "marks": hasattr(model, "missing"),
         "n_threads": model.n_jobs if n_threads is None else n_threads,
     }  # fmt: skip
     encoder = Encoder(network, arrays, precision=precision, output=output, **settings)

@@ -181,8 +181,8 @@ class FittedByBatches(TakesRows):
         if options.is_full_batch(network.solver):
             if self._bf16:
                 raise ValueError(
-                    f"precision={self.precision!r} cannot go with solver={network.solver.name!r}, which computes in float64; "
-                    "use precision='auto', or an update rule such as solver='adam'"
+                    f"precision={self.precision!r} cannot go with solver={network.solver.name!r}, which computes in "
+                    "float64; use precision='auto', or an update rule such as solver='adam'"
                 )
             assert n_rows is not None
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import to_host
+from ..models.graph import source_rows
 from ..plan.plan import Source
 from ..spec.options import unknown
 

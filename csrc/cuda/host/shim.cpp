@@ -49,8 +49,8 @@ struct Fiber {
   void* fake = nullptr;
 #endif
   State state = done;
-  unsigned mask = 0;     // of the warp operation it waits at
-  unsigned parity = 0;   // which of the warp's two sets of values the next operation uses
+  unsigned mask = 0;    // of the warp operation it waits at
+  unsigned parity = 0;  // which of the warp's two sets of values the next operation uses
 };
 
 Fiber fibers[kMostThreads];
@@ -87,7 +87,9 @@ void shuffle(std::vector<unsigned>& order) {
   }
 }
 
-void place(unsigned id) { thread = {id % block_size.x, id / block_size.x % block_size.y, id / (block_size.x * block_size.y)}; }
+void place(unsigned id) {
+  thread = {id % block_size.x, id / block_size.x % block_size.y, id / (block_size.x * block_size.y)};
+}
 
 void leave() {  // a fiber to the scheduler
 #ifdef FASTAE_FAST_SWITCH

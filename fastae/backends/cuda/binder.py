@@ -225,7 +225,7 @@ class Binder:
             extra = (column, n, float_bits(factor))
             self.launch("sum_value", in_one_block(n), work_bytes=n * 8, extra=extra)
 
-    def bind(self, phases: int, kernels: dict[str, Callable[[Binder, Op], None]]) -> list[Launch]:
+    def bind(self, phases: int, kernels: dict[str, Callable[[Binder, Op], None]]) -> list[Any]:
         """The launches of the plan's ops of some phases."""
         self.launches = []
         for op in self.plan.ops:

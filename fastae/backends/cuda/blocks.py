@@ -82,7 +82,7 @@ def place(driver: Any, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         if all(source is not other for other in waiting):  # `in` would compare arrays
             return source
         data = np.ascontiguousarray(source.data)
-        array: Any = DeviceArray(driver.upload(data, aside=True), data.shape, data.dtype)  # type: ignore[arg-type]
+        array: Any = DeviceArray(driver.upload(data, aside=True), data.shape, data.dtype)
         return Source(array, columns=source.columns, weight=source.weight)
 
     return tuple(placed(source) for source in sources)
@@ -98,17 +98,18 @@ class Rows:
         self.turn = 0
         self.held: list[Any] = []
         self.first, self.last = 0, 0  # positions of the rows that the next steps may read
-        if not self.resident and any(op.kind in ("take", "neighbour") for op in plan.ops):
+        mixed = any(isinstance(s.data, DeviceArray) for s in job.sources)  # X, which was placed, beside labels
+        if not self.resident and (mixed or any(op.kind in ("take", "neighbour") for op in plan.ops)):
             self._whole()
 
     def _whole(self) -> None:
         """Steps of a graph between rows read them in any order: all of them have to be there."""
         job = self.job
-        wanted = sum(source_bytes(s) for s in job.sources)
+        wanted = sum(source_bytes(s) for s in job.sources if not on_device(s.data))
         if wanted > self.driver.free_bytes():
             raise MemoryError(
-                f"a Laplacian penalty reads rows in any order, so all {wanted} bytes of X must fit the GPU's memory "
-                f"({self.driver.free_bytes()} bytes free); leave the penalty out, or use device='cpu'"
+                f"a Laplacian penalty, or labels, are read in any order, so all {wanted} bytes of rows must fit the "
+                f"GPU's memory ({self.driver.free_bytes()} bytes free); use device='cpu'"
             )
         self.resident = True
 

@@ -246,7 +246,7 @@ class CupyDriver:
 
 
 class Slot:
-    """Pinned memory on the host, and what it was copied to, for rows on their way; copies have a stream of their own."""
+    """Pinned memory on the host, and what it was copied to, for rows on their way; copies have their own stream."""
 
     def __init__(self, driver: CupyDriver):
         self.driver, self.cupy = driver, driver.cupy

@@ -1,7 +1,8 @@
 """Matrix products by cuBLASLt, through a binding of our own that opens the library at run time.
 
-CuPy exposes no cuBLASLt, and its cuBLAS calls refuse to run while a stream is captured. Prototypes and numbers are those
-of cublasLt.h (12 and 13). Matrices are row-major here: a row-major (r, c) array is the library's column-major (c, r).
+CuPy exposes no cuBLASLt, and its cuBLAS calls refuse to run while a stream is captured. Prototypes and numbers are
+those of cublasLt.h (12 and 13). Matrices are row-major here: a row-major (r, c) array is the library's column-major
+(c, r).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which kernels were verified on a GPU as they are now: csrc/cuda/verified.json, written by ``python -m benchmarks.gpu``.
+"""Which kernels were verified on a GPU as they are now: csrc/cuda/verified.json, which ``benchmarks.gpu`` writes.
 
 A kernel is known by a digest of all that its file is made of, headers included, and of how it is compiled.
 """
@@ -19,7 +19,7 @@ FILE = Path("cuda", "verified.json")
 
 def kernel_digests(root: Path) -> dict[str, str]:
     """Every kernel, with the digest of what it is made of."""
-    found = {}
+    found: dict[str, str] = {}
     for unit in source.UNITS:
         for name, text in source.parts(root, unit).items():
             if name.endswith((".cuh", ".cu")) and (kernels := _KERNEL.findall(text)):
@@ -78,5 +78,6 @@ def summary(root: Path, launched: Iterable[str]) -> list[str]:
     lines.append(f"verified on a GPU as they are: {len(found.verified)}")
     for what, kernels in (("changed since", found.changed), ("never verified", found.never)):
         if kernels:
-            lines[1] += f"; {what}: {len(kernels)}" + ("" if len(kernels) == len(everything) else f" ({names(kernels)})")
+            which = "" if len(kernels) == len(everything) else f" ({names(kernels)})"
+            lines[1] += f"; {what}: {len(kernels)}{which}"
     return lines

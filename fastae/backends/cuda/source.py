@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -92,7 +93,8 @@ def run_nvcc(*arguments: str | Path) -> str:
     command = shutil.which("nvcc")
     if command is None:
         raise RuntimeError("nvcc is not on the PATH")
-    done = subprocess.run([command, *map(str, arguments)], capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a sanitizer's
+    done = subprocess.run([command, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"nvcc failed with status {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
     return done.stdout + done.stderr

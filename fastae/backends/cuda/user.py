@@ -1,14 +1,15 @@
 """Formulas of Python functions on a GPU: Numba makes device code of the functions, nvJitLink links it with a kernel.
 
 The kernels are compiled once by NVRTC as intermediate code in which a formula's functions are external
-(csrc/cuda/formula.cuh). For each formula, and each kernel that runs it, that code and the functions become one cubin, in
-which the functions are inlined. Needs numba-cuda and what it brings, not CuPy and no GPU.
+(csrc/cuda/formula.cuh). For each formula, and each kernel that runs it, that code and the functions become one cubin,
+in which the functions are inlined. Needs numba-cuda and what it brings, not CuPy and no GPU.
 """
 
 from __future__ import annotations
 
 import dis
 import hashlib
+import importlib
 import os
 import re
 import tempfile
@@ -77,9 +78,8 @@ def _is_arithmetic(code: types.CodeType) -> bool:
 def missing() -> str | None:
     """Why formulas of Python functions cannot run on a GPU here, with what to do about it."""
     try:
-        import cuda.bindings.nvjitlink
-        import cuda.bindings.nvrtc
-        import numba_cuda  # noqa: F401
+        for module in ("cuda.bindings.nvjitlink", "cuda.bindings.nvrtc", "numba_cuda"):
+            importlib.import_module(module)
     except ImportError as error:
         return f"a formula of Python functions needs numba-cuda ({error}): pip install 'fastae[cuda13]' (or [cuda12])"
     return None
@@ -87,7 +87,8 @@ def missing() -> str | None:
 
 def compile_functions(formula: Formula, dtype: np.dtype, architecture: int) -> list[bytes]:
     """Intermediate code of a formula's Python functions; warns where they calculate in float64 for float32."""
-    from numba import cuda, types as numba_types
+    from numba import cuda
+    from numba import types as numba_types
 
     real = numba_types.float64 if dtype == np.float64 else numba_types.float32
     out = []
