@@ -120,7 +120,7 @@ FASTAE_KERNEL(maxout, kThreads) {
   const int pieces = (int)z.columns / (int)n;
   each_cell(o.m, n, [&](int64_t r, int64_t j) {
     T top = z(r, j);
-    for (int q = 1; q < pieces; ++q) top = max(Vec<T>(z(r, q * n + j)), Vec<T>(top)).v;
+    for (int q = 1; q < pieces; ++q) top = max(Vec<T>(top), Vec<T>(z(r, q * n + j))).v;
     y(r, j) = top;
   });
 }
