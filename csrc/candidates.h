@@ -45,6 +45,15 @@ template <class T> struct EncodeArgs {
 constexpr int64_t kLatentBytes = 1 << 20;  // of a group of latents: in L2 beside a panel of rows
 constexpr int64_t kGroupRuns = 2;          // of float32's, in a group in bfloat16
 
+// Lists of what a first look leaves (coarse.h).
+constexpr int64_t kCoarseRows = 3;      // of a batch
+constexpr int64_t kCoarseMost = 256;    // of k
+constexpr int64_t kCoarseFirst = 1024;  // latents of the first group, and at most of one
+constexpr int64_t kCoarseGroup = 4096;
+constexpr int64_t kCoarseParts = 8;    // of a group, side by side
+constexpr int64_t kCoarseKept = 2048;  // of a list between groups
+constexpr int64_t kCoarseRoom = 2 * (kCoarseKept + kCoarseGroup) + (kCoarseParts + 4) * 64;
+
 template <class T> struct Candidates {
   static constexpr int64_t W = 2 * Vec<T>::N;  // rows of a panel
   static constexpr int64_t kBlock = 96;        // latents of a group: a multiple of this
@@ -57,7 +66,7 @@ template <class T> struct Candidates {
   uint16_t *halves, *tiles;
   int8_t* bytes_x;
   QuantizedRow* rows_x;
-  float *row_a, *row_size, *norm, *error;
+  float *row_a, *row_size, *norm, *error, *coarse;
   bool certified = false, begun = false, panels_made = false, overflow = false;
   float largest_row = 0;
   int64_t redone = 0;
@@ -83,13 +92,14 @@ template <class T> struct Candidates {
     held = c.take<int32_t>(rows);
     full = c.take<int32_t>(rows);
     halves = tiles = nullptr;
-    row_a = row_size = norm = error = nullptr;
+    row_a = row_size = norm = error = coarse = nullptr;
     bytes_x = nullptr;
     rows_x = nullptr;
 #ifdef FASTAE_BF16
     if (a.eight) {
       bytes_x = c.take<int8_t>(rows * 2 * whole_lines(p));
       rows_x = c.take<QuantizedRow>(rows);
+      coarse = c.take<float>(smaller(a.most_m, kCoarseRows) * 4 * kCoarseRoom);
     }
     if (has_bounds(a)) {
       row_a = c.take<float>(rows);

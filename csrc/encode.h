@@ -4,13 +4,13 @@
 // the rows of a tile and rows of x as its columns, so that w is read where it lies and a vector holds one latent's z of
 // as many rows. What passes a row's limit becomes a candidate (candidates.h). Every path gives the same bits.
 #pragma once
-#include "quantized.h"
+#include "coarse.h"
 
 namespace fastae {
 namespace {
 
 #ifdef FASTAE_BF16
-template <class T> using EncodingBase = Quantized<T>;
+template <class T> using EncodingBase = Coarse<T>;
 #else
 template <class T> using EncodingBase = Candidates<T>;
 #endif
@@ -211,7 +211,9 @@ template <class T> struct Encoding : EncodingBase<T> {
         const bool quantized = Base::may_quantize();
         certified = Base::may_certify();
         begun = certified || quantized;
-        if (quantized)
+        if (quantized) Base::quantize_rows();
+        if (quantized && Base::may_look() && Base::template by_looks<KIND>()) first = a.n;
+        else if (quantized)
           first = Base::template by_bytes<KIND>([&](int64_t from, int64_t to) {
             for (int64_t q = from; q < to; q += run_of) float_group<KIND>(q, smaller(to, q + run_of));
           });

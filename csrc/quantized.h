@@ -15,95 +15,20 @@
 // s +- B is rounded once more; 8u |X||q| would do. Nothing before the product with s_j is denormal. Norms and residuals
 // are float32 sums with the same allowance as there.
 #pragma once
+#include "byte_pack.h"
 #include "certified.h"
-#include "int8.h"
 
 #ifdef FASTAE_BF16
 namespace fastae {
 namespace {
 
-constexpr int64_t kByteLatents = 64;     // of a panel [p / 4][64][4] of q + 128
 constexpr int64_t kBytePanels = 16;      // that go by before anything is decided
-constexpr float kRowSteps = 127 * 128;   // of a row's largest magnitude
-constexpr float kByteError = 0x1p-19f;   // g3
 constexpr int64_t kByteDepth = 1 << 16;  // 127^2 p and 128 127 p fit 32 bits
 constexpr int64_t kByteRows = 16;        // of a batch up to which this is faster than bfloat16 by dot products
 constexpr int64_t kByteTileRows = 32;    // and by tiles
 constexpr int64_t kDecided = 2 * kBytePanels * kByteLatents;  // latents after which candidates tell what is to come
 constexpr int64_t kByteTiled = 3;                             // rows from which on tiles are faster
 constexpr int64_t kByteAhead = 4096;                          // bytes that are fetched ahead
-
-// Where they lie in `packed`: beyond what there is for products in bfloat16.
-struct BytePanels {
-  uint8_t* panels;
-  float *scale, *norm, *error;
-  BytePanels(const void* packed, int64_t n, int64_t p) {
-    const int64_t all = ceil_div(n, kByteLatents) * kByteLatents, depth = whole_lines(p);
-    panels = (uint8_t*)packed + all * (2 * depth + 8);
-    scale = (float*)(panels + all * depth);
-    norm = scale + all;
-    error = norm + all;
-  }
-};
-
-// 64 latents; those beyond count are 0.
-__attribute__((noinline)) void quantize_latents(const float* w, int64_t ldw, int64_t count, int64_t p, uint8_t* panel,
-                                                float* scale, float* norm, float* error) noexcept {
-  const Bounds bounds(p);
-  memset(panel, 0, (size_t)(whole_lines(p) * kByteLatents));
-  for (int64_t i = 0; i < kByteLatents; ++i) {
-    scale[i] = norm[i] = error[i] = 0;
-    if (i >= count) continue;
-    const float* const row = w + i * ldw;
-    const float step = quantize_row(row, p, 0, [](int64_t, IntVec<float>, int) {});
-    Vec<float> all(0), rest(0);
-    quantize_row(row, p, 0, [&](int64_t at, IntVec<float> q, int lanes) {
-      const Vec<float> v = Vec<float>::load(row + at, lanes), d = fma(to_float(q), Vec<float>(-step), v);
-      all = fma(v, v, all);
-      rest = fma(d, d, rest);
-      alignas(16) uint8_t bytes[16];
-      store_parts(q + 128, bytes, 16);
-      for (int64_t word = 0; word < ceil_div(lanes, 4); ++word)
-        memcpy(panel + (at / 4 + word) * 4 * kByteLatents + i * 4, bytes + word * 4, 4);
-    });
-    const float residual = bounds.norm(sum_of_lanes(rest), p);
-    scale[i] = step;
-    norm[i] = bounds.norm(sum_of_lanes(all), p);
-    error[i] = (residual + kByteError * (norm[i] + residual)) * bounds.more;
-  }
-}
-
-// A row's h and l, each filled up with zeros.
-__attribute__((noinline)) void quantize_halves(const float* x, int64_t p, int8_t* high, int8_t* low,
-                                               QuantizedRow* row) noexcept {
-  for (int64_t i = p; i < whole_lines(p); ++i) high[i] = low[i] = 0;
-  const float step = quantize_row(x, p, 0, [](int64_t, IntVec<float>, int) {}, kRowSteps);
-  Vec<float> all(0), rest(0);
-  IntVec<float> sum_high(0), sum_low(0);
-  quantize_row(
-      x, p, 0,
-      [&](int64_t at, IntVec<float> q, int lanes) {
-        const Vec<float> v = Vec<float>::load(x + at, lanes), d = fma(to_float(q), Vec<float>(-step), v);
-        all = fma(v, v, all);
-        rest = fma(d, d, rest);
-        const IntVec<float> h = (q + 64) >> 7, l = q - (h << 7);
-        sum_high = sum_high + h;
-        sum_low = sum_low + l;
-        store_parts(h, high + at, lanes);
-        store_parts(l, low + at, lanes);
-      },
-      kRowSteps);
-  int32_t each[2][16];
-  sum_high.store(each[0]);
-  sum_low.store(each[1]);
-  for (int part = 0; part < 2; ++part) {
-    row->start[part] = 0;
-    for (int i = 0; i < 16; ++i) row->start[part] -= 128 * each[part][i];
-  }
-  row->scale = step;
-  row->squares = sum_of_lanes(all);
-  row->residual = sum_of_lanes(rest);
-}
 
 // c[i] (64) = x[i] . panel for R rows of words
 template <int R>
@@ -195,6 +120,14 @@ template <class T> struct Quantized : Certified<T> {
   struct PanelFacts {
     alignas(64) float bias[kByteLatents], fixed[kByteLatents];
   };
+  FASTAE_INLINE void facts_of(int64_t q, int64_t taken, PanelFacts* facts) const {
+    const V tiny(Bounds(a.p).tiny);
+    for (int v = 0; v < 4; ++v) {
+      const V b = a.b ? V::load((const float*)a.b + q + 16 * v, (int)larger(0, smaller(16, taken - 16 * v))) : V(0);
+      b.store(facts->bias + 16 * v);
+      fma(fabs(b), V(0x1p-21f), tiny).store(facts->fixed + 16 * v);
+    }
+  }
 
   // c: H and L (64) of row r and latents [q, q + taken)
   template <int KIND>
@@ -233,18 +166,13 @@ template <class T> struct Quantized : Certified<T> {
 
   template <int KIND> void byte_rows(const BytePanels& w, int64_t first, int64_t last, int64_t r0, int64_t r1) {
     const int64_t depth = whole_lines(a.p), words = ceil_div(a.p, 4), ldx = depth / 4;
-    const V tiny(Bounds(a.p).tiny);
     const bool tiled = a.how == bf16_product::tiles && r1 - r0 >= kByteTiled;
     Tiles shape;
     if (tiled) shape.configure_bytes(r1 - r0);
     for (int64_t q = first; q < last; q += kByteLatents) {
       const int64_t taken = smaller(kByteLatents, last - q);
       PanelFacts facts;
-      for (int v = 0; v < 4; ++v) {
-        const V b = a.b ? V::load((const float*)a.b + q + 16 * v, (int)larger(0, smaller(16, taken - 16 * v))) : V(0);
-        b.store(facts.bias + 16 * v);
-        fma(fabs(b), V(0x1p-21f), tiny).store(facts.fixed + 16 * v);
-      }
+      facts_of(q, taken, &facts);
       const uint8_t* const panel = w.panels + q * depth;
       alignas(64) int32_t c[32 * kByteLatents];
       if (tiled) {
@@ -291,10 +219,9 @@ template <class T> struct Quantized : Certified<T> {
     return more * 4 <= (a.n - first) * rows;
   }
 
-  // Returns the latents that it has been through. in_float(first, last): a group by products in float32
+  // After quantize_rows. Returns the latents that it has been through. in_float(first, last): a group by products in float32
   template <int KIND, class F> int64_t by_bytes(const F& in_float) {
     const BytePanels w(a.packed, a.n, a.p);
-    quantize_rows();
     for (int64_t first = 0; first < a.n;) {
       const int64_t last = smaller(a.n, first + kBytePanels * kByteLatents);
       if (safe_bytes(w, first, last))

@@ -73,7 +73,7 @@ template <class E> void run_restore(const E& e, const OpRecord& o) {
 }
 
 // packed: tiles of all latents, up to a multiple of 64, then their norms and errors (certify.h), then the same in 8-bit
-// integers (quantized.h), each where this processor multiplies them.
+// integers and in parts of these (byte_pack.h), each where this processor multiplies them.
 template <class E> void run_pack_encoder(const E& e, const OpRecord& o) {
 #ifdef FASTAE_BF16
   namespace at = at_pack_encoder;
@@ -87,8 +87,7 @@ template <class E> void run_pack_encoder(const E& e, const OpRecord& o) {
       const BytePanels out(tiles, n, p);
       parallel(useful_threads(e.threads, (double)n * p), all / kByteLatents, [&](int64_t i) {
         const int64_t j = i * kByteLatents;
-        quantize_latents(w.at(j, 0), w.ld, smaller(kByteLatents, n - j), p, out.panels + j * whole_lines(p),
-                         out.scale + j, out.norm + j, out.error + j);
+        quantize_latents(w.at(j, 0), w.ld, j, smaller(kByteLatents, n - j), p, out);
       });
     }
     if (e.plan.bf16_product == bf16_product::rounded) return;

@@ -547,9 +547,11 @@ MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
 SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
 
 
-# columns of pack_encoder's buffer of bytes (rows: n to a multiple of 64): bfloat16, 8-bit integers, and facts per row
+# columns of pack_encoder's buffer of bytes (rows: n to a multiple of 64): bfloat16, 8-bit integers, their upper six bits
+# and their lower two, and facts per row
 def pack_columns(p: int) -> int:
-    return 3 * -(-p // 64) * 64 + 64
+    lines = -(-p // 64)
+    return 3 * lines * 64 + lines * 48 + -(-p // 256) * 64 + 64
 
 
 INT8_DEPTH = (2**31 - 1) // (127 * 128)  # longest sum of 8-bit products that fits 32 bits, of shifted ones too
