@@ -60,6 +60,31 @@ def named(backend):
     return backend.name
 
 
+# What the default run leaves to `-m slow`, to stay within three minutes. Of these files the device's kernels, compiled
+# for the host: test_cuda_*.py compare the same records.
+SLOW_ON_THE_HOST = {
+    "test_bf16.py", "test_classifier.py", "test_codes.py", "test_diagnostics.py", "test_encode.py", "test_encoder.py",
+    "test_full_batch.py", "test_full_batch_fit.py", "test_fuse.py", "test_int8.py", "test_registry.py",
+    "test_sparse_autoencoder.py", "test_sparse_gradients.py", "test_sparse_parity.py", "test_torch_parity.py",
+    "test_torch_structure.py",
+}  # fmt: skip
+# Of these the instruction set that nearly no machine is left with.
+SLOW_ON_BASELINE = {"test_codes.py", "test_encode.py", "test_encode_exact.py", "test_encode_few.py"}
+SLOW_FILES = {"test_full_codes.py"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is applied
+def pytest_collection_modifyitems(items):
+    for item in items:
+        file, name = item.path.name, item.name
+        if (
+            file in SLOW_FILES
+            or (file in SLOW_ON_THE_HOST and "cuda_host" in name)
+            or (file in SLOW_ON_BASELINE and "[baseline" in name)
+        ):
+            item.add_marker(pytest.mark.slow)
+
+
 WITHOUT_GPU = pytest.mark.skipif(why_not() is None, reason="there is a GPU here")
 
 

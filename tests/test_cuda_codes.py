@@ -1,5 +1,7 @@
 """Device kernels of codes beside the compiled backend: the same bits, whatever the order of threads."""
 
+import math
+
 import numpy as np
 import pytest
 from conftest import backend_named
@@ -7,6 +9,11 @@ from cuda_host import HostDriver
 from test_codes import CODE, SCALARS, SIZES, case, entry_mask, needed, records, run
 from test_encode import DATA, assert_same_codes, codes, outliers, real_numbers
 from test_encode import run as encode
+
+def SLOW(value):
+    """A parameter that the default run leaves out."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
 
 import fastae
 from fastae.backends import get_backend
@@ -47,7 +54,7 @@ def known(backend, chain):
 
 
 @pytest.mark.parametrize(("dtype", "wide"), [(np.float32, True), (np.float64, False)])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", [SLOW(s) if math.prod(s[:3]) > 50_000 else s for s in SIZES], ids=str)
 def test_records(native, sizes, dtype, wide):
     every = case(sizes)
     backend = device(sum(sizes) + wide)
@@ -76,7 +83,9 @@ def encoded_by(backend, arrays, m, n, p, kind, k, path, packed, **more):
 
 @pytest.mark.parametrize("make", DATA, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("products", ["exact", "cublas"])
-@pytest.mark.parametrize("shape", [(9, 1201, 97, 7), (5, 40, 3, 4), (3, 700, 70, 64)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [SLOW((9, 1201, 97, 7)), (5, 40, 3, 4), (3, 700, 70, 64)], ids=str
+)
 def test_encode_has_the_same_bits_on_every_path(native, make, shape, products):
     m, n, p, k = shape
     arrays = make(m, n, p)

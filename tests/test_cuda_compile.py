@@ -42,13 +42,8 @@ FLOAT64 = {
 }
 
 
-def shorter(real, architecture):
-    """The default run compiles one; all others are slow."""
-    first = (real, architecture) == ("float", 90)
-    return pytest.param(real, architecture, marks=() if first else pytest.mark.slow, id=f"{real}-sm_{architecture}")
-
-
-COMBINATIONS = [shorter(real, architecture) for real in source.REALS for architecture in source.ARCHITECTURES]
+COMBINATIONS = [pytest.param(real, architecture, id=f"{real}-sm_{architecture}")
+                for real in source.REALS for architecture in source.ARCHITECTURES]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,6 +82,7 @@ def resources(report):
 
 
 @needs_nvcc
+@pytest.mark.slow
 @pytest.mark.parametrize("real, architecture", COMBINATIONS)
 def test_kernels_compile(real, architecture):
     _, warnings, report = compiled(real, architecture)
