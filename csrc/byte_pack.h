@@ -1,6 +1,5 @@
 // Weights in 8-bit integers, their upper six bits and the lower two, and rows of x in two bytes: see quantized.h.
 #pragma once
-#include "certify.h"
 #include "candidates.h"
 #include "int8.h"
 
@@ -8,9 +7,9 @@
 namespace fastae {
 namespace {
 
-constexpr int64_t kByteLatents = 64;     // of a panel [p / 4][64][4] of q + 128
-constexpr float kRowSteps = 127 * 128;   // of a row's largest magnitude
-constexpr float kByteError = 0x1p-19f;   // g3
+constexpr int64_t kByteLatents = 64;    // of a panel [p / 4][64][4] of q + 128
+constexpr float kRowSteps = 127 * 128;  // of a row's largest magnitude
+constexpr float kByteError = 0x1p-19f;  // g3
 
 // Bytes of a row of lower two bits.
 FASTAE_INLINE int64_t rest_bytes(int64_t p) { return ceil_div(p, 256) * 64; }
@@ -81,8 +80,11 @@ __attribute__((noinline)) void quantize_latents(const float* w, int64_t ldw, int
         memcpy(panel + (at / 4 + word) * 4 * kByteLatents + i * 4, &four, 4);
         put_six(four, i, sixes + (at / 4 + word) * 3 * kByteLatents);
       }
-      for (int lane = 0; lane < lanes; ++lane)
-        rests[at / 256 * 64 + at % 64 + lane] |= (uint8_t)((bytes[lane] & 3) << at % 256 / 64 * 2);
+      uint64_t low[2], old[2];
+      memcpy(low, bytes, sizeof low);
+      memcpy(old, rests + at / 256 * 64 + at % 64, sizeof old);
+      for (int half = 0; half < 2; ++half) old[half] |= (low[half] & 0x0303030303030303) << at % 256 / 64 * 2;
+      memcpy(rests + at / 256 * 64 + at % 64, old, sizeof old);
     });
     // lanes beyond p are as good as 0 - 1.5 steps: they only widen the bound
     const float residual = bounds.norm(sum_of_lanes(rest), p), wider = bounds.norm(sum_of_lanes(more), p);

@@ -47,11 +47,10 @@ constexpr int64_t kGroupRuns = 2;          // of float32's, in a group in bfloat
 
 // Lists of what a first look leaves (coarse.h).
 constexpr int64_t kCoarseRows = 3;      // of a batch
-constexpr int64_t kCoarseMost = 256;    // of k
 constexpr int64_t kCoarseFirst = 1024;  // latents of the first group, and at most of one
 constexpr int64_t kCoarseGroup = 4096;
 constexpr int64_t kCoarseParts = 8;    // of a group, side by side
-constexpr int64_t kCoarseKept = 2048;  // of a list between groups
+constexpr int64_t kCoarseKept = 8192;  // of a list between groups
 constexpr int64_t kCoarseRoom = 2 * (kCoarseKept + kCoarseGroup) + (kCoarseParts + 4) * 64;
 
 template <class T> struct Candidates {

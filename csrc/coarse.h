@@ -1,14 +1,14 @@
-// A first look at all latents by the upper six bits of their 8-bit integers: for a few rows of x the weights' bytes are all
-// the work, and these are three quarters of them. What it leaves over has a look at its lower two bits (quantized.h's
-// bound), what that leaves over the chain of float32.
+// A first look at all latents by the upper six bits of their 8-bit integers: for a few rows of x the weights' bytes are
+// all the work, and these are three quarters of them. What it leaves has a second look, at its lower two bits, and what
+// that leaves the chain of float32.
 //
 // q + 128 = 4 v + c, 0 <= v < 64, 0 <= c < 4. In place of q comes the middle of what v leaves open, 4 v - 126.5:
 //
 //   w' = s_j (4 v - 126.5),  s' = (128 H' + L') s_r s_j + b,  2 H' = 8 sum_p h v - 253 sum_p h, exactly, below 2^31
 //   B' = |w| (|x - x^| + g1 |x|) + |x^| (|w - w'| + g3 |w'|) + 8u |b| + tiny  >=  |z - s'|
 //
-// as there: nothing in that proof says how w' comes from w, and 2 s_r^-1 only moves an exponent. The second look adds what
-// is missing, q - (4 v - 126.5) = c - 1.5:
+// as in quantized.h: nothing in that proof asks how w' comes from w, and 2 H' s_r / 2 only moves exponents. The second
+// look adds what is missing, q - (4 v - 126.5) = c - 1.5:
 //
 //   s = s' + (128 D + E) s_r s_j,  2 D = 2 sum_p h c - 3 sum_p h,  E alike for l
 //
@@ -19,71 +19,11 @@
 // were looked at twice is inverted. Their k-th largest lower bound is a limit for all that come later.
 #pragma once
 #include "quantized.h"
+#include "six_panel.h"
 
 #ifdef FASTAE_BF16
 namespace fastae {
 namespace {
-
-// c[i] (64) = x[i] . panel for R rows of words; the lanes of odd vectors hold sums of v, those of even ones of 4 v.
-// A word of 64 latents is three lines: a, b, k. Upper four bits of v of latents 0-15 are a's upper ones, of 32-47 b's;
-// lower four bits of 16-31 are a's lower ones, of 48-63 b's. k has the two other bits: of 0-15 in its bits 2 and 3, of 16-31
-// in 4 and 5, of 32-47 in 0 and 1, of 48-63 in 6 and 7, so that only the last two need shifts.
-template <int R>
-__attribute__((noinline)) void six_panel(const uint8_t* w, int64_t words, const int32_t* x, int64_t ldx,
-                                         int32_t* c) noexcept {
-  typedef Native<float>::ints ints;
-  const ints upper = IntVec<float>((int32_t)0xf0f0f0f0).v, low = IntVec<float>(0x0c0c0c0c).v;
-  const ints high = IntVec<float>(0x30303030).v;
-  ints sum[R][4] = {};
-  for (int64_t t = 0; t < words; ++t, w += 192, ++x) {
-    ints a, b, k;
-    memcpy(&a, w, sizeof a);
-    memcpy(&b, w + 64, sizeof b);
-    memcpy(&k, w + 128, sizeof k);
-#pragma GCC unroll 3
-    for (int v = 0; v < 3; ++v) __builtin_prefetch(w + kByteAhead + 64 * v);
-    const ints q[4] = {(a & upper) | (k & low), (a & ~upper) | (k & high), (b & upper) | (k << 2 & low),
-                       (b & ~upper) | (k >> 2 & high)};
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-      const __m512i word = _mm512_set1_epi32(x[i * ldx]);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum[i][v]) : "v"(q[v]), "v"(word));
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) memcpy(c + i * 64 + 16 * v, &sum[i][v], 64);
-}
-
-FASTAE_INLINE int32_t sum_of_ints(Native<float>::ints v) {
-  typedef Native<float>::ints ints;
-  v += (ints)_mm512_maskz_shuffle_i32x4(0xffff, (__m512i)v, (__m512i)v, 0x4e);
-  v += (ints)_mm512_maskz_shuffle_i32x4(0xffff, (__m512i)v, (__m512i)v, 0xb1);
-  v += (ints)_mm512_maskz_shuffle_epi32(0xffff, (__m512i)v, _MM_PERM_BADC);
-  v += (ints)_mm512_maskz_shuffle_epi32(0xffff, (__m512i)v, _MM_PERM_CDAB);
-  return v[0];
-}
-
-// sum_p h c and sum_p l c of a row of lower bits.
-FASTAE_INLINE void rest_sums(const uint8_t* rests, int64_t depth, const int8_t* high, int32_t* sum_high,
-                             int32_t* sum_low) {
-  typedef Native<float>::ints ints;
-  const ints two = IntVec<float>(0x03030303).v;
-  ints h = {}, l = {}, k = {}, x;
-  for (int64_t at = 0; at < depth; at += 64, high += 64) {
-    k = k >> 2;
-    if (at % 256 == 0) memcpy(&k, rests + at / 4, sizeof k);
-    const ints q = k & two;
-    memcpy(&x, high, sizeof x);
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(h) : "v"(q), "v"(x));
-    memcpy(&x, high + depth, sizeof x);
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(l) : "v"(q), "v"(x));
-  }
-  *sum_high = sum_of_ints(h);
-  *sum_low = sum_of_ints(l);
-}
 
 template <class T> struct Coarse : Quantized<T> {
   typedef Quantized<T> Base;
@@ -99,9 +39,10 @@ template <class T> struct Coarse : Quantized<T> {
   };
   List list[kCoarseRows];
 
+  // Longer rows leave too much: bounds grow with |x||w|, the spread of z with |x||w| / sqrt(p).
   bool may_look() const {
-    if (a.m > kCoarseRows || a.kind == code_kind::threshold || a.k > kCoarseMost) return false;
-    return a.path == encode_path::int8 || a.n >= 8192;
+    if (a.m > kCoarseRows || a.kind == code_kind::threshold || a.k > 256) return false;
+    return a.path == encode_path::int8 || (a.n * a.p >= 1 << 22 && a.p <= 2048);
   }
 
   template <int KIND>
@@ -145,10 +86,7 @@ template <class T> struct Coarse : Quantized<T> {
       switch (a.m) {
         case 1: six_panel<2>(panel, words, x, ldx, c); break;
         case 2: six_panel<4>(panel, words, x, ldx, c); break;
-        case 3: six_panel<6>(panel, words, x, ldx, c); break;
-        default:
-          six_panel<4>(panel, words, x, ldx, c);
-          six_panel<4>(panel, words, x + 4 * ldx, ldx, c + 4 * kByteLatents);
+        default: six_panel<6>(panel, words, x, ldx, c);
       }
       for (int64_t r = 0; r < a.m; ++r) look<KIND>(w, facts, c + 128 * r, q, taken, r, out + r);
     }
@@ -201,7 +139,8 @@ template <class T> struct Coarse : Quantized<T> {
       int32_t sum_high, sum_low;
       rest_sums(w.rests + j * step, depth, Base::halves_of(r), &sum_high, &sum_low);
       const QuantizedRow& x = rows_x[r];
-      const float more = (float)(2 * sum_high + x.start[0] / 128 * 3) * 128 + (float)(2 * sum_low + x.start[1] / 128 * 3);
+      const float more =
+          (float)(2 * sum_high + x.start[0] / 128 * 3) * 128 + (float)(2 * sum_low + x.start[1] / 128 * 3);
       const float s = __builtin_fmaf(more * (x.scale / 2), w.scale[j], l.middle[i]);
       const float b = a.b ? (float)a.b[j] : 0.f, fixed = __builtin_fmaf(__builtin_fabsf(b), 0x1p-21f, tiny);
       const float bound = __builtin_fmaf(row_a[r], w.norm[j], __builtin_fmaf(row_size[r], w.error[j], fixed));
@@ -294,7 +233,7 @@ template <class T> struct Coarse : Quantized<T> {
     return true;
   }
 
-  // Whether this was the whole way; otherwise nothing but the limits is left of it.
+  // Whether this was the whole way; otherwise nothing is left of it.
   template <int KIND> bool by_looks() {
     const BytePanels w(a.packed, a.n, a.p);
     for (int64_t r = 0; r < a.m; ++r) {
@@ -309,7 +248,8 @@ template <class T> struct Coarse : Quantized<T> {
       look_group<KIND>(w, first, last);
       for (int64_t r = 0; r < a.m; ++r) {
         raise(w, r);
-        good = good && list[r].held <= kCoarseKept;
+        // of too many a look costs more than their other bits would have
+        good = good && list[r].held <= kCoarseKept && (last < 2 * kCoarseFirst || list[r].held * 5 <= last * 2);
       }
     }
     for (int64_t r = 0; r < a.m && good; ++r) good = settle_list(w, r);
@@ -318,9 +258,7 @@ template <class T> struct Coarse : Quantized<T> {
     for (int64_t r = 0; r < a.m; ++r) {
       held[r] = 0;
       full[r] = (int32_t)smaller(room, Base::some());
-      // the number below: what equals it may come before those that reach it
-      if (limit[r] != kInfinity<T> && limit[r] > -kInfinity<T>)
-        limit[r] = (T)number_at<float>(order_of((float)limit[r]) - 1);
+      if (limit[r] != kInfinity<T>) limit[r] = -kInfinity<T>;
     }
     return false;
   }

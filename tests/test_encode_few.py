@@ -1,4 +1,4 @@
-"""Codes of one to three rows on packed weights: two looks at bounds, then chains (csrc/coarse.h); always the same bits."""
+"""Codes of one to three rows on packed weights: two looks, then chains (csrc/coarse.h); always the same bits."""
 
 import numpy as np
 import pytest
@@ -75,9 +75,9 @@ def test_ties_at_the_last_place(any_native):
 
 
 def test_more_candidates_than_a_list_holds(any_native):
-    """Everything begins again, with the limits that there are."""
-    for n in (9000, 3000):
-        arrays = duplicates(3, n, 64)
+    """Everything begins again, by 8 bits."""
+    for n in (9000, 17_000):
+        arrays = duplicates(3, n, 520)
         arrays["w"][:] = arrays["w"][:1]
         arrays["b"][:] = 0.25
         check(any_native, arrays, 20)

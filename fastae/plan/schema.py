@@ -547,8 +547,8 @@ MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
 SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
 
 
-# columns of pack_encoder's buffer of bytes (rows: n to a multiple of 64): bfloat16, 8-bit integers, their upper six bits
-# and their lower two, and facts per row
+# columns of pack_encoder's buffer of bytes (rows: n to a multiple of 64): bfloat16, 8-bit integers, their upper six
+# bits and their lower two, and facts per row
 def pack_columns(p: int) -> int:
     lines = -(-p // 64)
     return 3 * lines * 64 + lines * 48 + -(-p // 256) * 64 + 64
