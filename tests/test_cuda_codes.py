@@ -10,15 +10,15 @@ from test_codes import CODE, SCALARS, SIZES, case, entry_mask, needed, records, 
 from test_encode import DATA, assert_same_codes, codes, outliers, real_numbers
 from test_encode import run as encode
 
-def SLOW(value):
-    """A parameter that the default run leaves out."""
-    return pytest.param(value, marks=pytest.mark.slow)
-
-
 import fastae
 from fastae.backends import get_backend
 from fastae.backends.cuda import CudaBackend
 from fastae.plan import schema
+
+
+def SLOW(value):
+    """A parameter that the default run leaves out."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,7 @@ def encoded_by(backend, arrays, m, n, p, kind, k, path, packed, **more):
 
 @pytest.mark.parametrize("make", DATA, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("products", ["exact", "cublas"])
-@pytest.mark.parametrize(
-    "shape", [SLOW((9, 1201, 97, 7)), (5, 40, 3, 4), (3, 700, 70, 64)], ids=str
-)
+@pytest.mark.parametrize("shape", [SLOW((9, 1201, 97, 7)), (5, 40, 3, 4), (3, 700, 70, 64)], ids=str)
 def test_encode_has_the_same_bits_on_every_path(native, make, shape, products):
     m, n, p, k = shape
     arrays = make(m, n, p)

@@ -1,4 +1,4 @@
-"""Codes of one to three rows on packed weights: two looks, then chains (csrc/coarse.h); always the same bits."""
+"""Codes of one to three rows on packed weights: two looks at bounds, then chains (csrc/coarse.h); the same bits."""
 
 import numpy as np
 import pytest
