@@ -64,12 +64,14 @@ def named(backend):
 # for the host: test_cuda_*.py compare the same records.
 SLOW_ON_THE_HOST = {
     "test_bf16.py", "test_classifier.py", "test_codes.py", "test_diagnostics.py", "test_encode.py", "test_encoder.py",
-    "test_full_batch.py", "test_full_batch_fit.py", "test_fuse.py", "test_int8.py", "test_registry.py",
+    "test_full_batch.py", "test_full_batch_fit.py", "test_fuse.py", "test_gradients.py", "test_int8.py",
+    "test_losses.py", "test_registry.py",
     "test_sparse_autoencoder.py", "test_sparse_gradients.py", "test_sparse_parity.py", "test_torch_parity.py",
     "test_torch_structure.py",
 }  # fmt: skip
-# Of these the instruction set that nearly no machine is left with.
+# Of these the instruction set that nearly no machine is left with, and those that multiply bfloat16 in another way.
 SLOW_ON_BASELINE = {"test_codes.py", "test_encode.py", "test_encode_exact.py", "test_encode_few.py"}
+SLOW_ON_BFLOAT16 = {"test_encode_few.py"}
 SLOW_FILES = {"test_full_codes.py"}
 
 
@@ -81,6 +83,7 @@ def pytest_collection_modifyitems(items):
             file in SLOW_FILES
             or (file in SLOW_ON_THE_HOST and "cuda_host" in name)
             or (file in SLOW_ON_BASELINE and "[baseline" in name)
+            or (file in SLOW_ON_BFLOAT16 and "avx512_" in name)
         ):
             item.add_marker(pytest.mark.slow)
 

@@ -130,6 +130,7 @@ def lint(ptx):
 
 
 @needs_nvcc
+@pytest.mark.slow
 def test_no_unintended_float64():
     lint(compiled("float", 90)[0])
 
