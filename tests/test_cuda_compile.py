@@ -91,7 +91,10 @@ def test_kernels_compile(real, architecture):
     print(f"\n{real}, sm_{architecture}", *(f"{name:{width}} {r.registers:4} registers {r.stack:5} bytes of stack"
                                              for name, r in sorted(found.items())), sep="\n")  # fmt: skip
     assert not warnings.strip() and "warning" not in report, warnings + report
-    assert set(found) == set(manifest.kernel_digests(CSRC)), "the manifest and the compiler know the same kernels"
+    known = set(manifest.kernel_digests(CSRC))
+    if real == "double":  # what is certified by products in bfloat16 is float32's
+        known = {name for name in known if not name.startswith(("certify_", "fallback_", "pack_encoder"))}
+    assert set(found) == known, "the manifest and the compiler know the same kernels"
     spilled = {name: r.spilled for name, r in found.items() if r.spilled}
     assert not spilled, f"registers spilled to memory, in bytes: {spilled}"
 
