@@ -7,11 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-try:  # before anything loads the standard library's distutils, which setuptools would refuse to replace
-    import setuptools  # noqa: F401
-except ImportError:
-    pass
-
 from fastae.backends import cuda_backend, get_backend
 from fastae.backends.cuda.driver import why_not
 
