@@ -92,10 +92,6 @@ static inline bool may_use_bf16(const OpRecord& o) noexcept {
          (o.kind == op::encode && o.i[at_encode::i_path] != encode_path::float32);
 }
 
-namespace source_dtype {
-enum { f32, f64, f16, bf16, u8, i8, u16, i16, u32, i32, u64, i64 };
-}
-
 struct SourceRecord {
   const void* data;
   int64_t dtype, row_stride;  // elements; dense

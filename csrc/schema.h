@@ -324,6 +324,9 @@ enum { step, tanh, quadratic, row_quadratic };
 namespace error_norm {
 enum { none, residual, target };
 }
+namespace source_dtype {
+enum { f32, f64, f16, bf16, u8, i8, u16, i16, u32, i32, u64, i64 };
+}
 namespace space {
 enum { arena, theta, grad, state, external };
 }

@@ -6,25 +6,6 @@
 namespace fastae {
 namespace {
 
-// f(typed null pointer) for a source's element type
-template <class F> FASTAE_INLINE void visit_dtype(int64_t dtype, const F& f) {
-  switch (dtype) {
-    case source_dtype::f32: f((const float*)nullptr); break;
-    case source_dtype::f64: f((const double*)nullptr); break;
-    case source_dtype::f16: f((const Half*)nullptr); break;
-    case source_dtype::bf16: f((const BFloat16*)nullptr); break;
-    case source_dtype::u8: f((const uint8_t*)nullptr); break;
-    case source_dtype::i8: f((const int8_t*)nullptr); break;
-    case source_dtype::u16: f((const uint16_t*)nullptr); break;
-    case source_dtype::i16: f((const int16_t*)nullptr); break;
-    case source_dtype::u32: f((const uint32_t*)nullptr); break;
-    case source_dtype::i32: f((const int32_t*)nullptr); break;
-    case source_dtype::u64: f((const uint64_t*)nullptr); break;
-    case source_dtype::i64: f((const int64_t*)nullptr); break;
-    default: break;
-  }
-}
-
 FASTAE_INLINE int64_t index_at(const void* p, bool wide, int64_t i) {
   return wide ? ((const int64_t*)p)[i] : ((const int32_t*)p)[i];
 }

@@ -3,6 +3,7 @@
 // A weight row is a few kilobytes at a random place, so these are bound by memory: rows are named one step ahead and
 // fetched while the present ones are summed.
 #pragma once
+#include "ascending.h"
 #include "norm.h"
 
 namespace fastae {
@@ -20,17 +21,6 @@ struct Entries {
       if (const int64_t n = of(r, q)) f(q * capacity, n);
   }
 };
-
-// First of n ascending indices that is not below a latent.
-FASTAE_INLINE int64_t first_from(const int32_t* idx, int64_t n, int64_t latent) {
-  int64_t low = 0;
-  while (low < n) {
-    const int64_t middle = (low + n) / 2;
-    if (idx[middle] < latent) low = middle + 1;
-    else n = middle;
-  }
-  return low;
-}
 
 // Ends of groups of latents, ascending; without any, all latents are one group.
 struct Groups {

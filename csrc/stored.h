@@ -1,5 +1,6 @@
 // Stored element types, one element at a time: half precision, bfloat16, integers. Host and device.
 #pragma once
+#include "schema.h"
 
 namespace fastae {
 namespace {
@@ -45,6 +46,25 @@ FASTAE_INLINE uint16_t half_from_float(float f) {
   const float denormal = float_from_bits(u) + 0.5f;  // 0.5 has a last place of 2^-24, a half's denormals' unit
   memcpy(&u, &denormal, sizeof u);
   return (uint16_t)(sign | (u - 0x3f000000u));
+}
+
+// f(typed null pointer) for a source's element type
+template <class F> FASTAE_INLINE void visit_dtype(int64_t dtype, const F& f) {
+  switch (dtype) {
+    case source_dtype::f32: f((const float*)nullptr); break;
+    case source_dtype::f64: f((const double*)nullptr); break;
+    case source_dtype::f16: f((const Half*)nullptr); break;
+    case source_dtype::bf16: f((const BFloat16*)nullptr); break;
+    case source_dtype::u8: f((const uint8_t*)nullptr); break;
+    case source_dtype::i8: f((const int8_t*)nullptr); break;
+    case source_dtype::u16: f((const uint16_t*)nullptr); break;
+    case source_dtype::i16: f((const int16_t*)nullptr); break;
+    case source_dtype::u32: f((const uint32_t*)nullptr); break;
+    case source_dtype::i32: f((const int32_t*)nullptr); break;
+    case source_dtype::u64: f((const uint64_t*)nullptr); break;
+    case source_dtype::i64: f((const int64_t*)nullptr); break;
+    default: break;
+  }
 }
 
 }  // namespace

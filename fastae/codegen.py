@@ -237,6 +237,11 @@ def _at_zero(text: str) -> float:
     return eval(compile(ast.parse(text, mode="eval"), "formula", "eval"), {"__builtins__": {}, "y": 0.0, **functions})
 
 
+def _short(dtype: str) -> str:
+    """float32 → f32, bfloat16 → bf16, uint8 → u8"""
+    return dtype.replace("float", "f").replace("uint", "u").replace("int", "i")
+
+
 def schema_header() -> str:
     """csrc/schema.h: op kinds and the positions of slots, ints and floats in a record."""
     out = [f"// {HEADER}\n// clang-format off\n#pragma once\n\nnamespace fastae {{\n\n"]
@@ -262,6 +267,7 @@ def schema_header() -> str:
         ("encode_path", tuple("automatic" if name == "auto" else name for name in schema.ENCODE_PATHS)),
         ("jump_penalty", schema.JUMP_PENALTIES),
         ("error_norm", schema.ERROR_NORMS),
+        ("source_dtype", tuple(_short(name) for name in schema.SOURCE_DTYPES)),
     ):
         out.append(f"namespace {prefix} {{\nenum {{ {', '.join(names)} }};\n}}\n")
     out.append("namespace space {\nenum { arena, theta, grad, state, external };\n}\n")

@@ -188,7 +188,7 @@ class Trainer:
     # ---- the last weights that were good ---
 
     def finite(self) -> bool:
-        return self.state.spaces.finite(self.backend, self.dtype, self.settings.n_threads)
+        return self.state.spaces.finite(self.backend, self.plan, "theta", self.settings.n_threads)
 
     def keep(self) -> None:
         """Copies the weights aside, every hundred steps or so, when they are finite."""

@@ -204,7 +204,7 @@ def run_epoch(
             raise fail(f"batch {steps + done + 1}" + ("" if per_epoch is None else f" of {per_epoch}"))
         steps, n_rows, state.steps = steps + n_steps, n_rows + block.n_rows, state.steps + n_steps
         objectives.append(values.sum(axis=1))
-    if not state.spaces.finite(backend, plan.dtype):
+    if not state.spaces.finite(backend, plan):
         raise fail("its last update")
     state.epochs += 1
     sizes = np.full(steps, plan.batch, dtype=np.float64)

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import named
+from conftest import backend_named, named
 from scipy.sparse import csr_array
 
 import fastae
@@ -510,6 +510,14 @@ def test_weights_that_were_good_are_put_back():
         m.partial_fit(X)
     np.testing.assert_array_equal(m.arrays_["encoder"], good)
     assert m.set_params(learning_rate=0.01).partial_fit(X).t_ == 10
+
+
+@pytest.mark.parametrize("name", ["reference", "avx2", "cuda_host"])
+def test_counters_are_no_numbers_that_must_be_finite(name):
+    m = model(batch_size=600, sparsity=fastae.TopK(aux=None), backend=backend_named(name)).partial_fit(X[:64])
+    m.rows_since_fired_[:] = 0x7FC00000  # NaN, read as a float32
+    m.partial_fit(X[:64])
+    assert np.isfinite(m.dictionary_).all() and (m.rows_since_fired_ > 0x7FC00000).any()
 
 
 def test_partial_fits_are_the_same_with_memory_kept_and_anew():

@@ -11,7 +11,7 @@ import fastae
 from fastae import training
 from fastae.plan.plan import Source
 
-from .device import Device
+from .device import Device, torch_seconds
 
 WIDTHS = (784, 512, 128, 32, 128, 512, 784)
 BATCHES = (1024, 65_536)
@@ -84,14 +84,10 @@ def torch_steps(device: Device, batch: int, way: str, precision: str, steps: int
     else:
         call = step
     for _ in range(5):
-        result = call()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(steps):
-        result = call()
-    end.record()
-    end.synchronize()
-    return {"seconds": start.elapsed_time(end) / 1e3 / steps, "loss": float(loss if way == "graph" else result)}
+        call()
+    seconds = torch_seconds(call, steps)
+    result = loss if way == "graph" else call()
+    return {"seconds": seconds, "loss": float(result)}
 
 
 def run(device: Device, left: float) -> dict[str, Any]:

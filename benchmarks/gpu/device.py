@@ -65,3 +65,17 @@ class Device:
             last.record(driver.stream)
             last.synchronize()
             return cupy.cuda.get_elapsed_time(first, last) / 1e3 / count
+
+
+def torch_seconds(call: Callable[[], object], count: int) -> float:
+    """Seconds of one of ``count`` calls in a row of something of PyTorch's, by the device's clock."""
+    import torch
+
+    call()
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    for _ in range(count):
+        call()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3 / count

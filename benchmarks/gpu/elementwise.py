@@ -10,7 +10,7 @@ from fastae.catalog import INDEX, UPDATE_RULES
 from fastae.plan import schema
 from fastae.plan.plan import Job, PlanBuilder
 
-from .device import Device
+from .device import Device, torch_seconds
 
 ADAM = INDEX["update"]["adam"]
 
@@ -70,17 +70,8 @@ def torch_figures(device: Device, n: int) -> dict[str, float]:
     w.grad = torch.ones_like(w)
     adam = torch.optim.Adam([w], fused=True)
 
-    def timed(call: Any, count: int = 20) -> float:
-        call()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(count):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / count
-
     x = torch.ones(n, device="cuda")
-    out = {"adam": timed(adam.step), "dropout": timed(lambda: torch.nn.functional.dropout(x, 0.5))}
+    out = {"adam": torch_seconds(adam.step, 20),
+           "dropout": torch_seconds(lambda: torch.nn.functional.dropout(x, 0.5), 20)}  # fmt: skip
     print({name: f"torch {seconds * 1e3:.3f} ms" for name, seconds in out.items()}, flush=True)
     return out

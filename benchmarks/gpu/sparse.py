@@ -9,7 +9,7 @@ import numpy as np
 
 import fastae
 
-from .device import Device
+from .device import Device, torch_seconds
 
 
 def sizes(device: Device) -> tuple[int, int, int, int]:
@@ -63,16 +63,6 @@ def torch_figures(X: np.ndarray, p: int, n: int, k: int, batch: int) -> dict[str
     decoder = encoder.detach().clone().requires_grad_()
     adam = torch.optim.Adam([encoder, decoder], lr=1e-4, fused=True)
 
-    def timed(call: Any, count: int) -> float:
-        call()
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        first.record()
-        for _ in range(count):
-            call()
-        last.record()
-        last.synchronize()
-        return first.elapsed_time(last) / 1e3 / count
-
     def step() -> None:
         adam.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16):
@@ -83,12 +73,12 @@ def torch_figures(X: np.ndarray, p: int, n: int, k: int, batch: int) -> dict[str
         error.square().sum(1).mean().backward()
         adam.step()
 
-    out: dict[str, Any] = {"dense step": timed(step, 5)}
+    out: dict[str, Any] = {"dense step": torch_seconds(step, 5)}
     for name, tf32, dtype in (("float32", False, torch.float32), ("tf32", True, torch.float32),
                               ("bfloat16", False, torch.bfloat16)):  # fmt: skip
         torch.backends.cuda.matmul.allow_tf32 = tf32
         a, w = x.to(dtype), encoder.detach().to(dtype)
-        seconds = timed(lambda a=a, w=w: (a @ w.T).topk(k, dim=1), 5)
+        seconds = torch_seconds(lambda a=a, w=w: (a @ w.T).topk(k, dim=1), 5)
         out[f"encode {name}"] = {"rows/s": batch / seconds}
     print(out, flush=True)
     return out

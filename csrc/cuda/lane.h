@@ -23,27 +23,10 @@ typedef uint64_t uintptr_t;
 
 #define FASTAE_INLINE __device__ __forceinline__
 
+#include "lane_type.h"
+
 namespace fastae {
 namespace {
-
-template <class A, class B> struct same_type {
-  static constexpr bool value = false;
-};
-template <class A> struct same_type<A, A> {
-  static constexpr bool value = true;
-};
-
-template <class T> struct Lane;
-template <> struct Lane<float> {
-  typedef int32_t I;
-  typedef uint32_t U;
-  static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-};
-template <> struct Lane<double> {
-  typedef int64_t I;
-  typedef uint64_t U;
-  static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
-};
 
 template <class To, class From> FASTAE_INLINE To same_bits(From x) {
   static_assert(sizeof(To) == sizeof(From), "as many bits");

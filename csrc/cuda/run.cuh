@@ -4,24 +4,6 @@
 
 namespace fastae {
 
-template <class F> FASTAE_INLINE void visit_dtype(int64_t dtype, const F& f) {
-  switch (dtype) {  // source_dtype of kernels.h
-    case 0: f((const float*)nullptr); break;
-    case 1: f((const double*)nullptr); break;
-    case 2: f((const Half*)nullptr); break;
-    case 3: f((const BFloat16*)nullptr); break;
-    case 4: f((const uint8_t*)nullptr); break;
-    case 5: f((const int8_t*)nullptr); break;
-    case 6: f((const uint16_t*)nullptr); break;
-    case 7: f((const int16_t*)nullptr); break;
-    case 8: f((const uint32_t*)nullptr); break;
-    case 9: f((const int32_t*)nullptr); break;
-    case 10: f((const uint64_t*)nullptr); break;
-    case 11: f((const int64_t*)nullptr); break;
-    default: break;
-  }
-}
-
 template <class S> FASTAE_INLINE const S* typed(const void* p, const S*) { return (const S*)p; }
 
 // Row `place` of a source into out, on the threads of a row of the block (blockDim.x of them).

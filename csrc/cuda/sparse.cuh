@@ -1,6 +1,7 @@
 // Codes by rows: sums of weight rows, products with them, the error of what they give. Chains and sums are those of
 // sparse.h and run_decode.h.
 #pragma once
+#include "ascending.h"
 #include "cuda/codes.cuh"
 
 namespace fastae {
@@ -19,17 +20,6 @@ struct Groups {
     return g;
   }
 };
-
-// First of n ascending indices that is not below a latent.
-FASTAE_INLINE int64_t first_from(const int32_t* idx, int64_t n, int64_t latent) {
-  int64_t low = 0;
-  while (low < n) {
-    const int64_t middle = (low + n) / 2;
-    if (idx[middle] < latent) low = middle + 1;
-    else n = middle;
-  }
-  return low;
-}
 
 // y (m,p), or block g of y (m, G p) = [b] + sum of val w[idx] over the entries, those of the groups up to g: a chain per
 // column, entries with val = 0 left out. A thread makes one column of all blocks; several entries' weights are on their

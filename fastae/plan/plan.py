@@ -168,9 +168,10 @@ class Spaces(list):
         """Lets go of all memory; what others hold of it stays theirs."""
         self[:] = []
 
-    def finite(self, backend: Any, dtype: np.dtype, n_threads: int = 1) -> bool:
-        """Whether the parameters are."""
-        return backend.all_finite(self[THETA].view(dtype).reshape(1, -1), n_threads)
+    def finite(self, backend: Any, plan: Plan, name: str | None = None, n_threads: int = 1) -> bool:
+        """Whether the parameters are. name : of a buffer, where integers lie beside it; None for all of theta"""
+        array = self[THETA].view(plan.dtype).reshape(1, -1) if name is None else plan.view(self, name)
+        return backend.all_finite(array, n_threads)
 
     def array(self, i: int, dtype: np.dtype) -> Any:
         """A space where it is computed with, to be changed in place: on a GPU an array there."""

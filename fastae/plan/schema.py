@@ -543,6 +543,12 @@ ENCODE_PATHS = ("auto", "float32", "bfloat16", "int8")
 JUMP_PENALTIES = ("step", "tanh", "quadratic", "row_quadratic")
 ERROR_NORMS = ("none", "residual", "target")  # variance that a squared error is divided by
 INPUT_TRANSFORMS = ("none", "log1p")
+# stored element types of sources, in the order of their codes; bfloat16 is ml_dtypes', known by name
+SOURCE_DTYPES = (
+    "float32", "float64", "float16", "bfloat16",
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
+)  # fmt: skip
+SOURCE_CODES = {name: code for code, name in enumerate(SOURCE_DTYPES)} | {"bool": SOURCE_DTYPES.index("uint8")}
 MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
 SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
 

@@ -17,10 +17,6 @@ from ...plan.plan import Job, Plan, Source
 from .binder import Launch
 from .record import LAUNCH, SOURCE
 
-DTYPE_CODES = {
-    "float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "bool": 4, "int8": 5, "uint16": 6,
-    "int16": 7, "uint32": 8, "int32": 9, "uint64": 10, "int64": 11,
-}  # fmt: skip
 BLOCK_BYTES = 1 << 28  # of rows and results that are in flight at a time
 
 # slots that an op writes without reading them: their arrays need not go to the device first
@@ -61,9 +57,11 @@ def on_device(array: Any) -> bool:
 
 def code_of(data: Any) -> int:
     try:
-        return DTYPE_CODES[data.dtype.name]
+        return schema.SOURCE_CODES[data.dtype.name]
     except KeyError:
-        raise TypeError(f"source has dtype {data.dtype}; convert it to one of {', '.join(DTYPE_CODES)}") from None
+        raise TypeError(
+            f"source has dtype {data.dtype}; convert it to one of {', '.join(schema.SOURCE_CODES)}"
+        ) from None
 
 
 def source_bytes(source: Source) -> int:

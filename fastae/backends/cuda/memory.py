@@ -122,8 +122,13 @@ class DeviceSpaces:
         self.driver.download(self.device[i], out, buffer.offset)
         return out
 
-    def finite(self, backend: Any, dtype: np.dtype, n_threads: int = 1) -> bool:
-        return all_finite(self.driver, self.address(schema.THETA), self.sizes[schema.THETA], dtype)
+    def finite(self, backend: Any, plan: Plan, name: str | None = None, n_threads: int = 1) -> bool:
+        address, n_bytes = self.address(schema.THETA), self.sizes[schema.THETA]
+        if name is not None:
+            buffer = plan.buffers[plan.index[name]]
+            rows, columns = buffer.shape(plan.batch)
+            address, n_bytes = address + buffer.offset, rows * columns * plan.buffer_dtype(buffer).itemsize
+        return all_finite(self.driver, address, n_bytes, plan.dtype)
 
     def with_arena(self, plan: Plan) -> DeviceSpaces:
         new = DeviceSpaces(self.driver, plan.sizes)

@@ -18,6 +18,7 @@ from .memory import DeviceSpaces, JobSpaces, too_large
 from .record import LAUNCH, MAX_SOURCES, STEP
 
 _PROGRESS_SECONDS = 0.1
+_MOST_GRAPHS = 8  # kept of a plan: for the sizes of its batches, and memory that moved
 
 
 class Program:
@@ -37,15 +38,18 @@ class Program:
         self.moving = any(b.rows == schema.BATCH_ROWS for b in self.external.values())
 
 
-def bind(program: Program, driver: Any, kernels: dict, m: int, step: int, bases: list[int], start: int) -> dict:
-    """Launches of each phase for batches of m rows."""
+def bind(
+    program: Program, driver: Any, kernels: dict, m: int, step: int, bases: list[int], start: int, phases: int
+) -> dict[int, list]:
+    """Launches of each of some phases for batches of m rows."""
+    asked = [phase for phase in schema.PHASES.values() if phase & phases]
     formula = partial(program.formulas.address, driver)
     while True:
         work = 0 if program.work is None else driver.address(program.work)
         binder = Binder(program.plan, m, step, bases, start, work, driver, formula)
-        phases = {p: binder.bind(p, kernels) for p in (schema.PREPARE, schema.GRADIENT, schema.UPDATE)}
+        launches = {phase: binder.bind(phase, kernels) for phase in asked}
         if binder.work_bytes <= program.work_bytes:
-            return phases
+            return launches
         program.work, program.work_bytes = driver.empty(binder.work_bytes), binder.work_bytes
 
 
@@ -187,8 +191,9 @@ class Run:
         if enter is not None:
             driver.launch(plan.dtype, enter)
         if first == 0 and job.phases & schema.PREPARE:
-            for launch in bind(self.program, driver, self.kernels, min(plan.batch, stop - start), self.step, bases,
-                               start)[schema.PREPARE]:  # fmt: skip
+            m = min(plan.batch, stop - start)
+            prepare = bind(self.program, driver, self.kernels, m, self.step, bases, start, schema.PREPARE)
+            for launch in prepare[schema.PREPARE]:
                 driver.launch(plan.dtype, launch)
         for number in range(first, first + count):
             self.run_step(bases, number)
@@ -206,7 +211,8 @@ class Run:
             key = (m, job.phases, job.values is not None, self.program.work_bytes, *bases)
             graphs = self.program.graphs
             if key not in graphs:
-                graphs.clear() if len(graphs) > 7 else None
+                if len(graphs) >= _MOST_GRAPHS:
+                    graphs.clear()
                 launches = self.launches(bases, m, 0)
                 key = (*key[:3], self.program.work_bytes, *bases)
                 graphs[key] = driver.capture(plan.dtype, launches)
@@ -219,13 +225,12 @@ class Run:
     def launches(self, bases: list[int], m: int, start: int) -> list[Any]:
         """What a step launches."""
         job, plan = self.job, self.program.plan
-        bound = bind(self.program, self.driver, self.kernels, m, self.step, bases, start)
-        out = list(bound[schema.GRADIENT]) if job.phases & schema.GRADIENT else []
+        phases = job.phases & ~schema.PREPARE
+        bound = bind(self.program, self.driver, self.kernels, m, self.step, bases, start, phases)
+        out = bound.get(schema.GRADIENT, [])
         if plan.n_values and job.values is not None:
-            out.append(control("check", self.step))
-        if job.phases & schema.UPDATE:
-            out += bound[schema.UPDATE]
-        return [*out, control("advance", self.step)]
+            out = [*out, control("check", self.step)]
+        return [*out, *bound.get(schema.UPDATE, []), control("advance", self.step)]
 
 
 def run(program: Program, driver: Any, kernels: dict, job: Job) -> int:

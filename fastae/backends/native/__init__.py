@@ -11,12 +11,6 @@ from ...catalog import FIRST_REGISTERED
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source, Spaces
 
-# fastae's codes of stored element types; bfloat16 is ml_dtypes', known by name
-DTYPE_CODES = {
-    "float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "bool": 4, "int8": 5, "uint16": 6,
-    "int16": 7, "uint32": 8, "int32": 9, "uint64": 10, "int64": 11,
-}  # fmt: skip
-
 
 def instruction_sets() -> list[str]:
     """Instruction sets of this build that the machine has, best last."""
@@ -113,7 +107,7 @@ class NativeBackend:
 
     def all_finite(self, array: np.ndarray, n_threads: int = 1) -> bool:
         """Whether a 2-D array with contiguous rows has neither NaN nor infinity."""
-        code = DTYPE_CODES.get(array.dtype.name)
+        code = schema.SOURCE_CODES.get(array.dtype.name)
         if code is None:
             return bool(np.isfinite(array).all())
         return _core.all_finite(self.isa, array, code, n_threads)
@@ -146,9 +140,9 @@ def _registered(plan: Plan) -> list[tuple]:
 def _source_tuple(source: Source) -> tuple:
     data = source.data
     try:
-        code = DTYPE_CODES[data.dtype.name]
+        code = schema.SOURCE_CODES[data.dtype.name]
     except KeyError:
-        known = ", ".join(DTYPE_CODES)
+        known = ", ".join(schema.SOURCE_CODES)
         raise TypeError(f"source has dtype {data.dtype}; convert it to one of {known}") from None
     if source.indptr is None:
         return data, code, data.shape[1], None, None, source.weight
