@@ -15,6 +15,8 @@ import time
 
 import numpy as np
 
+from fastae.plan.schema import pack_columns
+
 from .common import record
 
 K = 32
@@ -86,7 +88,7 @@ def memory(threads: int) -> dict:
         status = dict(line.split(":", 1) for line in file)
     peak = int(status["VmHWM"].split()[0]) * 1024
     return {"before": now, "peak": peak, "weights": sae._theta.nbytes, "result": values.nbytes + indices.nbytes,
-            "packs": 3 * n * p}  # fmt: skip
+            "packs": n * pack_columns(p)}  # fmt: skip
 
 
 def main() -> None:
@@ -101,7 +103,7 @@ def main() -> None:
     used = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     mb = {name: value / 1e6 for name, value in used.items()}
     beyond = mb["peak"] - mb["before"] - mb["result"] - mb["packs"]
-    print(f"131,072 latents of width 384, 65,536 rows: weights {mb['weights']:.0f} MB, bfloat16 and 8-bit packs "
+    print(f"131,072 latents of width 384, 65,536 rows: weights {mb['weights']:.0f} MB, packs "
           f"{mb['packs']:.0f} MB, codes {mb['result']:.0f} MB; the process grew by "
           f"{mb['peak'] - mb['before']:.0f} MB while encoding, {beyond:.0f} MB beyond packs and codes")  # fmt: skip
     grown = {"latents": by_latents(options.threads), "batches": by_batch(options.threads)}
