@@ -616,6 +616,7 @@ template <class V, class T, class F> FASTAE_INLINE void visit_likelihood(int id,
     default: break;
   }
 }
+constexpr int kIdentity = 0, kReLU = 3;
 FASTAE_INLINE bool activation_needs_x(int id) { return id == 9 || id == 10 || id == 11; }
 // derivative from y that is 0 at y = 0: sigmoid, relu, exponential, softplus, hard_sigmoid
 FASTAE_INLINE bool activation_grad_masks(int id) { return id == 1 || id == 3 || id == 7 || id == 8 || id == 12; }

@@ -84,11 +84,26 @@ template <class T> struct DenseEpilogue {
   const FormulaRecord* formula;  // registered at run time, else null
   const Watch* watch = nullptr;
 
+  // What a tile does of it; `rest` is then what is left.
+  TileEnd<T> in_tile() const noexcept {
+    TileEnd<T> end;
+    end.any = !formula && !z && c.p == y.p && (activation == kIdentity || activation == kReLU);
+    end.bias = b;
+    end.relu = activation == kReLU;
+    end.watched = watch != nullptr;
+    return end;
+  }
+  void rest(int64_t row, int64_t rows, int64_t column, int64_t n, uint32_t strange) const noexcept {
+    for (int64_t r = row; strange; strange >>= 1, ++r)
+      if (strange & 1) watch->suspect(watch->context, r);
+    if (dropout) apply(y, row, rows, column, n);
+  }
+
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
     if (watch && column == 0)
       for (int64_t r = row; r < row + rows; ++r)
         if (!(*c.at(r, 0) - *c.at(r, 0) == 0)) watch->suspect(watch->context, r);
-    const bool as_it_is = activation == 0 && !b && !z;
+    const bool as_it_is = activation == kIdentity && !b && !z;
     if (as_it_is && (dropout || c.p == y.p)) {
       if (dropout) apply(c, row, rows, column, n);
       return;
@@ -150,8 +165,22 @@ template <class T> struct GradEpilogue {
   const Dropout<T>* dropout;
   const FormulaRecord* formula;  // registered at run time, else null
 
+  // As in DenseEpilogue. With ReLU a dropped unit's derivative is 0 without its mask.
+  TileEnd<T> in_tile() const noexcept {
+    TileEnd<T> end;
+    end.any = !formula && saved && dy.p == dz.p && activation == kReLU;
+    end.saved = saved.p;
+    end.lds = saved.ld;
+    if (dropout) {
+      end.scale = dropout->scale;
+      end.back = (T)(1.0 - dropout->rate);
+    }
+    return end;
+  }
+  void rest(int64_t, int64_t, int64_t, int64_t, uint32_t) const noexcept {}
+
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {
-    if (activation == 0 && !dropout && dy.p == dz.p) return;
+    if (activation == kIdentity && !dropout && dy.p == dz.p) return;
     if (formula) return registered(row, rows, column, n);
     const Vec<T> scale(dropout ? dropout->scale : T(1));
     // a dropped unit has y = 0: where a'(0) = 0 the derivative is the mask

@@ -20,6 +20,7 @@ template <class T> struct Executor {
   char* codes;
   int64_t step = 0, start = 0, m = 0;
   const OpRecord* fused_update = nullptr;  // the rule that gradients marked as fused are given to at once
+  bool near = false;  // all parameters, states and gradients stay in cache: one pass at the end beats one per tile
   // a gathered buffer that is read where it lies
   int64_t alias = -1;
   View<T> alias_view = {nullptr, 0};
@@ -36,10 +37,11 @@ template <class T> struct Executor {
     constexpr int64_t both = phase::gradient | phase::update;
     for (int64_t i = 0; i < plan.n_ops && (job.phases & both) == both; ++i)
       if (plan.ops[i].kind == op::update) fused_update = plan.ops + i;
+    near = fused_update && count(fused_update->slot[at_update::s_w]) < kNear;
   }
 
   bool fused(const OpRecord& o) const {
-    return fused_update && ((o.kind == op::dense_grad && o.i[at_dense_grad::i_fused]) ||
+    return fused_update && ((o.kind == op::dense_grad && o.i[at_dense_grad::i_fused] && !near) ||
                             (o.kind == op::latent_grad && o.i[at_latent_grad::i_fused]));
   }
   static int64_t fused_weights(const OpRecord& o) {
@@ -126,10 +128,11 @@ template <class T> struct Executor {
       return;
     }
     const View<T> x = real(b);
+    // rows of a permutation lie far apart: those to come are fetched, the next batch's too
+    const int64_t ahead = larger(2, smaller(16, 2048 / larger(s.columns, 1)));
     over_rows((double)s.columns * 2, [&](int64_t first, int64_t n) {
       for (int64_t r = first; r < first + n; ++r) {
-        if (job.order && r + 1 < first + n && !s.indptr)  // rows lie far apart
-          __builtin_prefetch((const char*)s.data + job.order[start + r + 1] * s.row_stride * 4);
+        if (job.order && !s.indptr && start + r + ahead < job.n_rows) fetch_row(s, job.order[start + r + ahead]);
         read_row(s, job.order ? job.order[start + r] : start + r, x.at(r, 0));
       }
     });
@@ -337,7 +340,6 @@ template <class T> struct Executor {
     u.rule = (int)o.i[at::i_rule];
     u.w = real(o.slot[at::s_w]).p + first;
     u.k = w.columns;
-    u.near = count(o.slot[at::s_w]) < kNear;
     for (int i = 0; i < 3; ++i) u.state[i] = states[i] < 0 ? nullptr : real(states[i]).p + first;
     for (int i = 0; i < 8; ++i) u.c[i] = o.i[at::i_scalar] + i < plan.n_scalars ? (T)scalars[i] : T(0);
     for (int i = 0; i < kMaxFloats; ++i) u.p[i] = (T)f[i];

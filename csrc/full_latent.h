@@ -134,7 +134,7 @@ template <class T> struct FullGrad {
             const int64_t j = panel * W;
             const TileArgs<T> t = {depth,
                                    left + q * kStride + i,
-                                   1,
+                                   kPanelRows,
                                    right_of(s, panel),
                                    sums + (q * kPanelRows + i) * ld + j,
                                    ld,

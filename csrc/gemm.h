@@ -5,7 +5,8 @@
 //   dw (n,k) = dzT x             both packed; chains over segments of 256 rows, added in order
 //
 // Every element of a result is the same chain however the work is cut, so threads and blocking change no bit.
-// `finish(row, rows, column, columns)` runs on each finished block while it is in cache.
+// `finish(row, rows, column, columns)` runs on each finished block while it is in cache, or what the tile can do of it
+// in its registers.
 #pragma once
 #include "pack.h"
 #include "threads.h"
@@ -59,13 +60,27 @@ void pack_panels(const T* w, int64_t ldw, int64_t columns, int64_t depth, bool t
   });
 }
 
+// What of `finish` a tile does in its registers, and what is left then.
+template <class T, class F> FASTAE_INLINE auto in_tile(const F& finish, int) -> decltype(finish.in_tile()) {
+  return finish.in_tile();
+}
+template <class T, class F> FASTAE_INLINE TileEnd<T> in_tile(const F&, long) { return {}; }
+template <class F>
+FASTAE_INLINE auto finish_rest(const F& f, int64_t row, int64_t rows, int64_t column, int64_t n, uint32_t strange, int)
+    -> decltype(f.rest(row, rows, column, n, strange)) {
+  f.rest(row, rows, column, n, strange);
+}
+template <class F> FASTAE_INLINE void finish_rest(const F&, int64_t, int64_t, int64_t, int64_t, uint32_t, long) {}
+
 // Chains of the panels [first, last) for rows [row, row + rows) of a.
 template <class T, class F>
 void multiply_block(const T* a, int64_t lda, const T* packed, int64_t row, int64_t rows, int64_t columns, int64_t depth,
                     int64_t first, int64_t last, T* c, int64_t ldc, const F& finish) noexcept {
   constexpr int64_t W = kPanelColumns<T>;
   // equal passes over the chain
-  const int64_t passes = ceil_div(depth, kDepthBlock + kDepthBlock / 2), step = ceil_div(depth, larger(passes, 1));
+  const TileEnd<T> end = in_tile<T>(finish, 0);
+  const int64_t passes = ceil_div(depth, kDepthBlock + kDepthBlock / 2);
+  const int64_t step = passes > 1 ? ceil_div(depth, passes) : depth;
   for (int64_t p = 0; p < depth || p == 0; p += larger(step, 1)) {
     const int64_t n = smaller(step, depth - p);
     for (int64_t panel = first; panel < last; ++panel) {
@@ -73,9 +88,23 @@ void multiply_block(const T* a, int64_t lda, const T* packed, int64_t row, int64
       const int64_t j = panel * W, width = smaller(W, columns - j);
       const T* b = packed + (panel - first) * W * depth + p * nv * Vec<T>::N;
       for (int64_t i = row; i < row + rows;) {
-        const TileArgs<T> t = {n, a + i * lda + p, lda, b, c + i * ldc + j, ldc, width, p ? kContinue : kSet};
+        const bool done = p + n >= depth;
+        uint32_t strange = 0;
+        const TileArgs<T> t = {n,
+                               a + i * lda + p,
+                               lda,
+                               b,
+                               c + i * ldc + j,
+                               ldc,
+                               width,
+                               p ? kContinue : kSet,
+                               done && end.any ? &end : nullptr,
+                               i,
+                               j,
+                               &strange};
         const int taken = run_tile<T, false>(nv, row + rows - i, t);
-        if (p + n >= depth) finish(i, (int64_t)taken, j, width);
+        if (done && !end.any) finish(i, (int64_t)taken, j, width);
+        else if (done) finish_rest(finish, i, (int64_t)taken, j, width, strange, 0);
         i += taken;
       }
     }
@@ -92,6 +121,14 @@ void multiply(const T* a, int64_t lda, const T* w, int64_t ldw, bool transposed,
   threads = useful_threads(threads, (double)m * columns * depth);
   if (!packed && !transposed && is_panel<T>(ldw, columns)) packed = w;
   const int64_t panels = panel_count<T>(columns);
+  if (threads == 1 && (packed || panels * W * depth * (int64_t)sizeof(T) <= kSmallGroupBytes)) {
+    // short, and without the divisions below, which a small network's products would feel
+    if (!packed) pack_panels(w, ldw, columns, depth, transposed, 0, panels, 1, scratch);
+    for (int64_t row = 0; row < m; row += kRowBlock)
+      multiply_block(a, lda, packed ? packed : scratch, row, smaller(kRowBlock, m - row), columns, depth, (int64_t)0,
+                     panels, c, ldc, finish);
+    return;
+  }
   const int64_t bytes = m <= 2 * kRowBlock ? kSmallGroupBytes : kGroupBytes;
   const int64_t group = packed ? panels : larger(1, bytes / (int64_t)sizeof(T) / (W * larger(depth, 1)));
   for (int64_t first = 0; first < panels; first += group) {
@@ -133,6 +170,29 @@ FASTAE_INLINE void copy_tile(const T* a, int64_t lda, T* b, int64_t ldb, int64_t
   for (int64_t i = 0; i < rows; ++i) memcpy(b + i * ldb, a + i * lda, (size_t)columns * sizeof(T));
 }
 
+// db (n) = sum_r d, by the same chains as weight_gradient's
+template <class T>
+void bias_gradient(const T* d, int64_t ldd, int64_t m, int64_t n, T* db, int threads, bool add) noexcept {
+  constexpr int N = Vec<T>::N, V = 4;
+  parallel(useful_threads(threads, (double)m * n), ceil_div(n, V * N), [&](int64_t task) {
+    for (int64_t s = 0; s < m; s += kSegment) {
+      Vec<T> sum[V] = {Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0))};
+      const int64_t j = task * V * N, width = n - j;
+      for (int64_t r = s; r < smaller(m, s + kSegment); ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[v] += Vec<T>::load(d + r * ldd + j + v * N, (int)smaller(N, width - v * N));
+      for (int v = 0; v < V; ++v) {
+        const int lanes = (int)smaller(N, width - v * N);
+        if (s || add) sum[v] = Vec<T>::load(db + j + v * N, lanes) + sum[v];
+        sum[v].store(db + j + v * N, lanes);
+      }
+    }
+  });
+}
+
+// d is read where it lies where its segment stays in a first-level cache, or nearly.
+constexpr int64_t kUprightBytes = 1 << 16;
+
 // dw (n,k) = dT x and db (n) = sum_r d for d (m,n), x (m,k); either may be null. add: added to what they hold.
 // With `use` tiles go there from the last segment of rows, and dw is left with the sum of those before.
 // scratch: gradient_left_size(n) and packed_size(k, kSegment) elements.
@@ -143,34 +203,39 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
   constexpr int64_t W = kPanelColumns<T>;
   T* left = scratch;
   T* right = scratch + gradient_left_size<T>(n);
+  const bool upright = smaller(kSegment, m) * ldd * (int64_t)sizeof(T) <= kUprightBytes;
+  if (upright && db) bias_gradient(d, ldd, m, n, db, threads, add_bias);
   const int64_t stride = kPanelRows * kSegment + 2 * Vec<T>::N;
   const int64_t row_panels = ceil_div(n, kPanelRows), panels = dw ? panel_count<T>(k) : 0;
-  for (int64_t s = 0; s < m; s += kSegment) {
+  const int64_t left_panels = upright ? 0 : row_panels;
+  for (int64_t s = 0; s < m && (dw || !upright); s += kSegment) {
     const int64_t rows = smaller(kSegment, m - s);
     const int t = useful_threads(threads, (double)rows * n * (dw ? k : 4));
     const bool lies = is_panel<T>(ldx, k);
     const T* const b = lies ? x + s * ldx : right;
-    parallel(t, row_panels + (lies ? 0 : panels), [&](int64_t task) {
-      if (task < row_panels) {
+    parallel(t, left_panels + (lies ? 0 : panels), [&](int64_t task) {
+      if (task < left_panels) {
         const int64_t j = task * kPanelRows, width = smaller(kPanelRows, n - j);
         T sums[kPanelRows + 2 * Vec<T>::N];
         pack_rows(d + s * ldd + j, ldd, width, rows, left + task * stride, sums);
         if (db)
           for (int64_t i = 0; i < width; ++i) db[j + i] = s || add_bias ? db[j + i] + sums[i] : sums[i];
       } else {
-        const int64_t panel = task - row_panels, j = panel * W;
+        const int64_t panel = task - left_panels, j = panel * W;
         pack_straight(x + s * ldx + j, ldx, smaller(W, k - j), rows, panel_vectors<T>(k, panel),
                       right + panel * W * rows);
       }
     });
     // A task is a run of row panels under as many column panels as stay in L2, a row panel under all of them in turn:
     // rows of dw and of what `use` touches are long, and crossing them panel by panel would cost a page each.
-    const int64_t wide = larger(1, kRightBytes / (int64_t)sizeof(T) / (W * rows)), blocks = ceil_div(panels, wide);
+    const bool all = t == 1 && panels * W * rows * (int64_t)sizeof(T) <= kRightBytes;
+    const int64_t wide = all ? panels : larger(1, kRightBytes / (int64_t)sizeof(T) / (W * rows));
+    const int64_t blocks = all ? 1 : ceil_div(panels, wide);
     const int64_t run = t > 1 ? larger(1, row_panels * blocks / (8 * t) / larger(blocks, 1)) : larger(row_panels, 1);
-    const int64_t runs = ceil_div(row_panels, run);
+    const int64_t runs = t > 1 ? ceil_div(row_panels, run) : 1;
     const bool begun = add || s, taken = use && s + rows >= m;
     parallel(t, blocks * runs, [&](int64_t task) {
-      const int64_t first = task / runs * wide, from = task % runs * run;
+      const int64_t first = all ? 0 : task / runs * wide, from = all ? 0 : task % runs * run;
       alignas(64) T sum[kPanelRows * W];
       for (int64_t q = from; q < smaller(row_panels, from + run); ++q)
         for (int64_t panel = first; panel < smaller(panels, first + wide); ++panel) {
@@ -179,34 +244,25 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
           for (int64_t i = 0; i < end;) {
             const int64_t row = q * kPanelRows + i, most = smaller(end - i, tile_rows(nv));
             T* const to = dw + row * k + j;
+            // where rows of dw are as wide as the tile, they follow each other in `sum` as in dw
+            const int64_t ld = panels == 1 ? k : W;
             if (taken) use->expect(use->context, row, most, j, width);
-            if (taken && begun) copy_tile(to, k, sum, W, most, width);
-            const TileArgs<T> args = {
-                rows,  left + q * stride + i,   1, b + panel * W * rows, taken ? sum : to, taken ? W : k,
-                width, begun ? kAddAfter : kSet};
+            if (taken && begun) copy_tile(to, k, sum, ld, most, width);
+            const TileArgs<T> args = {rows,
+                                      upright ? d + s * ldd + row : left + q * stride + i,
+                                      upright ? ldd : kPanelRows,
+                                      b + panel * W * rows,
+                                      taken ? sum : to,
+                                      taken ? ld : k,
+                                      width,
+                                      begun ? kAddAfter : kSet};
             const int done = run_tile<T, true>(nv, end - i, args);
-            if (taken) use->take(use->context, sum, W, row, done, j, width);
+            if (taken) use->take(use->context, sum, ld, row, done, j, width);
             i += done;
           }
         }
     });
   }
-}
-
-// db (n) = sum_r d, by the same chains as weight_gradient's
-template <class T>
-void bias_gradient(const T* d, int64_t ldd, int64_t m, int64_t n, T* db, int threads, bool add) noexcept {
-  constexpr int N = Vec<T>::N;
-  parallel(useful_threads(threads, (double)m * n), ceil_div(n, N), [&](int64_t task) {
-    const int64_t j = task * N;
-    const int lanes = (int)smaller(N, n - j);
-    for (int64_t s = 0; s < m; s += kSegment) {
-      Vec<T> sum(T(0));
-      for (int64_t r = s; r < smaller(m, s + kSegment); ++r) sum += Vec<T>::load(d + r * ldd + j, lanes);
-      if (s || add) sum = Vec<T>::load(db + j, lanes) + sum;
-      sum.store(db + j, lanes);
-    }
-  });
 }
 
 }  // namespace

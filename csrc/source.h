@@ -10,18 +10,32 @@ FASTAE_INLINE int64_t index_at(const void* p, bool wide, int64_t i) {
   return wide ? ((const int64_t*)p)[i] : ((const int32_t*)p)[i];
 }
 
+constexpr int64_t kShortRow = 256;  // elements: a call to copy them would cost more than the copy
+
+// Fetches the beginning of a dense row that is read some rows later.
+FASTAE_INLINE void fetch_row(const SourceRecord& s, int64_t row) {
+  visit_dtype(s.dtype, [&](auto* type) {
+    const char* p = (const char*)s.data + row * s.row_stride * (int64_t)sizeof *type;
+    const int64_t bytes = smaller(s.columns * (int64_t)sizeof *type, 512);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+    __builtin_prefetch(p + bytes - 1);
+  });
+}
+
 template <class T> void read_row(const SourceRecord& s, int64_t row, T* out) noexcept {
   visit_dtype(s.dtype, [&](auto* type) {
     typedef typename std::remove_const<typename std::remove_pointer<decltype(type)>::type>::type S;
     const S* data = (const S*)s.data;
     if (!s.indptr) {
       data += row * s.row_stride;
-      if constexpr (std::is_same<S, T>::value) __builtin_memcpy(out, data, (size_t)s.columns * sizeof(T));
-      else
+      if (std::is_same<S, T>::value && s.columns > kShortRow) {
+        __builtin_memcpy(out, data, (size_t)s.columns * sizeof(T));
+      } else {
         for (int64_t j = 0; j < s.columns; j += Vec<T>::N) {
           const int n = (int)smaller(Vec<T>::N, s.columns - j);
           load_as<T>(data + j, n).store(out + j, n);
         }
+      }
       return;
     }
     for (int64_t j = 0; j < s.columns; ++j) out[j] = T(0);

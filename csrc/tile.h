@@ -1,10 +1,12 @@
 // The register tile: c[i,j] = sum_p a[i,p] b[p,j] for MR rows and NV vectors of columns.
 //
 // Each output is one chain of fused multiply-adds over ascending p, so its bits depend neither on the tile's size nor
-// on the output's place in it. b is a packed panel of NV*N columns; a is read where it lies (row stride rs) or from a
-// packed panel of kPanelRows rows.
+// on the output's place in it. b is a packed panel of NV*N columns; a is read row by row, or upright: a[i,p] = a[p*rs + i],
+// as a panel of kPanelRows rows lies and the left operand of dT x.
 #pragma once
-#include "vec.h"
+#include "vecmath.h"
+
+#include "catalog.h"
 
 namespace fastae {
 namespace {
@@ -15,34 +17,123 @@ constexpr int kMaxVectors = 4;  // 32 registers: 6 x 4 accumulators, 4 of b, 1 o
 constexpr int kMaxVectors = 2;  // 16 registers: 6 x 2 accumulators, 2 of b, 1 of a
 #endif
 constexpr int kPanelRows = 12;
+constexpr int kAhead = 4;  // steps of a chain that a panel is fetched ahead of, from the second-level cache
 
 // How a chain begins and ends: at 0; at the value in c; or at 0 and added to c afterwards (segments of rows).
 enum TileMode { kSet, kContinue, kAddAfter };
 
+// What a finished chain x becomes before it leaves the registers: x + bias, then max(x, 0); or x scale relu'(saved back).
+// Other formulas are worked out on blocks in cache: here they would be compiled once per shape of tile.
+template <class T> struct TileEnd {
+  bool any = false;
+  const T* bias = nullptr;
+  bool relu = false;
+  const T* saved = nullptr;
+  int64_t lds = 0;
+  T scale = T(1), back = T(1);
+  bool watched = false;  // whether rows whose first column is not finite are looked for
+};
+
 template <class T> struct TileArgs {
   int64_t depth;  // length of the chain
   const T* a;
-  int64_t rs;  // distance of a's rows; unused when packed
+  int64_t rs;  // distance of a's rows; of its columns when they lie side by side in a row
   const T* b;
   T* c;
   int64_t ldc;
   int64_t width;  // columns to write, <= NV * N
   int mode;
+  const TileEnd<T>* end = nullptr;
+  int64_t row = 0, column = 0;  // of the tile in the whole product, for `end`
+  uint32_t* strange = nullptr;  // takes a bit per watched row
 };
 
-template <class T, int MR, int NV, bool PACKED> __attribute__((noinline)) void tile(const TileArgs<T>& t) noexcept {
+// A vector of a row, all of it or its first n lanes, without a branch.
+template <class T, bool FULL> FASTAE_INLINE Vec<T> load_part(const T* p, int64_t n) {
+  return FULL ? Vec<T>::load(p) : Vec<T>(load_first(p, n > 0 ? (int)n : 0));
+}
+template <class T, bool FULL> FASTAE_INLINE void store_part(T* p, Vec<T> x, int64_t n) {
+  if constexpr (FULL) x.store(p);
+  else store_first(p, x.v, n > 0 ? (int)n : 0);
+}
+
+template <class T, int MR, int NV, bool FULL>
+FASTAE_INLINE void end_chains(Vec<T> (&acc)[MR][NV], const TileArgs<T>& t, const TileEnd<T>& e) {
+  typedef Vec<T> V;
+  typedef ActReLU<V, T> ReLU;
+  constexpr int N = V::N;
+  const auto load = [&](const T* p, int v) { return load_part<T, FULL>(p + v * N, t.width - v * N); };
+  if (e.watched && t.column == 0) {
+    uint32_t strange = 0;
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) strange |= (uint32_t)!(acc[i][0][0] - acc[i][0][0] == 0) << i;
+    *t.strange = strange;
+  }
+  if (e.bias) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const V bias = load(e.bias + t.column, v);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) acc[i][v] += bias;
+    }
+  }
+  if (e.relu) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] = ReLU::y(acc[i][v], nullptr);
+  }
+  if (e.saved) {
+    const auto each = [&](auto f) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[i][v] = f(acc[i][v], load(e.saved + (t.row + i) * e.lds + t.column, v));
+    };
+    const V scale(e.scale), back(e.back);
+    if (e.scale == T(1)) each([&](V x, V s) { return x * ReLU::dy(s, nullptr); });
+    else each([&](V x, V s) { return x * scale * ReLU::dy(s * back, nullptr); });
+  }
+}
+
+template <class T, int MR, int NV, bool FULL, bool UPRIGHT>
+FASTAE_INLINE void write_tile(Vec<T> (&acc)[MR][NV], const TileArgs<T>& t) {
+  typedef Vec<T> V;
+  constexpr int N = V::N;
+  if constexpr (!UPRIGHT) {
+    if (t.end) end_chains<T, MR, NV, FULL>(acc, t, *t.end);
+  }
+  if (t.mode == kAddAfter) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, FULL>(t.c + i * t.ldc + v * N, t.width - v * N) + acc[i][v];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store_part<T, FULL>(t.c + i * t.ldc + v * N, acc[i][v], t.width - v * N);
+}
+
+// Conditions stand outside of the loops over registers: short chains would feel them.
+template <class T, int MR, int NV, bool UPRIGHT> __attribute__((noinline)) void tile(const TileArgs<T>& t) noexcept {
   typedef Vec<T> V;
   constexpr int N = V::N;
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
-      acc[i][v] = t.mode == kContinue ? V::load(t.c + i * t.ldc + v * N, (int)(t.width - v * N)) : V(T(0));
+    for (int v = 0; v < NV; ++v) acc[i][v] = V(T(0));
+  if (t.mode == kContinue) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, false>(t.c + i * t.ldc + v * N, t.width - v * N);
+  }
 
   const T* b = t.b;
-  const int64_t rs = PACKED ? 1 : t.rs;
-  const int64_t cs = PACKED ? kPanelRows : 1;
+  const int64_t rs = UPRIGHT ? 1 : t.rs;
+  const int64_t cs = UPRIGHT ? t.rs : 1;
   // three row pointers serve up to 12 rows with the offsets 0, rs, 2rs, 3rs
   const T* a0 = t.a;
   const T* a1 = a0 + 4 * rs;
@@ -51,7 +142,10 @@ template <class T, int MR, int NV, bool PACKED> __attribute__((noinline)) void t
   for (int64_t p = t.depth; p > 0; --p) {
     V bv[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) bv[v] = V::load(b + v * N);
+    for (int v = 0; v < NV; ++v) {
+      bv[v] = in_register(V::load(b + v * N));
+      if (MR >= 6) __builtin_prefetch(b + (kAhead * NV + v) * N);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const T* base = i < 4 ? a0 : i < 8 ? a1 : a2;
@@ -64,38 +158,31 @@ template <class T, int MR, int NV, bool PACKED> __attribute__((noinline)) void t
     a1 += cs;
     a2 += cs;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      T* c = t.c + i * t.ldc + v * N;
-      const int n = (int)(t.width - v * N);
-      if (t.mode == kAddAfter) acc[i][v] = V::load(c, n) + acc[i][v];
-      acc[i][v].store(c, n);
-    }
+  if (t.width >= NV * N) write_tile<T, MR, NV, true, UPRIGHT>(acc, t);
+  else write_tile<T, MR, NV, false, UPRIGHT>(acc, t);
 }
 
 // Rows that a tile of NV vectors takes at most: as many accumulators as registers allow.
 constexpr int tile_rows(int nv) { return 2 * nv <= kMaxVectors ? 12 : 6; }
 
-template <class T, int NV, bool PACKED> FASTAE_INLINE int run_tile(int64_t rows, const TileArgs<T>& t) noexcept {
+template <class T, int NV, bool UPRIGHT> FASTAE_INLINE int run_tile(int64_t rows, const TileArgs<T>& t) noexcept {
   if constexpr (tile_rows(NV) == 12) {
-    if (rows >= 12) return tile<T, 12, NV, PACKED>(t), 12;
+    if (rows >= 12) return tile<T, 12, NV, UPRIGHT>(t), 12;
   }
-  if (rows >= 6) return tile<T, 6, NV, PACKED>(t), 6;
-  if (rows >= 4) return tile<T, 4, NV, PACKED>(t), 4;
-  if (rows >= 2) return tile<T, 2, NV, PACKED>(t), 2;
-  return tile<T, 1, NV, PACKED>(t), 1;
+  if (rows >= 6) return tile<T, 6, NV, UPRIGHT>(t), 6;
+  if (rows >= 4) return tile<T, 4, NV, UPRIGHT>(t), 4;
+  if (rows >= 2) return tile<T, 2, NV, UPRIGHT>(t), 2;
+  return tile<T, 1, NV, UPRIGHT>(t), 1;
 }
 
 // The largest tile that fits the rows left; returns how many rows it took.
-template <class T, bool PACKED> FASTAE_INLINE int run_tile(int nv, int64_t rows, const TileArgs<T>& t) noexcept {
+template <class T, bool UPRIGHT> FASTAE_INLINE int run_tile(int nv, int64_t rows, const TileArgs<T>& t) noexcept {
   if constexpr (kMaxVectors == 4) {
-    if (nv == 4) return run_tile<T, 4, PACKED>(rows, t);
-    if (nv == 3) return run_tile<T, 3, PACKED>(rows, t);
+    if (nv == 4) return run_tile<T, 4, UPRIGHT>(rows, t);
+    if (nv == 3) return run_tile<T, 3, UPRIGHT>(rows, t);
   }
-  if (nv == 2) return run_tile<T, 2, PACKED>(rows, t);
-  return run_tile<T, 1, PACKED>(rows, t);
+  if (nv == 2) return run_tile<T, 2, UPRIGHT>(rows, t);
+  return run_tile<T, 1, UPRIGHT>(rows, t);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kFlatBlock = 4096;
 constexpr int64_t kFetchedFrom = 1 << 18;  // parameters that are far from fitting a core's cache
-constexpr int64_t kNear = 1 << 14;         // parameters that fit it with their states
+constexpr int64_t kNear = 1 << 16;         // parameters that stay in it with their states and gradients
 
 // f(first, count) over blocks of [0, n)
 template <class F> FASTAE_INLINE void over_flat(int threads, int64_t n, const F& f) {
@@ -40,9 +40,9 @@ template <class T> struct Update {
   int64_t k;
   T c[8], p[kMaxFloats];
   int64_t ahead;  // elements that are fetched before their turn, where rows follow each other; 0 for none
-  bool near;      // all parameters and states are in a core's cache
 
   void rows(const T* g, int64_t ldg, int64_t row, int64_t rows, int64_t column, int64_t columns) const noexcept {
+    if (columns == k && ldg == k) columns *= rows, rows = 1;  // they follow each other
     visit_update<Vec<T>, T>(rule, [&](auto formula) {
       constexpr int S = decltype(formula)::n_states;
       // copies that no store can touch, so that constants stay in registers
@@ -77,7 +77,6 @@ template <class T> struct Update {
 
   static void expect(const void* context, int64_t row, int64_t rows, int64_t column, int64_t columns) noexcept {
     const Update& u = *(const Update*)context;
-    if (u.near) return;
     for (int64_t r = row; r < row + rows; ++r)
       for (int64_t j = 0; j < columns; j += 64 / (int64_t)sizeof(T)) {
         const int64_t at = r * u.k + column + j;

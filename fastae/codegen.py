@@ -217,6 +217,8 @@ def catalog_header() -> str:
     for kind, prefix in (("activation", "Act"), ("loss", "Loss"), ("penalty", "Penalty"), ("update", "Update")):
         out.append(_c_visit(kind, prefix, catalog.KINDS[kind]))
     out.append(_c_visit("likelihood", "Likelihood", LIKELIHOODS))
+    ids = catalog.INDEX["activation"]
+    out.append(f"constexpr int kIdentity = {ids['identity']}, kReLU = {ids['relu']};\n")
     # the executor needs to know what the derivative is taken from without instantiating anything
     needs = " || ".join(f"id == {i}" for i, row in enumerate(catalog.ACTIVATIONS) if row.needs == "x")
     out.append(f"FASTAE_INLINE bool activation_needs_x(int id) {{ return {needs}; }}\n")
