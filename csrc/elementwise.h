@@ -234,20 +234,34 @@ template <class T> struct GradEpilogue {
 // ---- sums over a row: 16 virtual lanes in float64, then a fixed tree ---------------------------------------------------
 
 struct Lanes {
-  double lane[16];
+  typedef Vec<double> V;
+  static constexpr int N = V::N, kVectors = 16 / N;
+  V lane[kVectors];
   Lanes() {
-    for (int i = 0; i < 16; ++i) lane[i] = 0;
+    for (V& x : lane) x = V(0.0);
   }
   // adds t[i] to lane i
   template <class T> FASTAE_INLINE void add(const T* t) {
-    for (int i = 0; i < 16; ++i) lane[i] += (double)t[i];
+    typedef T part __attribute__((vector_size(N * sizeof(T))));
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      part x;
+      memcpy(&x, t + v * N, sizeof x);
+      lane[v] += V(__builtin_convertvector(x, V::native));
+    }
   }
   FASTAE_INLINE double sum() const {
-    double s[16];
-    for (int i = 0; i < 16; ++i) s[i] = lane[i];
-    for (int h = 8; h; h /= 2)
+    V s[kVectors];
+    memcpy(s, lane, sizeof s);
+#pragma GCC unroll 4
+    for (int h = kVectors / 2; h; h /= 2)
       for (int i = 0; i < h; ++i) s[i] += s[i + h];
-    return s[0];
+    double t[N];
+    s[0].store(t);
+#pragma GCC unroll 4
+    for (int h = N / 2; h; h /= 2)
+      for (int i = 0; i < h; ++i) t[i] += t[i + h];
+    return t[0];
   }
 };
 

@@ -1,5 +1,7 @@
 // One step of a plan: its ops one after another, each cut over the pool's threads.
 #pragma once
+#include <optional>
+
 #include "run_encoding.h"
 #include "run_losses.h"
 #include "run_regularisers.h"
@@ -149,6 +151,11 @@ template <class T> struct Executor {
     });
   }
 
+  std::optional<Dropout<T>> dropped(int64_t stream, double rate, int64_t rows) const {
+    if (rate > 0) return Dropout<T>({job.seed, job.epoch}, stream, rate, ids(rows));
+    return std::nullopt;
+  }
+
   void dropout(const OpRecord& o, const double* f) {
     namespace at = at_dropout;
     const View<T> x = real(o.slot[at::s_x]), y = real(o.slot[at::s_y]);
@@ -187,7 +194,7 @@ template <class T> struct Executor {
     namespace at = at_dense;
     const View<T> x = real(o.slot[at::s_x]), w = real(o.slot[at::s_w]), y = real(o.slot[at::s_y]);
     const int64_t n = width(o.slot[at::s_y]), k = width(o.slot[at::s_x]);
-    const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+    const auto drop = dropped(o.i[at::i_stream], f[at::f_rate], o.slot[at::s_rows]);
     const Watch watch = {&Executor::suspect, this};
     const DenseEpilogue<T> finish = {y,
                                      real(o.slot[at::s_z]),
@@ -195,7 +202,7 @@ template <class T> struct Executor {
                                      real(o.slot[at::s_b]).p,
                                      (int)o.i[at::i_activation],
                                      {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                     f[at::f_rate] > 0 ? &drop : nullptr,
+                                     drop ? &*drop : nullptr,
                                      registered(o),
                                      watching ? &watch : nullptr};
     watching = false;
@@ -218,14 +225,10 @@ template <class T> struct Executor {
 
   void activation_grad(const OpRecord& o, const double* f) {
     namespace at = at_activation_grad;
-    const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
-    const GradEpilogue<T> finish = {real(o.slot[at::s_dy]),
-                                    real(o.slot[at::s_saved]),
-                                    real(o.slot[at::s_dz]),
-                                    (int)o.i[at::i_activation],
-                                    {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                    f[at::f_rate] > 0 ? &drop : nullptr,
-                                    registered(o)};
+    const auto drop = dropped(o.i[at::i_stream], f[at::f_rate], o.slot[at::s_rows]);
+    const GradEpilogue<T> finish = {
+        real(o.slot[at::s_dy]),           real(o.slot[at::s_saved]), real(o.slot[at::s_dz]), (int)o.i[at::i_activation],
+        {(T)f[at::f_p0], (T)f[at::f_p1]}, drop ? &*drop : nullptr,   registered(o)};
     over_rows((double)width(o.slot[at::s_dy]) * 8,
               [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_dy])); });
   }
@@ -260,13 +263,13 @@ template <class T> struct Executor {
     const bool shared = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, add_bias = o.i[at::i_add_bias] != 0;
     if (dx) {  // first: a fused update changes w
       const View<T> w = real(o.slot[at::s_w]);
-      const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
+      const auto drop = dropped(o.i[at::i_stream], f[at::f_rate], o.slot[at::s_rows]);
       const GradEpilogue<T> finish = {dx,
                                       real(o.slot[at::s_saved]),
                                       dx,
                                       (int)o.i[at::i_activation],
                                       {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                      f[at::f_rate] > 0 ? &drop : nullptr,
+                                      drop ? &*drop : nullptr,
                                       registered(o)};
       product(o.i[at::i_bf16], dz, w, shared, nullptr, k, n, dx, finish);
     }

@@ -152,12 +152,13 @@ void multiply(const T* a, int64_t lda, const T* w, int64_t ldw, bool transposed,
 }
 
 constexpr int64_t kRightBytes = 1 << 20;  // of column panels that a row panel meets in turn
+constexpr int64_t kBandColumns = 1024;    // of a gradient that is taken at once
 
 template <class T> FASTAE_INLINE int64_t gradient_left_size(int64_t n) {
   return ceil_div(n, kPanelRows) * (kPanelRows * kSegment + 2 * Vec<T>::N);
 }
 
-// Takes finished tiles of a gradient while they are in L1.
+// Takes finished rows of a gradient while they are in cache.
 template <class T> struct GradientUse {
   const void* context;
   void (*expect)(const void* context, int64_t row, int64_t rows, int64_t column, int64_t columns);  // before it is made
@@ -170,23 +171,36 @@ FASTAE_INLINE void copy_tile(const T* a, int64_t lda, T* b, int64_t ldb, int64_t
   for (int64_t i = 0; i < rows; ++i) memcpy(b + i * ldb, a + i * lda, (size_t)columns * sizeof(T));
 }
 
+// db = sum_r d for NV vectors of columns, of which the last may be a part
+template <class T, int NV, bool FULL>
+void sum_columns(const T* d, int64_t ldd, int64_t m, int64_t width, T* db, bool add) noexcept {
+  constexpr int N = Vec<T>::N;
+  for (int64_t s = 0; s < m; s += kSegment) {
+    Vec<T> sum[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[v] = Vec<T>(T(0));
+    for (int64_t r = s; r < smaller(m, s + kSegment); ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[v] += load_part<T, FULL>(d + r * ldd + v * N, width - v * N);
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      if (s || add) sum[v] = load_part<T, FULL>(db + v * N, width - v * N) + sum[v];
+      store_part<T, FULL>(db + v * N, sum[v], width - v * N);
+    }
+  }
+}
+
 // db (n) = sum_r d, by the same chains as weight_gradient's
 template <class T>
 void bias_gradient(const T* d, int64_t ldd, int64_t m, int64_t n, T* db, int threads, bool add) noexcept {
-  constexpr int N = Vec<T>::N, V = 4;
-  parallel(useful_threads(threads, (double)m * n), ceil_div(n, V * N), [&](int64_t task) {
-    for (int64_t s = 0; s < m; s += kSegment) {
-      Vec<T> sum[V] = {Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0))};
-      const int64_t j = task * V * N, width = n - j;
-      for (int64_t r = s; r < smaller(m, s + kSegment); ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[v] += Vec<T>::load(d + r * ldd + j + v * N, (int)smaller(N, width - v * N));
-      for (int v = 0; v < V; ++v) {
-        const int lanes = (int)smaller(N, width - v * N);
-        if (s || add) sum[v] = Vec<T>::load(db + j + v * N, lanes) + sum[v];
-        sum[v].store(db + j + v * N, lanes);
-      }
-    }
+  constexpr int64_t N = Vec<T>::N, W = 4 * N;
+  parallel(useful_threads(threads, (double)m * n), ceil_div(n, W), [&](int64_t task) {
+    const int64_t j = task * W, width = smaller(W, n - j);
+    if (width == W) sum_columns<T, 4, true>(d + j, ldd, m, width, db + j, add);
+    else if (width == 2 * N) sum_columns<T, 2, true>(d + j, ldd, m, width, db + j, add);
+    else if (width <= N) sum_columns<T, 1, false>(d + j, ldd, m, width, db + j, add);
+    else if (width < 2 * N) sum_columns<T, 2, false>(d + j, ldd, m, width, db + j, add);
+    else sum_columns<T, 4, false>(d + j, ldd, m, width, db + j, add);
   });
 }
 
@@ -227,40 +241,39 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
       }
     });
     // A task is a run of row panels under as many column panels as stay in L2, a row panel under all of them in turn:
-    // rows of dw and of what `use` touches are long, and crossing them panel by panel would cost a page each.
-    const bool all = t == 1 && panels * W * rows * (int64_t)sizeof(T) <= kRightBytes;
-    const int64_t wide = all ? panels : larger(1, kRightBytes / (int64_t)sizeof(T) / (W * rows));
-    const int64_t blocks = all ? 1 : ceil_div(panels, wide);
+    // rows of dw are long, and crossing them panel by panel would cost a page each. `use` takes the whole band that a
+    // row panel makes: the states that it touches then lie in runs that the processor fetches by itself.
+    const bool all = t == 1 && panels * W <= kBandColumns && panels * W * rows * (int64_t)sizeof(T) <= kRightBytes;
+    const int64_t most = smaller(kBandColumns / W, kRightBytes / (int64_t)sizeof(T) / (W * rows));
+    const int64_t wide = all ? panels : larger(1, most), blocks = all ? 1 : ceil_div(panels, wide);
     const int64_t run = t > 1 ? larger(1, row_panels * blocks / (8 * t) / larger(blocks, 1)) : larger(row_panels, 1);
     const int64_t runs = t > 1 ? ceil_div(row_panels, run) : 1;
     const bool begun = add || s, taken = use && s + rows >= m;
     parallel(t, blocks * runs, [&](int64_t task) {
       const int64_t first = all ? 0 : task / runs * wide, from = all ? 0 : task % runs * run;
-      alignas(64) T sum[kPanelRows * W];
-      for (int64_t q = from; q < smaller(row_panels, from + run); ++q)
-        for (int64_t panel = first; panel < smaller(panels, first + wide); ++panel) {
-          const int64_t j = panel * W, width = smaller(W, k - j), end = smaller(kPanelRows, n - q * kPanelRows);
+      const int64_t last = smaller(panels, first + wide), column = first * W, columns = smaller(last * W, k) - column;
+      alignas(64) T band[kPanelRows * kBandColumns];
+      for (int64_t q = from; q < smaller(row_panels, from + run); ++q) {
+        const int64_t top = q * kPanelRows, height = smaller(kPanelRows, n - top), ld = taken ? columns : k;
+        T* const to = taken ? band : dw + top * k + column;
+        if (taken && begun) copy_tile(dw + top * k + column, k, band, ld, height, columns);
+        for (int64_t panel = first; panel < last; ++panel) {
           const int nv = panel_vectors<T>(k, panel);
-          for (int64_t i = 0; i < end;) {
-            const int64_t row = q * kPanelRows + i, most = smaller(end - i, tile_rows(nv));
-            T* const to = dw + row * k + j;
-            // where rows of dw are as wide as the tile, they follow each other in `sum` as in dw
-            const int64_t ld = panels == 1 ? k : W;
-            if (taken) use->expect(use->context, row, most, j, width);
-            if (taken && begun) copy_tile(to, k, sum, ld, most, width);
+          const int64_t j = panel * W - column;
+          for (int64_t i = 0; i < height;) {
             const TileArgs<T> args = {rows,
-                                      upright ? d + s * ldd + row : left + q * stride + i,
+                                      upright ? d + s * ldd + top + i : left + q * stride + i,
                                       upright ? ldd : kPanelRows,
                                       b + panel * W * rows,
-                                      taken ? sum : to,
-                                      taken ? ld : k,
-                                      width,
+                                      to + i * ld + j,
+                                      ld,
+                                      smaller(W, columns - j),
                                       begun ? kAddAfter : kSet};
-            const int done = run_tile<T, true>(nv, end - i, args);
-            if (taken) use->take(use->context, sum, ld, row, done, j, width);
-            i += done;
+            i += run_tile<T, true>(nv, height - i, args);
           }
         }
+        if (taken) use->take(use->context, band, ld, top, height, column, columns);
+      }
     });
   }
 }

@@ -14,9 +14,10 @@ void row_losses(const E& e, int64_t out_slot, int64_t weight_slot, bool accumula
   const typename E::Real* weight = e.real(weight_slot).p;
   double* sums = e.sums;
   const int64_t m = e.m;
+  const double share = 1.0 / (double)m;
   e.over_rows(cost, [&](int64_t first, int64_t count) {
     for (int64_t r = first; r < first + count; ++r) {
-      sums[r] = row(r, (weight ? (double)weight[r] : 1.0) / (double)m);
+      sums[r] = row(r, weight ? (double)weight[r] / (double)m : share);
       if (out) *out.at(r, 0) = accumulate ? *out.at(r, 0) + sums[r] : sums[r];
     }
   });

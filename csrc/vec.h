@@ -297,6 +297,14 @@ template <class T> struct Vec {
   static FASTAE_INLINE IntVec<T> sign_bit() { return IntVec<T>((typename Lane<T>::U)1 << (8 * sizeof(T) - 1)); }
 };
 
+// x times 1 or 0, so that -0 and NaN come out as of a product
+template <class T> FASTAE_INLINE Vec<T> times(Vec<T> x, Mask<T> one) { return select(one, x, x * Vec<T>(T(0))); }
+#if defined(__AVX512F__)
+FASTAE_INLINE Vec<float> times(Vec<float> x, Mask<float> one) {
+  return Vec<float>(_mm512_mask_mul_ps(x.v, (__mmask16)~one.m, x.v, _mm512_setzero_ps()));
+}
+#endif
+
 // The same value, loaded once: compilers like to load it again for every use.
 template <class T> FASTAE_INLINE Vec<T> in_register(Vec<T> x) {
 #if defined(__AVX512F__)
