@@ -2,11 +2,11 @@
 
 Compilers spoil kernels without a word (copies around intrinsics, spilled accumulators), so each one builds the library
 into a temporary folder (minutes), and the builds are measured in turn, each in a process of its own, one thread;
-``--built g++=FOLDER clang++=FOLDER`` measures builds that are there. Printed and recorded: the median rate with its
-share of the median ceiling, and the share of the best rate in the best ceiling. Ceilings of products are rates of their
-instructions from registers, of elementwise operations the rate of a copy by NumPy of arrays as large; the highest that
-any build showed counts, as a compiler may spoil the ceiling's loop too. Sigmoid and Adam within L2 are bound by
-arithmetic, so a copy is far above them: there compare compilers, and with earlier runs in the ledger.
+``--built g++=FOLDER clang++=FOLDER`` measures builds that are there. Printed and recorded: the best median rate of a
+round and its share in the ceiling: for products the rate of their instructions from registers, measured just before
+and after each call (a clock that sinks under load is no fault of a kernel; a compiler that spoils that loop as well shows
+in the rates); for elementwise operations the rate of a copy by NumPy of arrays as large. Sigmoid and Adam within L2 are
+bound by arithmetic, so a copy is far above them: there compare compilers, and with earlier runs in the ledger.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from .common import HERE, Contestant, record
 
 SOURCES = ("csrc", "fastae", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-Rates = dict[str, tuple[float, float]]  # best, median
+Rates = dict[str, tuple[float, float, float | None]]  # best, median, share in the ceiling
 C_OF = {"g++": "gcc", "clang++": "clang", "icpx": "icx"}
 
 
@@ -41,16 +41,9 @@ def build(compiler: str, folder: Path) -> None:
     )
 
 
-def ceiling_of(kernel: str, ceilings: Rates, rates: Rates) -> tuple[float, float]:
-    isa, _, what = kernel.partition(", ")
-    if " in " in kernel:
-        return rates["copy in " + kernel.rpartition(" in ")[2]]
-    return ceilings["int8" if what.startswith("int8") else f"{isa}, {what.split()[0]}"]
-
-
-def best_of(parts: list[Rates]) -> Rates:
-    """The highest best and the highest median of several measurements."""
-    return {name: tuple(max(part[name][i] for part in parts) for i in range(2)) for name in parts[0]}
+def best_of(rounds: list[Rates]) -> Rates:
+    """Of each kernel the round with the highest median."""
+    return {name: max((r[name] for r in rounds), key=lambda rate: rate[1]) for name in rounds[0]}
 
 
 def main() -> None:
@@ -75,25 +68,19 @@ def main() -> None:
         finally:
             for worker in workers:
                 worker.close()
-    ceilings = best_of([r["ceilings"] for w in workers for r in w.rounds])
-    best = {worker.label: best_of([r["rates"] for r in worker.rounds]) for worker in workers}
-    top = best_of(list(best.values()))
-    print("ceilings, best and median: " + ", ".join(f"{name} {a:.0f} {b:.0f}" for name, (a, b) in ceilings.items()))
-    print(f"{'':40}" + "".join(f"{label:>30}" for label in best))
-    for kernel in top:
+    rates = {worker.label: best_of(worker.rounds) for worker in workers}
+    print(f"{'':40}" + "".join(f"{label:>22}" for label in rates))
+    for kernel in next(iter(rates.values())):
         if kernel.startswith("copy"):
             continue
-        high, middle = ceiling_of(kernel, ceilings, top)
-        shares = {label: (rates[kernel][0] / high, rates[kernel][1] / middle) for label, rates in best.items()}
-        print(f"{kernel:40}" + "".join(
-            f"{best[label][kernel][1]:10.1f} {100 * b:5.1f} % ({100 * a:5.1f} %)" for label, (a, b) in shares.items()
-        ))  # fmt: skip
+        copy = max(r["copy in " + kernel.rpartition(" in ")[2]][1] for r in rates.values()) if " in " in kernel else None
         builds = {}
-        for label, (a, b) in shares.items():
-            most, median = best[label][kernel]
-            builds[label] = {"version": version_of(label), "best": most, "median": median, "share_of_best": a,
-                             "share_of_median": b}  # fmt: skip
-        record("guard", {"kernel": kernel, "ceiling": [high, middle], "rounds": options.rounds, "builds": builds})
+        for label, found in rates.items():
+            best, median, share = found[kernel]
+            share = share if copy is None else median / copy
+            builds[label] = {"version": version_of(label), "best": best, "median": median, "share": share}
+        print(f"{kernel:40}" + "".join(f"{b['median']:12.1f} {100 * b['share']:7.1f} %" for b in builds.values()))
+        record("guard", {"kernel": kernel, "copy": copy, "rounds": options.rounds, "builds": builds})
 
 
 def version_of(compiler: str) -> str:

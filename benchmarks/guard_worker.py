@@ -1,4 +1,4 @@
-"""One build's kernels for `benchmarks.guard`: reads a line, measures all of them once, writes {kernel: rate} as JSON.
+"""One build's kernels for `benchmarks.guard`: reads a line, measures all of them once, writes {kernel: (best, median, share of the ceiling)} as JSON.
 
 Products: 10⁹ operations a second; elementwise: 10⁹ bytes a second of what must be read and written, over arrays that
 lie in L2 (where arithmetic counts) and over arrays larger than caches (where memory does). One thread.
@@ -23,7 +23,9 @@ SHAPE = (1024, 784, 512)  # m, k, n of W2's widest layer
 ELEMENTS = {"L2": 1 << 16, "memory": 1 << 24}
 ARRAYS = {"dropout": 2, "sigmoid": 2, "adam": 7}  # read and written
 
-Kernel = tuple[Callable[[], object], float]  # a call and its operations or bytes
+Ceiling = Callable[[], float]
+# a call, its operations or bytes, and the rate that its instructions reach from registers (none for what memory bounds)
+Kernel = tuple[Callable[[], object], float, Ceiling | None]
 
 
 def aligned(*shape: int) -> np.ndarray:
@@ -53,7 +55,8 @@ def layer(backend: NativeBackend, kind: str, bf16: bool = False) -> Kernel:
     for array in arrays:
         array[...] = rng.normal(size=array.shape)
     job = Job([plan.allocate()[0], *[empty] * 3, *arrays], n_rows=m, phases=schema.GRADIENT)
-    return lambda: backend.run(handle, job), 2.0 * m * k * n
+    dtype = "bfloat16" if bf16 else "float32"
+    return lambda: backend.run(handle, job), 2.0 * m * k * n, lambda: backend.peak_gflops(dtype, 0.0)
 
 
 def int8_encoding(backend: NativeBackend) -> Kernel:
@@ -75,7 +78,7 @@ def int8_encoding(backend: NativeBackend) -> Kernel:
     job = Job([*spaces, out], (Source(X, columns=768),), len(X), n_steps=8, phases=schema.PREPARE | schema.GRADIENT)
     backend.run(handle, job)
     job.phases = schema.GRADIENT
-    return lambda: backend.run(handle, job), len(X) * layer_flops(WIDTHS["w4a"])
+    return lambda: backend.run(handle, job), len(X) * layer_flops(WIDTHS["w4a"]), lambda: backend.peak_int8_gops(0.0)
 
 
 def elementwise(backend: NativeBackend, op: str, elements: int) -> Kernel:
@@ -91,7 +94,7 @@ def elementwise(backend: NativeBackend, op: str, elements: int) -> Kernel:
         "sigmoid": lambda: ops.activation("sigmoid", x, out=y, **given),
         "adam": lambda: ops.update("adam", y, x, states, 1e-3, 10, **given),
     }[op]
-    return call, 4.0 * elements * ARRAYS.get(op, 2)
+    return call, 4.0 * elements * ARRAYS.get(op, 2), None
 
 
 def kernels() -> dict[str, Kernel]:
@@ -114,51 +117,35 @@ def kernels() -> dict[str, Kernel]:
     return found
 
 
-def ceilings() -> dict[str, tuple[float, float]]:
-    """Rates of the instructions that products are made of, from registers: the best window, and the median one.
+def rate(kernel: Kernel, seconds: float = 0.06) -> tuple[float, float, float | None]:
+    """Best and median of the calls that fit in a moment, in 10⁹ a second, and the median share in the ceiling.
 
-    A window is some 30 µs. A shared processor is faster for so long than it stays, so the best window flatters nobody
-    but itself, and medians go with medians.
+    The ceiling is measured just before and after each call: processors lower their clock under products. By the
+    thread's own processor time: other programs then cost a cold cache now and then, not their time slices.
     """
-
-    def both(call: Callable[[], float]) -> tuple[float, float]:
-        windows = [call() for _ in range(400)]
-        return max(windows), float(np.median(windows))
-
-    found = {}
-    for isa in instruction_sets():
-        backend, dtype = NativeBackend(isa), "bfloat16" if isa.startswith("avx512_") else "float32"
-        found[f"{isa}, {dtype}"] = both(lambda backend=backend, dtype=dtype: backend.peak_gflops(dtype, 0.0))
-    found["int8"] = both(lambda: NativeBackend().peak_int8_gops(0.0))
-    return found
-
-
-def rate(kernel: Kernel, seconds: float = 0.06) -> tuple[float, float]:
-    """Best and median of the calls that fit in a moment, in 10⁹ a second; short ones several at a time.
-
-    By the thread's own processor time: other programs then cost a cold cache now and then, not their time slices.
-    """
-    call, amount = kernel
+    call, amount, ceiling = kernel
     clock = time.thread_time
     call()
     begin = clock()
     call()
     times = max(1, int(2e-4 / max(clock() - begin, 1e-9)))
-    each, end = [], clock() + seconds
-    while clock() < end or len(each) < 5:
+    rates, shares, end = [], [], clock() + seconds
+    while clock() < end or len(rates) < 5:
+        before = ceiling() if ceiling else 0.0
         begin = clock()
         for _ in range(times):
             call()
-        each.append((clock() - begin) / times)
-    return amount / min(each) / 1e9, amount / float(np.median(each)) / 1e9
+        rates.append(amount * times / (clock() - begin) / 1e9)
+        if ceiling:
+            shares.append(2 * rates[-1] / (before + ceiling()))
+    return max(rates), float(np.median(rates)), float(np.median(shares)) if shares else None
 
 
 def main() -> None:
     measured = kernels()
     print("ready", flush=True)
     for _ in sys.stdin:
-        rates = {name: rate(kernel) for name, kernel in measured.items()}
-        print(json.dumps({"ceilings": ceilings(), "rates": rates}), flush=True)
+        print(json.dumps({name: rate(kernel) for name, kernel in measured.items()}), flush=True)
 
 
 if __name__ == "__main__":
