@@ -42,6 +42,27 @@ template <class T, class F> FASTAE_INLINE void over_row(int64_t n, const F& f) {
   if (j < n) f(j, (int)(n - j));
 }
 
+constexpr int64_t kStreamBytes = 1 << 24;  // results that no cache keeps are written past them: no line is read first
+
+// Elements of a row before the first one on a cache line.
+template <class T> FASTAE_INLINE int64_t before_line(const T* p) { return (int64_t)(-(uintptr_t)p % 64 / sizeof(T)); }
+
+constexpr int64_t kStreamAhead =
+    2048;  // bytes that its input is fetched ahead: arithmetic holds back the loads to come
+
+// out[j] = f(column, lanes) over n columns made of `in`, past the caches where whole lines are written
+template <class T, class F> FASTAE_INLINE void stream_row(const T* in, T* out, int64_t n, const F& f) {
+  constexpr int N = Vec<T>::N;
+  const int64_t head = smaller(before_line(out), n);
+  over_row<T>(head, [&](int64_t j, int lanes) { f(j, lanes).store(out + j, lanes); });
+  int64_t j = head;
+  for (; j + N <= n; j += N) {
+    __builtin_prefetch((const char*)(in + j) + kStreamAhead);
+    f(j, N).stream(out + j);
+  }
+  if (j < n) f(j, (int)(n - j)).store(out + j, (int)(n - j));
+}
+
 // Inverted dropout; rows: ids of the batch's rows.
 template <class T> struct Dropout {
   PhiloxKeys keys;
@@ -57,11 +78,12 @@ template <class T> struct Dropout {
         scale((T)(1.0 / (1.0 - r))),
         rate(r),
         rows(ids) {}
-  // f(column, lanes, mask of those that stay) over n columns of row r from c on, c a multiple of 4
-  template <class F> FASTAE_INLINE void over(int64_t r, int64_t c, int64_t n, const F& f) const {
+  // f(column, lanes, mask of those that stay) over n columns of row r from c on, c a multiple of 4; in blocks, the first
+  // of `head` columns, a multiple of 4
+  template <class F> FASTAE_INLINE void over(int64_t r, int64_t c, int64_t n, const F& f, int64_t head = 0) const {
     alignas(64) uint32_t words[kColumnBlock];
-    for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
-      const int64_t width = smaller(kColumnBlock, n - j0);
+    for (int64_t j0 = 0, width; j0 < n; j0 += width) {
+      width = smaller(j0 == 0 && head ? head : kColumnBlock, n - j0);
       philox_row(keys, epoch, stream, (uint64_t)rows[r], (uint32_t)(c + j0), (int)width, words);
       over_row<T>(width, [&](int64_t j, int lanes) { f(j0 + j, lanes, at_least_mask<T>(words + j, threshold)); });
     }
@@ -143,6 +165,36 @@ template <class T> struct DenseEpilogue {
           Vec<T>::load(out.v + i * width + j, lanes).store(y.at(row + r0 + i, column + j0) + j, lanes);
         });
     });
+  }
+
+  // The same for a large result of no product, with neither bias, z nor a registered formula: past the caches.
+  void stream(int64_t row, int64_t rows, int64_t n) const noexcept {
+    if (dropout) {
+      const Vec<T> scale(dropout->scale);
+      for (int64_t r = row; r < row + rows; ++r) {
+        const T* in = c.at(r, 0);
+        T* out = y.at(r, 0);
+        const int64_t head = before_line(out);
+        dropout->over(
+            r, 0, n,
+            [&](int64_t j, int lanes, Mask<T> kept) {
+              const Vec<T> v = select(kept, Vec<T>::load(in + j, lanes) * scale, Vec<T>(T(0)));
+              __builtin_prefetch((const char*)(in + j) + kStreamAhead);
+              if (lanes == Vec<T>::N && before_line(out + j) % Vec<T>::N == 0) v.stream(out + j);
+              else v.store(out + j, lanes);
+            },
+            head % 4 == 0 ? head : 0);
+      }
+    } else {
+      visit_activation<Vec<T>, T>(activation, [&](auto formula) {
+        for (int64_t r = row; r < row + rows; ++r) {
+          const T* in = c.at(r, 0);
+          stream_row(in, y.at(r, 0), n,
+                     [&](int64_t j, int lanes) { return formula.y(Vec<T>::load(in + j, lanes), p); });
+        }
+      });
+    }
+    stream_fence();
   }
 
   void apply(View<T> from, int64_t row, int64_t rows, int64_t column, int64_t n) const noexcept {

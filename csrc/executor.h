@@ -161,8 +161,7 @@ template <class T> struct Executor {
     const View<T> x = real(o.slot[at::s_x]), y = real(o.slot[at::s_y]);
     const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
     const DenseEpilogue<T> finish = {x, {nullptr, 0}, y, nullptr, 0, {0, 0}, &drop};
-    over_rows((double)width(o.slot[at::s_x]) * 8,
-              [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_x])); });
+    finish_rows(finish, width(o.slot[at::s_x]));
   }
 
   // c (m,columns) = a (m,depth) * w, or wT
@@ -211,16 +210,20 @@ template <class T> struct Executor {
 
   void activation(const OpRecord& o, const double* f) {
     namespace at = at_activation;
-    const DenseEpilogue<T> finish = {real(o.slot[at::s_x]),
-                                     {nullptr, 0},
-                                     real(o.slot[at::s_y]),
-                                     nullptr,
-                                     (int)o.i[at::i_activation],
-                                     {(T)f[at::f_p0], (T)f[at::f_p1]},
-                                     nullptr,
-                                     registered(o)};
-    over_rows((double)width(o.slot[at::s_x]) * 8,
-              [&](int64_t first, int64_t n) { finish(first, n, 0, width(o.slot[at::s_x])); });
+    const View<T> x = real(o.slot[at::s_x]), y = real(o.slot[at::s_y]);
+    const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
+    finish_rows(
+        DenseEpilogue<T>{x, {nullptr, 0}, y, nullptr, (int)o.i[at::i_activation], {p[0], p[1]}, nullptr, registered(o)},
+        width(o.slot[at::s_x]));
+  }
+
+  // An epilogue on rows of n columns that no product made.
+  void finish_rows(const DenseEpilogue<T>& finish, int64_t n) const {
+    const bool stream = finish.c.p != finish.y.p && !finish.formula && m * n * (int64_t)sizeof(T) >= kStreamBytes;
+    over_rows((double)n * 8, [&](int64_t first, int64_t count) {
+      if (stream) finish.stream(first, count, n);
+      else finish(first, count, 0, n);
+    });
   }
 
   void activation_grad(const OpRecord& o, const double* f) {
@@ -355,7 +358,7 @@ template <class T> struct Executor {
     Update<T> u = update_of(o, plan.buffers[o.slot[at::s_w]]);
     const T* g = real(o.slot[at::s_g]).p;
     const int64_t n = count(o.slot[at::s_w]);
-    u.ahead = n < kFetchedFrom ? 0 : 1024;
+    u.ahead = n < kFetchedFrom ? 0 : 512;
     int64_t first = 0;
     for (int64_t i = plan.n_ops - 1; i >= 0; --i) {  // the backward pass goes from the last layer to the first
       if (!fused(plan.ops[i])) continue;

@@ -258,6 +258,16 @@ template <class T> struct Vec {
     if (n >= N) store(p);
     else store_first(p, v, n > 0 ? n : 0);
   }
+  // Past the caches, to a multiple of FASTAE_VBYTES; `stream_fence` comes after the last.
+  FASTAE_INLINE void stream(T* p) const {
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(__AVX2__)
+    _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#else
+    store(p);
+#endif
+  }
   FASTAE_INLINE T operator[](int lane) const { return v[lane]; }
 
   friend FASTAE_INLINE Vec operator+(Vec a, Vec b) { return Vec(a.v + b.v); }
@@ -296,6 +306,12 @@ template <class T> struct Vec {
   friend FASTAE_INLINE IntVec<T> to_int(Vec a) { return IntVec<T>(__builtin_convertvector(a.v, ints)); }  // truncated
   static FASTAE_INLINE IntVec<T> sign_bit() { return IntVec<T>((typename Lane<T>::U)1 << (8 * sizeof(T) - 1)); }
 };
+
+FASTAE_INLINE void stream_fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
 
 // x times 1 or 0, so that -0 and NaN come out as of a product
 template <class T> FASTAE_INLINE Vec<T> times(Vec<T> x, Mask<T> one) { return select(one, x, x * Vec<T>(T(0))); }

@@ -22,6 +22,12 @@ def case(seed, *shapes, dtype=np.float64):
     return [rng.normal(size=shape).astype(dtype) for shape in shapes]
 
 
+def same_numbers(a, b):
+    """Equal, and zeros of the same sign."""
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(np.signbit(a)[a == 0], np.signbit(b)[b == 0])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m, k, n", SHAPES)
 def test_dense(tested_backend, m, k, n, dtype):
@@ -34,6 +40,45 @@ def test_dense(tested_backend, m, k, n, dtype):
     assert_close(y, np.tanh(exact), length=k, scale=np.sqrt(k) + 1)
     packed = ops.dense(x, ops.pack(w, backend=tested_backend), b, "tanh")
     np.testing.assert_array_equal(packed, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m, k, n", [(1, 3, 1), (9, 5, 16), (14, 40, 30), (23, 7, 63), (40, 4, 130)])
+def test_dense_with_relu(tested_backend, m, k, n, dtype):
+    """Bias and ReLU within a product do what they do after it, signed zeros, NaN and infinities included."""
+    x, w, b = case(31, (m, k), (n, k), n, dtype=dtype)
+    w *= 0.05
+    x[0], w[:, -1] = np.finfo(dtype).smallest_subnormal, -0.3  # products of the first row are -0
+    x[-1, 0] = np.inf
+    x[m // 2, 1] = np.nan
+    b[::3], b[1::3] = -0.0, 0.0
+    z = ops.dense(x, w, backend=tested_backend)
+    if m > 1 and tested_backend.name == "native":
+        assert np.signbit(z[0]).all() and not z[0].any()
+    same_numbers(ops.dense(x, w, b, backend=tested_backend), z + b)
+    y = ops.dense(x, w, b, "relu", backend=tested_backend)
+    same_numbers(y, ops.activation("relu", z + b, backend=tested_backend))
+    same_numbers(y, ops.dense(x, ops.pack(w, backend=tested_backend), b, "relu"))
+    same_numbers(
+        ops.dense(x, w, None, "relu", backend=tested_backend), ops.activation("relu", z, backend=tested_backend)
+    )
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_results_larger_than_caches(native_backend, offset):
+    """What is written past the caches is what is written into them."""
+    x = np.random.default_rng(3).normal(size=(1100, 4003)).astype(np.float32)
+    out = np.empty(x.size + offset, np.float32)[offset:].reshape(x.shape)
+    assert out.nbytes > 1 << 24
+    for name in ("sigmoid", "relu"):
+        ops.activation(name, x, out=out, backend=native_backend, n_threads=2)
+        np.testing.assert_array_equal(out[:40], ops.activation(name, x[:40], backend=native_backend))
+        np.testing.assert_array_equal(out[-1:], ops.activation(name, x[-1:], backend=native_backend))
+    ops.dropout(x, 0.4, (1, 2, 3), out=out, backend=native_backend, n_threads=2)
+    for rows in (np.arange(40), np.array([1099])):
+        np.testing.assert_array_equal(
+            out[rows], ops.dropout(x[rows], 0.4, (1, 2, 3), rows=rows, backend=native_backend)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
