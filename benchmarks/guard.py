@@ -4,9 +4,9 @@ Compilers spoil kernels without a word (copies around intrinsics, spilled accumu
 into a temporary folder (minutes), and the builds are measured in turn, each in a process of its own, one thread;
 ``--built g++=FOLDER clang++=FOLDER`` measures builds that are there. Printed and recorded: the best median rate of a
 round and its share in the ceiling: for products the rate of their instructions from registers, measured just before
-and after each call (a clock that sinks under load is no fault of a kernel; a compiler that spoils that loop as well shows
-in the rates); for elementwise operations the rate of a copy by NumPy of arrays as large. Sigmoid and Adam within L2 are
-bound by arithmetic, so a copy is far above them: there compare compilers, and with earlier runs in the ledger.
+and after each call (a clock that sinks under load is no fault of a kernel; a compiler that spoils that loop as well
+shows in the rates); for elementwise operations the rate of a copy by NumPy of arrays as large. Sigmoid and Adam within
+L2 are bound by arithmetic, so a copy is far above them: there compare compilers, and with earlier runs in the ledger.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def main() -> None:
     for kernel in next(iter(rates.values())):
         if kernel.startswith("copy"):
             continue
-        copy = max(r["copy in " + kernel.rpartition(" in ")[2]][1] for r in rates.values()) if " in " in kernel else None
+        where = kernel.rpartition(" in ")[2] if " in " in kernel else None
+        copy = max(r[f"copy in {where}"][1] for r in rates.values()) if where else None
         builds = {}
         for label, found in rates.items():
             best, median, share = found[kernel]

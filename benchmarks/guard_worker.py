@@ -1,4 +1,6 @@
-"""One build's kernels for `benchmarks.guard`: reads a line, measures all of them once, writes {kernel: (best, median, share of the ceiling)} as JSON.
+"""One build's kernels for `benchmarks.guard`: reads a line, measures all of them once, writes JSON.
+
+{kernel: [best rate, median rate, median share in the ceiling or null]}.
 
 Products: 10⁹ operations a second; elementwise: 10⁹ bytes a second of what must be read and written, over arrays that
 lie in L2 (where arithmetic counts) and over arrays larger than caches (where memory does). One thread.

@@ -1,6 +1,8 @@
-"""One contestant: reads a line, does one round of its workload, writes {"seconds", "processor", "loss"} as JSON.
+"""One contestant: reads a line, does one round of its workload, writes JSON: seconds, processor, loss, ceiling.
 
-``processor`` is the time of all its threads on processors, which other programs don't add to.
+``processor`` is the time of all its threads on processors, which other programs don't add to. ``ceiling``: of fused
+multiply-adds from registers on one thread at the end of fastae's own rounds, GFLOP/s; the clock that products leave
+behind is the one that they had.
 
 The networks: W1 30-64-32-64-30, ReLU, squared error; W2 784-512-128-32-128-512-784, ReLU, dropout 0.2, sigmoid with
 binary cross-entropy; both Adam, learning rate 1e-3; seconds of one epoch. W4a: encoding 768-256-64, ReLU.
@@ -199,18 +201,27 @@ MAKERS = {"fastae": fastae_round, "torch": torch_round, "sklearn": sklearn_round
           "openvino": openvino_round}  # fmt: skip
 
 
+def ceiling_of(library: str):
+    if library != "fastae":
+        return lambda: None
+    from fastae.backends import get_backend
+
+    return lambda: get_backend("native").peak_gflops("float32", 0.0)
+
+
 def main() -> None:
     spec = json.loads(sys.argv[1])
     run = elementwise_round(spec) if "elements" in spec else MAKERS[spec["library"]](spec)
     calls, epochs = spec.get("calls", 1), spec.get("epochs", 1)
+    ceiling = ceiling_of(spec["library"])
     print("ready", flush=True)
     for _ in sys.stdin:
         begin, busy = time.perf_counter(), time.process_time()
         for _ in range(calls):
             _, loss = run()
         seconds, processor = time.perf_counter() - begin, time.process_time() - busy
-        print(json.dumps({"seconds": seconds / calls / epochs, "processor": processor / calls / epochs, "loss": loss}),
-              flush=True)  # fmt: skip
+        print(json.dumps({"seconds": seconds / calls / epochs, "processor": processor / calls / epochs, "loss": loss,
+                          "ceiling": ceiling()}), flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
