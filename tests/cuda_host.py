@@ -184,6 +184,8 @@ class HostDriver:
     def synchronize(self) -> None:
         pass
 
+    join = settle = synchronize
+
     def free_bytes(self) -> int:
         return self.free
 

@@ -72,4 +72,5 @@ class CudaBackend:
             return bool(np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array).all())
         if array.dtype.name not in ("float32", "float64") or array.strides[0] != array.shape[1] * array.dtype.itemsize:
             return bool(namespace(array).isfinite(array).all())
+        self.driver.join()
         return all_finite(self.driver, self.driver.address(array), array.nbytes, array.dtype)

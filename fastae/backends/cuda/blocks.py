@@ -96,7 +96,7 @@ class Rows:
         self.turn = 0
         self.held: list[Any] = []
         self.first, self.last = 0, 0  # positions of the rows that the next steps may read
-        mixed = any(isinstance(s.data, DeviceArray) for s in job.sources)  # X, which was placed, beside labels
+        mixed = any(on_device(s.data) for s in job.sources)  # X beside labels, of which only one lies there
         if not self.resident and (mixed or any(op.kind in ("take", "neighbour") for op in plan.ops)):
             self._whole()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 from typing import Any
@@ -34,6 +35,7 @@ class Program:
         self.read = read_externals(plan)
         self.state: Any = None  # the step that runs, at one place for all runs, as graphs have its address
         self.graphs: dict[tuple, Any] = {}
+        self.lock = threading.Lock()  # what is kept serves one run at a time
         # launches read addresses that move from step to step where a caller's array has a row per row of the batch
         self.moving = any(b.rows == schema.BATCH_ROWS for b in self.external.values())
 
@@ -130,6 +132,7 @@ class Run:
             for i in range(schema.EXTERNAL):
                 self.spaces[i] = job.spaces[i]
         self.copied = not isinstance(job.spaces, (JobSpaces, DeviceSpaces))
+        driver.join()
         self.external = Externals(program, driver, arrays)
         self.values = np.zeros((job.n_steps, max(plan.n_values, 1)))
         self.device_values = driver.upload(self.values)
@@ -237,7 +240,12 @@ def run(program: Program, driver: Any, kernels: dict, job: Job) -> int:
     """Runs the job's steps; returns how many finished."""
     if not job.n_steps:
         return 0
-    try:
-        return Run(program, driver, kernels, job)()
-    except driver.OutOfMemory as error:
-        raise too_large(driver, program.plan.sizes, program.work_bytes, error) from error
+    with program.lock:
+        try:
+            return Run(program, driver, kernels, job)()
+        except driver.OutOfMemory as error:
+            driver.settle()
+            raise too_large(driver, program.plan.sizes, program.work_bytes, error) from error
+        except BaseException:
+            driver.settle()  # the run's memory goes now, and copies may still be on their way
+            raise
