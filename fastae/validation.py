@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import asarray, namespace, on_device
+from .arrays import asarray, device_number, namespace, on_device
 from .plan.plan import Source
 from .spec.network import Network
 
@@ -116,6 +116,10 @@ def _device_rows(
     if backend.name != "cuda":
         raise TypeError(
             f"X lies on a GPU and {name} runs on the CPU; set device='cuda' (or call model.to('cuda')), or give X.get()"
+        )
+    if (where := device_number(X)) != backend.driver.number:
+        raise ValueError(
+            f"X lies on cuda:{where} and {name} runs on {backend.device}; copy X there, or set device='cuda:{where}'"
         )
     if X.ndim != 2 or X.dtype.name not in READABLE:
         raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}; wanted real numbers (rows, features)")

@@ -58,6 +58,11 @@ class Array(np.ndarray):
     def device(self):
         return SimpleNamespace(id=0)
 
+    def __getitem__(self, key):
+        if isinstance(key, Array):
+            key = key.get()
+        return super().__getitem__(key)
+
     def get(self):
         CUPY.cuda.get_current_stream().synchronize()
         return np.array(self)

@@ -151,10 +151,14 @@ class OnDevice(np.ndarray):
 class Cupy:
     """As much of CuPy as is asked for, over `OnDevice`."""
 
+    def asarray(self, value):
+        return value if isinstance(value, OnDevice) else np.asarray(value).view(OnDevice)
+
     def __getattr__(self, name):
         def call(*args, **kwargs):
             out = getattr(np, name)(*args, **kwargs)
-            return out.view(OnDevice) if isinstance(out, np.ndarray) else out
+            kind = type(args[0]) if args and isinstance(args[0], OnDevice) else OnDevice
+            return out.view(kind) if isinstance(out, np.ndarray) else out
 
         return call
 
@@ -179,6 +183,36 @@ def test_arrays_on_the_device_give_arrays_on_the_device(cuda, native, cupy):
     np.testing.assert_array_equal(code, model.transform(X))
     assert type(model.transform(X)) is np.ndarray
     assert isinstance(model.score(X.view(OnDevice)), float)
+
+
+class Elsewhere(OnDevice):
+    """On another GPU."""
+
+    device = type("Device", (), {"id": 1})()
+
+
+def test_arrays_on_another_gpu_are_an_error(cuda, cupy):
+    there, w = X.view(Elsewhere), np.ones((5, 12), np.float32).view(OnDevice)
+    with pytest.raises(ValueError, match=r"X lies on cuda:1 .* runs on cuda:0; copy X there, or set device='cuda:1'"):
+        dense(cuda).fit(there)
+    with pytest.raises(ValueError, match=r"several GPUs \(x on cuda:1, w on cuda:0"):
+        ops.dense(there, w, backend=cuda)
+
+
+def test_what_is_only_read_does_not_come_back(cuda, monkeypatch):
+    x, w = X.copy(), np.ones((5, 12), np.float32)
+    came, download = [], HostDriver.download
+
+    def seen(self, buffer, array, offset=0):
+        came.append(array)
+        download(self, buffer, array, offset)
+
+    monkeypatch.setattr(HostDriver, "download", seen)
+    y = ops.dense(x, w, backend=cuda)
+    assert any(np.shares_memory(array, y) for array in came)
+    assert not any(np.shares_memory(array, given) for array in came for given in (x, w))
+    assert ops.dropout(x, 0.5, (0, 0, 0), out=x, backend=cuda) is x  # one array may be both
+    assert any(np.shares_memory(array, x) for array in came)
 
 
 def test_rows_on_a_device_and_a_model_on_the_cpu_is_an_error(native, cupy):

@@ -13,7 +13,7 @@ from ...plan import schema
 from ...plan.plan import Job, Plan
 from . import blocks
 from .binder import Binder, Launch
-from .blocks import Rows, on_device, read_externals, row_bytes
+from .blocks import Rows, on_device, read_externals, row_bytes, written_externals
 from .formulas import Formulas
 from .memory import DeviceSpaces, JobSpaces, too_large
 from .record import LAUNCH, MAX_SOURCES, STEP
@@ -32,7 +32,7 @@ class Program:
         self.formulas = Formulas(plan.dtype)
         self.external = {b.space - schema.EXTERNAL: b for b in plan.buffers
                          if b.space >= schema.EXTERNAL and b.parent is None}  # fmt: skip
-        self.read = read_externals(plan)
+        self.read, self.written = read_externals(plan), written_externals(plan)
         self.state: Any = None  # the step that runs, at one place for all runs, as graphs have its address
         self.graphs: dict[tuple, Any] = {}
         self.lock = threading.Lock()  # what is kept serves one run at a time
@@ -107,14 +107,18 @@ class Externals:
         """Has the rows [first, last) of what the steps wrote copied back, at the latest by `finish`."""
         slot = self.slots[self.turn % 2]
         self.slots[(self.turn + 1) % 2].retire()
-        slot.fetch([(self.held[i], self.arrays[i][first:last]) for i in self.held if self.arrays[i].flags.writeable])
+        slot.fetch([(self.held[i], self.arrays[i][first:last]) for i in self.held if self._written(i)])
 
     def finish(self) -> None:
         for slot in self.slots:
             slot.retire()
         for i, buffer in self.whole.items():
-            if self.arrays[i].flags.writeable:
+            if self._written(i):
                 self.driver.download(buffer, self.arrays[i])
+
+    def _written(self, i: int) -> bool:
+        buffer = self.program.external.get(i)
+        return (buffer is None or buffer.name in self.program.written) and self.arrays[i].flags.writeable
 
 
 class Run:
