@@ -9,7 +9,7 @@ import cuda_host
 import fake_cupy
 import numpy as np
 import pytest
-from conftest import backend_named
+from conftest import backend_named, launched_on_gpu
 
 import fastae
 from fastae.backends.cuda import CudaBackend, blocks, driver, lt, rtc, source
@@ -68,6 +68,7 @@ def test_fits_have_the_compiled_backends_bits_and_run_as_graphs(fake, native):
     device, host = dense(backend(), dropout=0.2).fit(X), dense(native, dropout=0.2).fit(X)
     assert_same(device, host)
     np.testing.assert_array_equal(device.transform(X), host.transform(X))
+    assert {"gather", "update", "advance"} <= launched_on_gpu([device._backend()])
     assert fake_cupy.Graph.launched >= 6  # of nine steps of full batches and three others, less the first of each
 
 

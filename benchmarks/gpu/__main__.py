@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny")
     options = parser.parse_args()
     begin = time.perf_counter()
-    device = Device(options.rehearse)
+    device = Device(options.rehearse, options.out)
     result: dict = {"date": datetime.datetime.now().isoformat(timespec="seconds"), "rehearsal": options.rehearse}
     for name in options.parts:
         left = options.seconds - (time.perf_counter() - begin)

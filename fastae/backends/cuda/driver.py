@@ -89,7 +89,7 @@ class CupyDriver:
             self.called = cupy.cuda.Event(disable_timing=True)
         self.lock = threading.RLock()
         self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
-        self._kernels = Kernels(cupy, int(self.device.compute_capability))
+        self.kernels = Kernels(cupy, int(self.device.compute_capability))
         self._products: lt.Products | None = None
         self._workspace: Any = None
 
@@ -174,7 +174,7 @@ class CupyDriver:
     def kernel(self, name: str, dtype: np.dtype, formula: int = 0) -> Any:
         """A kernel; formula : index of one whose Python functions it calls."""
         with self.lock, self.device:
-            return self._kernels(name, dtype, formula)
+            return self.kernels(name, dtype, formula)
 
     def user_function(self, formula: Formula, suffix: str, dtype: np.dtype) -> int:
         """Address of a formula's Python function: none, as kernels are linked with it."""
@@ -188,7 +188,7 @@ class CupyDriver:
             if isinstance(launch, lt.Product):
                 self._multiply(launch)
             else:
-                kernel = self._kernels(launch.kernel, dtype, launch.formula)
+                kernel = self.kernels(launch.kernel, dtype, launch.formula)
                 kernel(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared, stream=self.stream)
 
     def _multiply(self, product: lt.Product) -> None:

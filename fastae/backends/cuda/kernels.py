@@ -38,6 +38,11 @@ class Kernels:
             self._functions[key] = module.get_function(f"fastae_{name}")
         return self._functions[key]
 
+    @property
+    def names(self) -> set[str]:
+        """Of the kernels that were asked for."""
+        return {name for name, _, _ in self._functions}
+
     def _load(self, code: bytes) -> Any:
         module = self.cupy.cuda.function.Module()
         module.load(code)
