@@ -14,6 +14,7 @@ from conftest import backend_named, launched_on_gpu
 import fastae
 from fastae.backends.cuda import CudaBackend, blocks, driver, lt, rtc, source
 from fastae.backends.cuda.slot import Slot
+from fastae.models import base
 
 pytestmark = pytest.mark.skipif(cuda_host.compiler() is None, reason="no C++ compiler to build the device kernels")
 X = np.random.default_rng(0).standard_normal((150, 12)).astype(np.float32)
@@ -91,6 +92,7 @@ def test_rows_in_blocks_are_ordered_by_events(fake, native, monkeypatch, order):
 def test_rows_do_not_wait_for_the_kernels_before_them(fake, native, monkeypatch):
     """The next block's copy to the device runs beside the kernels of the one before, also where results go back."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
     monkeypatch.setattr(fake_cupy, "ORDER", "wanted first")
     rows = np.tile(X, (20, 1))
     model = dense(native).fit(X)
@@ -113,6 +115,7 @@ def test_rows_do_not_wait_for_the_kernels_before_them(fake, native, monkeypatch)
 def test_results_of_blocks_before_one_that_found_no_memory_are_kept(fake, native, monkeypatch):
     """Their bytes wait in pinned memory, which the next block's must not take."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
     rows = np.tile(X, (20, 1))
     model = dense(native).fit(X)
     want = model.transform(rows)
@@ -162,6 +165,7 @@ def test_threads_take_turns(fake, native, monkeypatch):
 
 def test_nothing_is_on_its_way_when_a_run_ends_in_an_error(fake, native, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
     rows = np.tile(X, (20, 1))
     model = dense(native).fit(X)
     want = model.transform(rows)

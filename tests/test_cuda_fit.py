@@ -11,6 +11,7 @@ from fastae import arrays, ops
 from fastae.backends.cuda import CudaBackend, blocks
 from fastae.backends.cuda.memory import DeviceSpaces
 from fastae.exceptions import NonFiniteLossError
+from fastae.models import base
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler to build the device kernels for the host")
 X = np.random.default_rng(0).standard_normal((150, 12)).astype(np.float32)
@@ -84,6 +85,7 @@ def test_rows_that_do_not_fit_go_through_in_blocks(cuda, native, monkeypatch, sp
 
 
 def test_out_of_memory_halves_the_block_of_an_encoding_and_ends_training(cuda, native, monkeypatch):
+    monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
     rows = np.tile(X, (20, 1))
     model = dense(native).fit(X)
     want = model.transform(rows)
@@ -103,6 +105,16 @@ def test_out_of_memory_halves_the_block_of_an_encoding_and_ends_training(cuda, n
     assert refused
     with pytest.raises(MemoryError, match=r"takes \d+ bytes"):
         dense(cuda, hidden_layer_sizes=(500,)).fit(X)
+
+
+def test_a_step_of_inference_has_enough_rows_to_keep_a_gpu_busy(cuda, native):
+    model = dense(native).fit(X)
+    assert model._compile("encode", np.dtype(np.float32)).plan.batch == 192
+    model.set_params(backend=cuda)
+    assert model._compile("encode", np.dtype(np.float32)).plan.batch == 8192
+    sparse = fastae.SparseAutoencoder(40, k=3, max_iter=1, backend=cuda, random_state=0).fit(X)
+    assert sparse._compile("encode", np.dtype(np.float32), 3).plan.batch == 8192
+    assert base.inference_rows(cuda, 192, 40_000) == (1 << 25) // 40_000  # memory for activations is bounded
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(cuda, native):

@@ -29,7 +29,7 @@ def model_of(device: Device, precision: str = "float32") -> tuple[fastae.SparseA
 
 
 def step_seconds(device: Device, model: fastae.SparseAutoencoder, X: np.ndarray, batch: int) -> float:
-    """Of a step over rows that lie on the device; the weights stay there, which ``partial_fit`` gives back each time."""
+    """Of a step with rows and weights on the device; ``partial_fit`` brings the weights back each time."""
     model.partial_fit(X[:batch])
     trainer: Any = model._live
     block = trainer.placed(((Source(X, columns=X.shape[1]),), len(X)))
