@@ -11,7 +11,7 @@ from fastae import arrays, ops
 from fastae.backends.cuda import CudaBackend, blocks
 from fastae.backends.cuda.memory import DeviceSpaces
 from fastae.exceptions import NonFiniteLossError
-from fastae.models import base
+from fastae.models import base, feed, sparse_fitting
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler to build the device kernels for the host")
 X = np.random.default_rng(0).standard_normal((150, 12)).astype(np.float32)
@@ -195,6 +195,61 @@ def test_arrays_on_the_device_give_arrays_on_the_device(cuda, native, cupy):
     np.testing.assert_array_equal(code, model.transform(X))
     assert type(model.transform(X)) is np.ndarray
     assert isinstance(model.score(X.view(OnDevice)), float)
+
+
+def sparse(backend, **options):
+    options = {"k": 3, "batch_size": 32, "max_iter": 2, "random_state": 0} | options
+    return fastae.SparseAutoencoder(24, backend=backend, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shuffle": False},
+        {"resample": fastae.Resample(every=2), "dead_after": 20},
+        {"transcoder": True, "pre_bias": False},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_a_sparse_fit_reads_rows_where_they_lie(cuda, native, cupy, monkeypatch, options):
+    """The bits of an array on the host, of which but a sample and a batch to resample from are looked at there."""
+    monkeypatch.setattr(sparse_fitting, "SAMPLE_ROWS", 20)
+    monkeypatch.setattr(feed, "BUFFER_ELEMENTS", 600)  # some buffers a pass
+    monkeypatch.setattr(feed, "CHUNK_ELEMENTS", 100)
+    targets = X[:, :5] if "transcoder" in options else None
+    want = sparse(native, **options).fit(X, targets)
+    looked_at, get = [], OnDevice.get
+
+    def seen(self):
+        looked_at.append(len(self))
+        return get(self)
+
+    monkeypatch.setattr(OnDevice, "get", seen)
+    there = None if targets is None else np.ascontiguousarray(targets).view(OnDevice)
+    model = sparse(cuda, **options).fit(X.view(OnDevice), there)
+    for name, array in want.arrays_.items():
+        np.testing.assert_array_equal(model.arrays_[name], array)
+    assert model.loss_curve_ == want.loss_curve_
+    assert max(looked_at) <= 32
+    if targets is not None:  # one here, one there
+        mixed = sparse(cuda, **options).fit(X.view(OnDevice), targets)
+        np.testing.assert_array_equal(mixed.dictionary_, want.dictionary_)
+
+
+def test_a_sparse_fit_goes_on_from_a_checkpoint_where_rows_lie_elsewhere(cuda, native, cupy, tmp_path):
+    path = tmp_path / "c.safetensors"
+    want = sparse(native).fit(X)
+
+    def stop(info):
+        return info.epoch == 1
+
+    sparse(native, callbacks=stop).fit(X, checkpoint=path)
+    model = fastae.load(path)
+    model._stopped = False
+    model.save(path)
+    resumed = sparse(cuda).fit(X.view(OnDevice), checkpoint=path, resume=True)
+    np.testing.assert_array_equal(resumed.dictionary_, want.dictionary_)
 
 
 class Elsewhere(OnDevice):

@@ -9,6 +9,7 @@ import numpy as np
 
 import fastae
 from fastae.plan.plan import Source
+from fastae.training import Block
 
 from .device import Device, torch_seconds
 
@@ -32,7 +33,7 @@ def step_seconds(device: Device, model: fastae.SparseAutoencoder, X: np.ndarray,
     """Of a step with rows and weights on the device; ``partial_fit`` brings the weights back each time."""
     model.partial_fit(X[:batch])
     trainer: Any = model._live
-    block = trainer.placed(((Source(X, columns=X.shape[1]),), len(X)))
+    block = trainer.placed(Block((Source(X, columns=X.shape[1]),), len(X)))
     steps = len(X) // batch
     return device.seconds(lambda: trainer.run(block, 0, steps), 3) / steps
 
