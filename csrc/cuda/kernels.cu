@@ -11,6 +11,7 @@
 // of codes
 #include "cuda/batch_topk.cuh"
 #include "cuda/certified.cuh"
+#include "cuda/certified_batch.cuh"
 #include "cuda/certify.cuh"
 #include "cuda/codes.cuh"
 #include "cuda/encode.cuh"
