@@ -306,6 +306,27 @@ def test_products_by_cublaslt_are_close(native):
             np.testing.assert_allclose(w, v, atol=within)
 
 
+@pytest.mark.parametrize(
+    "options, passes",
+    [
+        ({"activation": "relu"}, 0),  # products do all of it
+        ({"activation": "relu", "code_activation": "gelu"}, 1),
+        ({"activation": "relu", "dropout": 0.5}, 2),  # of hidden layers
+        ({"activation": "sigmoid"}, 2),
+        ({"activation": "relu", "precision": "float64"}, 4),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bias_and_relu_are_the_products_own(native, options, passes):
+    device = CudaBackend(HostDriver(products="cublas"))
+    model = dense(device, **options, batch_size=150).partial_fit(X)
+    assert device.driver.launched.get("dense_finish", 0) == passes
+    other = dense(native, **options, batch_size=150).partial_fit(X)
+    for (w, c), (v, d) in zip(model.weights_, other.weights_, strict=True):
+        np.testing.assert_allclose(w, v, atol=1e-5)
+        np.testing.assert_allclose(c, d, atol=1e-5)
+
+
 def test_a_model_moves_between_devices(cuda, native, tmp_path):
     model = dense(cuda).fit(X)
     want = model.transform(X)

@@ -93,6 +93,7 @@ class Binder:
         self.formula = formula
         self.n_multiprocessors = driver.n_multiprocessors
         self.cublas = driver.products == "cublas"
+        self.driver = driver
         self.launches: list[Launch | Product] = []
         self.work_bytes = 0
         self.op: Op | None = None
@@ -176,11 +177,11 @@ class Binder:
         return Matrix(address, ld, transposed)
 
     def product(
-        self, left: Matrix, right: Matrix, out: Matrix, rows: int, columns: int, depth: int, *, add: bool = False,
-    ) -> None:  # fmt: skip
-        """Adds out = left right by cuBLASLt, in the precision of the op at hand."""
+        self, left: Matrix, right: Matrix, out: Matrix, rows: int, columns: int, depth: int, **more: Any
+    ) -> None:
+        """Adds out = left right by cuBLASLt, in the precision of the op at hand. more : as of `Product`"""
         kind = "float64" if self.plan.dtype == np.float64 else PRODUCTS[self.op.ints.get("bf16", 0)]  # type: ignore[union-attr]
-        self.launches.append(Product(kind, left, right, out, rows, columns, depth, add))
+        self.launches.append(Product(kind, left, right, out, rows, columns, depth, **more))
 
     def rounded(self, slot: str, offset: int, transposed: bool = False) -> tuple[Matrix, int]:
         """A slot's buffer as bfloat16 operand, at ``offset`` of the work memory; and where the next one can lie."""

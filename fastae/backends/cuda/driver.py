@@ -91,6 +91,7 @@ class CupyDriver:
         self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
         self.kernels = Kernels(cupy, int(self.device.compute_capability))
         self._products: lt.Products | None = None
+        self._epilogues: frozenset[str] | None = None
         self._workspace: Any = None
 
     def __repr__(self) -> str:
@@ -196,6 +197,16 @@ class CupyDriver:
             self._workspace = self.empty(lt.WORKSPACE_BYTES)
             self._products = lt.Products(self._workspace.data.ptr)
         self._products(product, self.stream.ptr)
+
+    @property
+    def epilogues(self) -> frozenset[str]:
+        """What cuBLASLt does to a product before it stores it: "bias", and "relu" where that leaves NaN what it is."""
+        if self._epilogues is None:
+            found = {"bias"} if self.products == "cublas" else set()
+            if found and lt.keeps_nan(self):
+                found.add("relu")
+            self._epilogues = frozenset(found)
+        return self._epilogues
 
     def capture(self, dtype: np.dtype, launches: list[Launch | lt.Product]) -> Callable[[], None]:
         """A function that runs the launches: as one CUDA graph from its second call on.
