@@ -29,7 +29,7 @@ FLOAT64 = {
         error_factor gated_grad jumprelu_count jumprelu_grad jumprelu_l0 latent_grad_bias latent_sum norm_factor
         norms_make squared_error squares_by_column""",
     "a statistic or factor that such a sum gave, once per column or thread": """
-        batch_norm batch_norm_grad clip_scale fold_norm latent_grad_finish""",
+        batch_norm batch_norm_grad clip_scale fold_norm latent_grad_finish latent_update""",
     "a rate's threshold and 1 / (1 - rate), once per thread": """
         activation_grad dense_finish dense_grad_finish dense_large dense_middle dense_small dropout input_grad_large
         input_grad_middle input_grad_small noise""",

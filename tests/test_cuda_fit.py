@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 import fastae
 from fastae import arrays, ops
-from fastae.backends.cuda import CudaBackend, blocks
+from fastae.backends.cuda import CudaBackend, blocks, latents
 from fastae.backends.cuda.memory import DeviceSpaces
 from fastae.exceptions import NonFiniteLossError
 from fastae.models import base, feed, sparse_fitting
@@ -235,6 +235,53 @@ def test_a_sparse_fit_reads_rows_where_they_lie(cuda, native, cupy, monkeypatch,
     if targets is not None:  # one here, one there
         mixed = sparse(cuda, **options).fit(X.view(OnDevice), targets)
         np.testing.assert_array_equal(mixed.dictionary_, want.dictionary_)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unit_norm": False, "solver": "sgd"},
+        {"sparsity": fastae.TopK(aux=fastae.AuxK(4)), "dead_after": 20, "ema": 0.9},
+        {"sparsity": "relu", "unit_norm": False},
+        {"sparsity": "gated"},
+        {"sparsity": "jumprelu", "solver": "adagrad"},
+        {"sparsity": fastae.Matryoshka(groups=(6, 18)), "precision": "float64"},
+        {"transcoder": True, "skip": True, "pre_bias": False},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_weights_of_latents_are_updated_as_their_gradients_are_made(cuda, native, options, monkeypatch):
+    targets = X[:, :5] if "transcoder" in options else None
+    want = sparse(native, **options).fit(X, targets)
+    model = sparse(cuda, **options).fit(X, targets)
+    for name, array in want.arrays_.items():
+        np.testing.assert_array_equal(model.arrays_[name], array, err_msg=name)
+    launched = cuda.driver.launched
+    assert launched["latent_update"] == 20  # two of each of ten steps
+    assert "latent_grad" not in launched and "project_unit" not in launched
+    monkeypatch.setattr(latents, "MOST_OF_A_ROW", 0)  # rows that don't fit the shared memory
+    apart = CudaBackend(HostDriver())
+    again = sparse(apart, **options).fit(X, targets)
+    np.testing.assert_array_equal(again.dictionary_, model.dictionary_)
+    assert "latent_grad" in apart.driver.launched and "latent_update" not in apart.driver.launched
+
+
+def test_rows_of_latents_wider_than_a_warp(cuda, native):
+    rows = np.random.default_rng(2).standard_normal((48, 300)).astype(np.float32)
+    for sparsity in ("topk", "relu"):
+        models = [sparse(b, sparsity=sparsity, batch_size=16, max_iter=1).fit(rows) for b in (cuda, native)]
+        np.testing.assert_array_equal(*(model.dictionary_ for model in models))
+        np.testing.assert_array_equal(*(model.arrays_["encoder"] for model in models))
+
+
+def test_a_step_that_is_not_finite_updates_no_latent(cuda, native):
+    models = []
+    for backend in (cuda, native):
+        model = sparse(backend, solver="sgd", learning_rate=1e30, max_iter=3)
+        with pytest.raises(NonFiniteLossError):
+            model.fit(X)
+        models.append(model.dictionary_)
+    np.testing.assert_array_equal(*models)
 
 
 def test_a_sparse_fit_goes_on_from_a_checkpoint_where_rows_lie_elsewhere(cuda, native, cupy, tmp_path):

@@ -16,6 +16,7 @@
 #include "cuda/codes.cuh"
 #include "cuda/encode.cuh"
 #include "cuda/latent_grad.cuh"
+#include "cuda/latent_update.cuh"
 #include "cuda/latents.cuh"
 #include "cuda/penalties.cuh"
 #include "cuda/select.cuh"

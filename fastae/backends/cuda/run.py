@@ -19,6 +19,7 @@ from .memory import DeviceSpaces, JobSpaces, too_large
 from .record import LAUNCH, MAX_SOURCES, STEP
 
 _PROGRESS_SECONDS = 0.1
+_BOTH = schema.GRADIENT | schema.UPDATE
 _MOST_GRAPHS = 8  # kept of a plan: for the sizes of its batches, and memory that moved
 
 
@@ -48,7 +49,8 @@ def bind(
     formula = partial(program.formulas.address, driver)
     while True:
         work = 0 if program.work is None else driver.address(program.work)
-        binder = Binder(program.plan, m, step, bases, start, work, driver, formula)
+        both = phases & _BOTH == _BOTH
+        binder = Binder(program.plan, m, step, bases, start, work, driver, formula, both)
         launches = {phase: binder.bind(phase, kernels) for phase in asked}
         if binder.work_bytes <= program.work_bytes:
             return launches
