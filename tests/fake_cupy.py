@@ -223,6 +223,11 @@ class Runtime:
     def runtimeGetVersion(self):
         return 13_000
 
+    cudaDevAttrMultiProcessorCount = 16
+
+    def deviceGetAttribute(self, attribute, device):
+        return {16: 4}[attribute]
+
     def memGetInfo(self):
         return self.free, 1 << 40
 
@@ -285,7 +290,6 @@ class Function:
 
 
 class Device:
-    attributes = {"MultiProcessorCount": 4}
     compute_capability = "90"
 
     def __init__(self, number):

@@ -9,7 +9,8 @@ namespace fastae {
 constexpr int kUpdateStates = at_latent_grad::s_groups + 1;  // slots behind latent_grad's: the rule's states of w
 constexpr int kUpdateRule = at_latent_grad::i_fused + 1;     // ints behind: the rule, its first scalar
 
-// f: the rule's parameters. extra[0]: constants of a step; [1]: whether rows are brought to norm 1.
+// f: the rule's parameters. extra[0]: constants of a step; [1]: whether rows are brought to norm 1. A column is one
+// thread's all the way, so barriers are only around sums over a row.
 FASTAE_KERNEL(latent_update, kThreads) {
   FASTAE_DYNAMIC_SHARED(memory);
   __shared__ T scale;

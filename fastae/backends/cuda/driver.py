@@ -81,7 +81,8 @@ class CupyDriver:
         self.cupy, self.number = cupy, device
         self.device = cupy.cuda.Device(device)
         self.products = products
-        self.n_multiprocessors = self.device.attributes["MultiProcessorCount"]
+        runtime = cupy.cuda.runtime
+        self.n_multiprocessors = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device)
         with self.device:
             self.stream = cupy.cuda.Stream(non_blocking=True)
             self.copies = cupy.cuda.Stream(non_blocking=True)  # to the device
