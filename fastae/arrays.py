@@ -13,8 +13,11 @@ def on_device(array: Any) -> bool:
     """Whether an array lies in a GPU's memory."""
     if type(array) is np.ndarray or array is None:  # what comes most, at no cost
         return False
-    if hasattr(array, "__cuda_array_interface__"):
-        return True
+    return hasattr(array, "__cuda_array_interface__") or _gives_dlpack(array)
+
+
+def _gives_dlpack(array: Any) -> bool:
+    """Whether an array in a GPU's memory is to be had by DLPack."""
     return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == _CUDA
 
 
@@ -35,11 +38,16 @@ def namespace(*arrays: Any) -> Any:
 
 
 def asarray(value: Any) -> Any:
-    """The value as an array of NumPy, or of CuPy where it lies on a GPU: without a copy."""
+    """The value as an array of NumPy, or of CuPy where it lies on a GPU: without a copy.
+
+    By DLPack where there are two ways: ``__cuda_array_interface__`` has no bfloat16, and PyTorch tells some other type.
+    """
     if not on_device(value):
         return np.asarray(value)
     xp = cupy()
-    return xp.asarray(value) if hasattr(value, "__cuda_array_interface__") else xp.from_dlpack(value)
+    if isinstance(value, xp.ndarray):
+        return value
+    return xp.from_dlpack(value) if _gives_dlpack(value) else xp.asarray(value)
 
 
 def to_host(array: Any) -> np.ndarray:

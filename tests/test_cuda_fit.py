@@ -163,6 +163,8 @@ class OnDevice(np.ndarray):
 class Cupy:
     """As much of CuPy as is asked for, over `OnDevice`."""
 
+    ndarray = OnDevice
+
     def asarray(self, value):
         return value if isinstance(value, OnDevice) else np.asarray(value).view(OnDevice)
 
@@ -297,6 +299,25 @@ def test_a_sparse_fit_goes_on_from_a_checkpoint_where_rows_lie_elsewhere(cuda, n
     model.save(path)
     resumed = sparse(cuda).fit(X.view(OnDevice), checkpoint=path, resume=True)
     np.testing.assert_array_equal(resumed.dictionary_, want.dictionary_)
+
+
+class Tensor:
+    """Of another library, whose array interface cannot say what DLPack can."""
+
+    __cuda_array_interface__ = {"typestr": "<f2", "shape": (1, 1), "data": (0, False), "version": 3}
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, **_):
+        raise NotImplementedError
+
+
+def test_dlpack_goes_before_the_array_interface(cupy, monkeypatch):
+    tensor, given = Tensor(), X.view(OnDevice)
+    monkeypatch.setattr(Cupy, "from_dlpack", lambda self, value: given if value is tensor else None, raising=False)
+    assert arrays.on_device(tensor) and arrays.asarray(tensor) is given
+    assert arrays.asarray(given) is given
 
 
 class Elsewhere(OnDevice):
