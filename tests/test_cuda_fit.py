@@ -301,6 +301,21 @@ def test_a_sparse_fit_goes_on_from_a_checkpoint_where_rows_lie_elsewhere(cuda, n
     np.testing.assert_array_equal(resumed.dictionary_, want.dictionary_)
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_precision_on_a_device_is_looked_at_by_its_bits(cuda, native, cupy, monkeypatch, name):
+    dtype = np.dtype(getattr(pytest.importorskip("ml_dtypes"), name, name))
+    rows = X.astype(dtype)
+    monkeypatch.setattr(Cupy, "isfinite", None, raising=False)
+    model = dense(native).fit(X)
+    want = model.transform(rows)
+    model.set_params(backend=cuda)
+    np.testing.assert_array_equal(model.transform(rows.view(OnDevice)), want)
+    for wrong in (np.nan, np.inf, -np.inf):
+        rows[7, 3] = wrong
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            model.transform(rows.view(OnDevice))
+
+
 class Tensor:
     """Of another library, whose array interface cannot say what DLPack can."""
 
