@@ -28,14 +28,13 @@ struct LatentGrad {
 
   FASTAE_INLINE int64_t strip() const { return (int64_t)blockDim.x * kWide; }
 
-  // f(column, gradient) for a strip of latent j's columns from c0 on.
-  template <class F> FASTAE_INLINE void make(int64_t j, int64_t c0, const F& f) const {
+  // f(whether it is the first, entries, coefficients, rows of u) for each chain of latent j's entries, for a block.
+  template <class F> FASTAE_INLINE void each_chain(int64_t j, const F& f) const {
     __shared__ T weight[kChunk];
     __shared__ const T* place[kChunk];
     __shared__ int length;
     const int64_t first = code.start[j], last = code.start[j + 1];
     const int64_t own = blocks == 1 ? 0 : smaller(groups.of(j), blocks - segments);
-    T total[kWide] = {};
     int some = 0;
     for (int64_t s = first; s < last; s += some) {
       const int most = (int)smaller(kChunk, last - s);
@@ -49,22 +48,28 @@ struct LatentGrad {
       }
       __syncthreads();
       some = length;
-      T sum[kWide] = {};
-#pragma unroll 4
-      for (int i = 0; i < some; ++i) {
-        const T c = weight[i];
-        const T* const x = place[i] + c0 + threadIdx.x;
-#pragma unroll
-        for (int v = 0; v < kWide; ++v)
-          if (c != T(0) && c0 + threadIdx.x + v * blockDim.x < p) sum[v] = mul_add(c, x[v * blockDim.x], sum[v]);
-      }
-#pragma unroll
-      for (int v = 0; v < kWide; ++v) total[v] = s == first ? sum[v] : total[v] + sum[v];
+      f(s == first, some, weight, place);
     }
+  }
+  // A chain's sums for the thread's columns of the strip from c0 on.
+  FASTAE_INLINE void chain(int some, const T* weight, const T* const* place, int64_t c0, T (&sum)[kWide]) const {
+#pragma unroll
+    for (int v = 0; v < kWide; ++v) sum[v] = T(0);
+#pragma unroll 4
+    for (int i = 0; i < some; ++i) {
+      const T c = weight[i];
+      const T* const x = place[i] + c0 + threadIdx.x;
+#pragma unroll
+      for (int v = 0; v < kWide; ++v)
+        if (c != T(0) && c0 + threadIdx.x + v * blockDim.x < p) sum[v] = mul_add(c, x[v * blockDim.x], sum[v]);
+    }
+  }
+  // f(v, column) for the thread's columns of the strip from c0 on.
+  template <class F> FASTAE_INLINE void each_own(int64_t c0, const F& f) const {
 #pragma unroll
     for (int v = 0; v < kWide; ++v) {
       const int64_t c = c0 + threadIdx.x + v * blockDim.x;
-      if (c < p) f(c, total[v] + T(0));
+      if (c < p) f(v, c);
     }
   }
 };
@@ -73,8 +78,16 @@ FASTAE_KERNEL(latent_grad, kThreads) {
   const LatentGrad grad(o);
   const View<T> dw = o.real(at_latent_grad::s_dw);
   for (int64_t j = blockIdx.x; j < grad.n; j += gridDim.x)
-    for (int64_t c0 = (int64_t)blockIdx.y * grad.strip(); c0 < grad.p; c0 += (int64_t)gridDim.y * grad.strip())
-      grad.make(j, c0, [&](int64_t c, T g) { dw(j, c) = g; });
+    for (int64_t c0 = (int64_t)blockIdx.y * grad.strip(); c0 < grad.p; c0 += (int64_t)gridDim.y * grad.strip()) {
+      T total[kWide] = {};
+      grad.each_chain(j, [&](bool begins, int some, const T* weight, const T* const* place) {
+        T sum[kWide];
+        grad.chain(some, weight, place, c0, sum);
+#pragma unroll
+        for (int v = 0; v < kWide; ++v) total[v] = begins ? sum[v] : total[v] + sum[v];
+      });
+      grad.each_own(c0, [&](int v, int64_t c) { dw(j, c) = total[v] + T(0); });
+    }
 }
 
 // Then dw_j += factor w_j, and dw_j -= (dw_j . w_j) w_j / |w_j|^2, for a row of w and its gradient, by a block.

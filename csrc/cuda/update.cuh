@@ -18,13 +18,10 @@ struct UpdateNumbers {
     for (int q = 0; q < 8; ++q) c[q] = q < o.extra[0] ? (T)scalars[q] : T(0);
     for (int q = 0; q < kMaxFloats; ++q) p[q] = (T)o.f[q];
   }
-  // The weight after a step with gradient g; its states at place i are brought up to date.
-  template <class F> FASTAE_INLINE T apply(const F& formula, T w, T g, T* const (&state)[3], int64_t i) const {
-    constexpr int S = F::n_states;
-    Vec<T> x = w, s[S + 1];
-    for (int q = 0; q < S; ++q) s[q] = state[q][i];
-    formula.apply(x, Vec<T>(g), s, c, p);
-    for (int q = 0; q < S; ++q) state[q][i] = s[q].v;
+  // A weight and its states, those of one place, after a step with gradient g.
+  template <class F, class S> FASTAE_INLINE T apply(const F& formula, T w, T g, S& states) const {
+    Vec<T> x = w;
+    formula.apply(x, Vec<T>(g), states, c, p);
     return x.v;
   }
 };
@@ -38,8 +35,14 @@ FASTAE_KERNEL(update, kThreads) {
   T* const state[3] = {o.real(at::s_s0).p, o.real(at::s_s1).p, o.real(at::s_s2).p};
   const UpdateNumbers numbers(o, o.i[at::i_scalar]);
   visit_update<Vec<T>, T>((int)o.i[at::i_rule], [&](auto formula) {
-    each(o.extra[2],
-         [&](int64_t i) { w[first + i] = numbers.apply(formula, w[first + i], g[first + i], state, first + i); });
+    constexpr int S = decltype(formula)::n_states;
+    each(o.extra[2], [&](int64_t k) {
+      const int64_t i = first + k;
+      Vec<T> s[S + 1];
+      for (int q = 0; q < S; ++q) s[q] = state[q][i];
+      w[i] = numbers.apply(formula, w[i], g[i], s);
+      for (int q = 0; q < S; ++q) state[q][i] = s[q].v;
+    });
   });
 }
 

@@ -12,7 +12,7 @@ from .dense import bias_sum
 
 ROWS_OF_A_BLOCK = 32  # rows of the batch whose entries one block of threads places
 MOST_COUNTS = 1 << 24  # counts of latents by blocks of rows
-MOST_OF_A_ROW = 40 << 10  # bytes of a latent's row that fit the shared memory beside a kernel's own
+MOST_OF_A_ROW = 20 << 10  # bytes of a latent's row, of which two fit the shared memory beside a kernel's own
 WIDE, LATENT_BLOCK = 4, 64  # kWide, kLatentBlock of latent_grad.cuh and latents.cuh
 
 
@@ -106,7 +106,7 @@ def latent_update(b: Binder, op: Op, n: int, p: int) -> None:
     gradient = schema.KIND["latent_grad"]
     unit = op.slots["w"] in brought_to_unit(b)
     width = width_of_block(ceil_div(p, WIDE))
-    b.launch("latent_update", ((min(n, 1 << 20), 1, 1), (width, 1, 1)), shared=p * b.plan.dtype.itemsize,
+    b.launch("latent_update", ((min(n, 1 << 20), 1, 1), (width, 1, 1)), shared=2 * p * b.plan.dtype.itemsize,
              extra=(len(UPDATE_RULES[update.ints["rule"]].step), int(unit)))  # fmt: skip
     launch: Any = b.launches.pop()
     record = launch.record
