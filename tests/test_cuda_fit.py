@@ -143,6 +143,25 @@ def test_memory_on_the_device_is_copied_only_where_it_is_looked_at():
     assert not spaces[1].any()
 
 
+@pytest.mark.parametrize("make", ["dense", "sparse"])
+def test_the_optimisers_state_goes_to_the_device_once(cuda, native, monkeypatch, make):
+    written, write = [], HostDriver.write
+
+    def seen(self, buffer, array, offset=0):
+        written.append(array)
+        write(self, buffer, array, offset)
+
+    monkeypatch.setattr(HostDriver, "write", seen)
+    models = [globals()[make](backend).partial_fit(X) for backend in (cuda, native)]
+    for _ in range(2):
+        written.clear()
+        for model in models:
+            model.partial_fit(X)
+        assert not any(np.shares_memory(array, models[0]._state.memory) for array in written)
+    np.testing.assert_array_equal(models[0].transform(X).data, models[1].transform(X).data)
+    np.testing.assert_array_equal(models[0]._state.memory, models[1]._state.memory)
+
+
 def driver_bytes(driver, spaces, i):
     out = np.empty(spaces.sizes[i], np.uint8)
     driver.download(spaces.device[i], out)

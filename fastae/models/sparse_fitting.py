@@ -87,7 +87,7 @@ class SparseFitting(SparseState):
     def _same_trainer(self, feed: Feed, settings: Settings, backend: Any) -> Trainer:
         """The trainer of the last ``partial_fit``, which has its memory, or one that goes on where it was."""
         live: Trainer | None = self.__dict__.get("_live")
-        if live is None or self._state is None or self._state.memory is not live.state.spaces[schema.STATE] or (
+        if live is None or self._state is None or self._state.memory is not live.state.spaces.share(schema.STATE) or (
             live.backend is not backend or live.batch != feed.batch or live.resample != self.resample
             or live.network != replace(self._same_network(feed), dead_after=live.network.dead_after)
         ):  # fmt: skip
@@ -318,7 +318,7 @@ class SparseFitting(SparseState):
             theta[: len(flat)] = flat
         self._use(network, trainer.dtype, theta[:size])
         self._state = SparseOptimizer(
-            state.spaces[schema.STATE], raw, float(trainer.view("guess")[0, 0]), network.solver.name, state.steps,
+            state.spaces.share(schema.STATE), raw, float(trainer.view("guess")[0, 0]), network.solver.name, state.steps,
             state.epochs, state.first_epoch, replace(trainer.position, totals=replace(trainer.position.totals)),
         )  # fmt: skip
         if feed is not None:
