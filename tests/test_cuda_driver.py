@@ -73,6 +73,19 @@ def test_fits_have_the_compiled_backends_bits_and_run_as_graphs(fake, native):
     assert fake_cupy.Graph.launched >= 6  # of nine steps of full batches and three others, less the first of each
 
 
+@pytest.mark.parametrize("products", [pytest.param("exact", marks=pytest.mark.slow), "cublas"])
+def test_sparse_fits_run_as_graphs(fake, native, products):
+    """Rows on the device; updates of latents behind the check of the step's values; codes by certified products."""
+    rows = np.random.default_rng(3).standard_normal((30, 64)).astype(np.float32)
+    options = {"k": 4, "batch_size": 5, "max_iter": 1, "random_state": 0, "sparsity": "batch_topk"}
+    host = fastae.SparseAutoencoder(1024, backend=native, **options).fit(rows)
+    device = fastae.SparseAutoencoder(1024, backend=backend(products), **options).fit(fake_cupy.asarray(rows))
+    np.testing.assert_array_equal(device.dictionary_, host.dictionary_)
+    assert fake_cupy.Graph.launched >= 5
+    names = launched_on_gpu([device._backend()])
+    assert "latent_update" in names and ("certify_batch_filter" in names) == (products == "cublas")
+
+
 def test_products_by_cublaslt_are_captured_too(fake):
     with_graphs = dense(backend("cublas")).fit(X)
     single = backend("cublas")

@@ -261,13 +261,13 @@ def test_a_sparse_fit_reads_rows_where_they_lie(cuda, native, cupy, monkeypatch,
 @pytest.mark.parametrize(
     "options",
     [
-        {"unit_norm": False, "solver": "sgd"},
+        pytest.param({"unit_norm": False, "solver": "sgd"}, marks=pytest.mark.slow),
         {"sparsity": fastae.TopK(aux=fastae.AuxK(4)), "dead_after": 20, "ema": 0.9},
         {"sparsity": "relu", "unit_norm": False},
-        {"sparsity": "gated"},
-        {"sparsity": "jumprelu", "solver": "adagrad"},
+        pytest.param({"sparsity": "gated"}, marks=pytest.mark.slow),
+        pytest.param({"sparsity": "jumprelu", "solver": "adagrad"}, marks=pytest.mark.slow),
         {"sparsity": fastae.Matryoshka(groups=(6, 18)), "precision": "float64"},
-        {"transcoder": True, "skip": True, "pre_bias": False},
+        pytest.param({"transcoder": True, "skip": True, "pre_bias": False}, marks=pytest.mark.slow),
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
