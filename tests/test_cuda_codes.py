@@ -154,7 +154,9 @@ def test_batch_topk_has_the_same_bits(native, small_chunks, make):
 
 
 @pytest.mark.parametrize(
-    "make", [f if f.__name__ in ("outliers", "tiny", "almost_duplicates") else SLOW(f) for f in DATA]
+    "make",
+    [f if f.__name__ in ("outliers", "tiny", "almost_duplicates") else SLOW(f) for f in DATA],
+    ids=lambda f: f.__name__,
 )
 def test_batch_topk_by_bfloat16_has_the_same_bits(native, small_chunks, make):
     m, n, p, k = 9, 1100, 66, 6
