@@ -32,9 +32,29 @@ def cupy() -> Any:
     return cupy
 
 
+class _Elsewhere:
+    """CuPy's functions on another GPU than the current one: they allocate and launch on whichever that is."""
+
+    def __init__(self, xp: Any, number: int):
+        self._xp, self._device = xp, xp.cuda.Device(number)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._xp, name)
+
+        def there(*arguments: Any, **more: Any) -> Any:
+            with self._device:
+                return function(*arguments, **more)
+
+        return there
+
+
 def namespace(*arrays: Any) -> Any:
-    """CuPy where one of the arrays lies on a GPU, else NumPy."""
-    return cupy() if any(on_device(array) for array in arrays) else np
+    """CuPy, on the GPU of the first of the arrays that lies on one; else NumPy."""
+    there = next((array for array in arrays if on_device(array)), None)
+    if there is None:
+        return np
+    xp, number = cupy(), device_number(there)
+    return xp if xp.cuda.runtime.getDevice() == number else _Elsewhere(xp, number)
 
 
 def asarray(value: Any) -> Any:
@@ -88,7 +108,10 @@ class HostRows:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return to_host(self.array[cupy().asarray(rows) if isinstance(rows, np.ndarray) else rows])
+        if not isinstance(rows, np.ndarray):
+            return to_host(self.array[rows])
+        xp = namespace(self.array)
+        return to_host(xp.take(self.array, xp.asarray(rows), axis=0))
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.asarray(to_host(self.array), dtype=dtype)

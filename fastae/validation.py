@@ -130,12 +130,17 @@ def _device_rows(
             f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
         )
     X = X if is_readable(X) else namespace(X).ascontiguousarray(X)
-    if X.dtype.name in FLOATS and not backend.all_finite(X) and not (allow_nan and not bool((abs(X) == np.inf).any())):
+    if X.dtype.name in FLOATS and not backend.all_finite(X) and not (allow_nan and not _infinite(X)):
         raise ValueError(f"Input X contains NaN or infinity; remove or impute such rows before {name}")
     if reset:
         estimator.n_features_in_ = X.shape[1]
         estimator.__dict__.pop("feature_names_in_", None)
     return Source(X, columns=X.shape[1]), computing_dtype(X.dtype, precision)
+
+
+def _infinite(X: Any) -> bool:
+    xp = namespace(X)
+    return bool(xp.any(xp.isinf(X)))
 
 
 def _conforms(estimator: Any, X: np.ndarray, reset: bool, min_rows: int) -> bool:

@@ -220,6 +220,9 @@ class Runtime:
     def getDeviceCount(self):
         return 1
 
+    def getDevice(self):
+        return 0
+
     def runtimeGetVersion(self):
         return 13_000
 
@@ -330,6 +333,9 @@ class Cupy:
     def ascontiguousarray(self, array, dtype=None):
         array = asarray(array)
         return array if array.flags.c_contiguous and dtype in (None, array.dtype) else asarray(array.get(), dtype)
+
+    def take(self, array, indices, axis=None):
+        return np.take(array.get(), indices.get(), axis).view(Array)
 
     def may_share_memory(self, a, b):
         return np.may_share_memory(a, b)

@@ -183,6 +183,21 @@ class Cupy:
     """As much of CuPy as is asked for, over `OnDevice`."""
 
     ndarray = OnDevice
+    entered: list[int] = []
+
+    class cuda:
+        class runtime:
+            getDevice = staticmethod(lambda: 0)
+
+        class Device:
+            def __init__(self, number):
+                self.number = number
+
+            def __enter__(self):
+                Cupy.entered.append(self.number)
+
+            def __exit__(self, *_):
+                pass
 
     def asarray(self, value):
         return value if isinstance(value, OnDevice) else np.asarray(value).view(OnDevice)
@@ -358,6 +373,18 @@ class Elsewhere(OnDevice):
     """On another GPU."""
 
     device = type("Device", (), {"id": 1})()
+
+
+def test_arrays_are_made_where_those_given_lie(cupy):
+    """CuPy allocates and launches on the current GPU, whichever its arguments are on."""
+    Cupy.entered.clear()
+    assert arrays.namespace(X) is np
+    arrays.namespace(X.view(OnDevice)).empty((3, 4), np.float32)
+    assert Cupy.entered == []
+    arrays.namespace(None, X, X.view(Elsewhere)).empty((3, 4), np.float32)
+    assert Cupy.entered == [1]
+    np.testing.assert_array_equal(arrays.HostRows(X.view(Elsewhere))[np.array([3, 1])], X[[3, 1]])
+    assert Cupy.entered == [1, 1, 1]  # the indices, and what they take
 
 
 def test_arrays_on_another_gpu_are_an_error(cuda, cupy):

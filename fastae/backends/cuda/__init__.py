@@ -72,9 +72,10 @@ class CudaBackend:
         if not on_device(array):
             return bool(np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array).all())
         if array.dtype.name in _EXPONENT:  # by their bits: no library but ours need know bfloat16
-            bits, mask = array.view(np.uint16), _EXPONENT[array.dtype.name]
-            return not bool(((bits & mask) == mask).any())
+            xp, bits, mask = namespace(array), array.view(np.uint16), _EXPONENT[array.dtype.name]
+            return not bool(xp.any(xp.equal(xp.bitwise_and(bits, mask), mask)))
         if array.dtype.name not in ("float32", "float64") or array.strides[0] != array.shape[1] * array.dtype.itemsize:
-            return bool(namespace(array).isfinite(array).all())
+            xp = namespace(array)
+            return bool(xp.all(xp.isfinite(array)))
         self.driver.join()
         return all_finite(self.driver, self.driver.address(array), array.nbytes, array.dtype)
