@@ -308,8 +308,13 @@ class Device:
 class Products:
     """In the place of cuBLASLt: NumPy's products, in the stream's order."""
 
+    refuses = False  # what follows a product, as a library may for some shapes
+
     def __init__(self, workspace):
         assert inside(DEVICE, workspace, 1)
+
+    def knows(self, product):
+        return not (self.refuses and product.epilogue)
 
     def __call__(self, product, stream):
         STREAMS[stream].push(lambda: cuda_host.multiply(product))

@@ -86,6 +86,15 @@ def test_sparse_fits_run_as_graphs(fake, native, products):
     assert "latent_update" in names and ("certify_batch_filter" in names) == (products == "cublas")
 
 
+def test_a_kernel_follows_a_product_whose_epilogue_the_library_lacks(fake, monkeypatch):
+    with_it = dense(backend("cublas"), activation="relu").fit(X)
+    apart = backend("cublas")
+    assert apart.driver.epilogues == {"bias", "relu"}
+    monkeypatch.setattr(fake_cupy.Products, "refuses", True)
+    assert_same(dense(apart, activation="relu").fit(X), with_it)
+    assert "dense_finish" in launched_on_gpu([apart])
+
+
 def test_products_by_cublaslt_are_captured_too(fake):
     with_graphs = dense(backend("cublas")).fit(X)
     single = backend("cublas")

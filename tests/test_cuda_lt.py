@@ -123,4 +123,28 @@ def test_a_rectifier_that_hides_nan_is_not_used(monkeypatch, hides):
             out[np.isnan(out)] = 0
 
     monkeypatch.setattr(cuda_host, "multiply", seen)
-    assert lt.keeps_nan(cuda_host.HostDriver(products="cublas")) == (hides is None)
+    driver = cuda_host.HostDriver(products="cublas")
+    assert lt.keeps_nan(driver) == (hides is None)
+
+    def refused(product):
+        raise RuntimeError("cuBLASLt has no algorithm")
+
+    monkeypatch.setattr(cuda_host, "multiply", refused)
+    assert not lt.keeps_nan(driver)
+
+
+def test_a_refused_epilogue_is_asked_for_once(monkeypatch, caplog):
+    asked = []
+
+    def refuse(self, product):
+        asked.append(product)
+        raise RuntimeError("cuBLASLt has no algorithm")
+
+    monkeypatch.setattr(lt.Products, "choose", refuse)
+    products = lt.Products.__new__(lt.Products)
+    products.chosen, products.refused = {}, set()
+    product = lt.Product("float32", *[lt.Matrix(256, 8)] * 3, 8, 8, 8, bias=512, relu=True, instead="a launch")
+    with caplog.at_level("INFO", "fastae"):
+        assert [products.knows(product) for _ in range(3)] == [False] * 3
+    assert len(asked) == 1 and "no algorithm" in caplog.text
+    assert products.knows(product.plain) and not product.plain.epilogue

@@ -188,16 +188,19 @@ class CupyDriver:
     def launch(self, dtype: np.dtype, launch: Launch | lt.Product) -> None:
         with self.lock, self.device:
             if isinstance(launch, lt.Product):
-                self._multiply(launch)
+                self._multiply(dtype, launch)
             else:
                 kernel = self.kernels(launch.kernel, dtype, launch.formula)
                 kernel(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared, stream=self.stream)
 
-    def _multiply(self, product: lt.Product) -> None:
+    def _multiply(self, dtype: np.dtype, product: lt.Product) -> None:
         if self._products is None:
             self._workspace = self.empty(lt.WORKSPACE_BYTES)
             self._products = lt.Products(self._workspace.data.ptr)
-        self._products(product, self.stream.ptr)
+        known = product.instead is None or self._products.knows(product)
+        self._products(product if known else product.plain, self.stream.ptr)
+        if not known:
+            self.launch(dtype, product.instead)
 
     @property
     def epilogues(self) -> frozenset[str]:

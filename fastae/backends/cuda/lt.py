@@ -8,12 +8,14 @@ those of cublasLt.h (12 and 13). Matrices are row-major here: a row-major (r, c)
 from __future__ import annotations
 
 import ctypes
+import logging
 from ctypes import POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+_log = logging.getLogger("fastae")
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper; of our own, so that results don't depend on other users
 
 # cudaDataType, cublasComputeType_t
@@ -49,6 +51,7 @@ class Product:
 
     bias : address of a number for each column that is added, 0 for none; relu : whether max(0, …) follows. Both not of
     float64, nor where ``add``
+    instead : the launch that does both, where the library has no algorithm that does
     """
 
     kind: str
@@ -61,6 +64,12 @@ class Product:
     add: bool = False
     bias: int = 0
     relu: bool = False
+    instead: Any = None
+
+    @property
+    def plain(self) -> Product:
+        """The product alone."""
+        return replace(self, bias=0, relu=False, instead=None)
 
     @property
     def epilogue(self) -> int:
@@ -194,12 +203,17 @@ class Products:
         if status:
             raise ImportError(f"cuBLASLt has no handle: {self.library.cublasLtGetStatusString(status).decode()}")
         self.chosen: dict[tuple, tuple[Descriptors, Any]] = {}
+        self.refused: set[tuple] = set()
+
+    @staticmethod
+    def _key(product: Product) -> tuple:
+        places = tuple((alignment(m.address), m.ld, m.transposed) for m in (product.left, product.right, product.out))
+        how = (product.kind, product.add, product.epilogue, alignment(product.bias))
+        return (*how, product.rows, product.columns, product.depth, *places)
 
     def choose(self, product: Product) -> tuple[Descriptors, Any]:
         """Descriptors and algorithm of a product; RuntimeError where the library has none."""
-        places = tuple((alignment(m.address), m.ld, m.transposed) for m in (product.left, product.right, product.out))
-        how = (product.kind, product.add, product.epilogue, alignment(product.bias))
-        key = (*how, product.rows, product.columns, product.depth, *places)
+        key = self._key(product)
         if key not in self.chosen:
             d = Descriptors(self.library, product)
             found, count = _Heuristic(), c_int()
@@ -210,6 +224,16 @@ class Products:
                 raise RuntimeError(f"cuBLASLt has no algorithm for {product}")
             self.chosen[key] = (d, found.algo)
         return self.chosen[key]
+
+    def knows(self, product: Product) -> bool:
+        """Whether there is an algorithm for a product with what follows it."""
+        if product.epilogue and self._key(product) not in self.chosen and self._key(product) not in self.refused:
+            try:
+                self.choose(product)
+            except RuntimeError as error:
+                _log.info("%s; a kernel follows the product instead", error)
+                self.refused.add(self._key(product))
+        return self._key(product) not in self.refused
 
     def __call__(self, product: Product, stream: int) -> None:
         d, algorithm = self.choose(product)
@@ -233,10 +257,13 @@ def keeps_nan(driver: Any) -> bool:
     for kind in ("float32", "tf32", "bfloat16"):
         given = [(a.view(np.uint32) >> 16).astype(np.uint16) if kind == "bfloat16" else a for a in (wrong, ones)]
         left, right = (driver.upload(a) for a in given)
-        driver.launch(np.dtype(np.float32), Product(
-            kind, Matrix(driver.address(left), n), Matrix(driver.address(right), n), Matrix(driver.address(result), n),
-            n, n, n, bias=driver.address(bias), relu=True,
-        ))  # fmt: skip
+        operands = (Matrix(driver.address(buffer), n) for buffer in (left, right, result))
+        product = Product(kind, *operands, n, n, n, bias=driver.address(bias), relu=True)
+        try:
+            driver.launch(np.dtype(np.float32), product)
+        except RuntimeError as error:
+            _log.info("%s; kernels take max(0, …) instead", error)
+            return False
         driver.download(result, found)
         if not np.isnan(found[3]).all() or not (np.delete(found, 3, 0) == n + 1).all():
             return False
