@@ -257,8 +257,8 @@ def keeps_nan(driver: Any) -> bool:
     for kind in ("float32", "tf32", "bfloat16"):
         given = [(a.view(np.uint32) >> 16).astype(np.uint16) if kind == "bfloat16" else a for a in (wrong, ones)]
         left, right = (driver.upload(a) for a in given)
-        operands = (Matrix(driver.address(buffer), n) for buffer in (left, right, result))
-        product = Product(kind, *operands, n, n, n, bias=driver.address(bias), relu=True)
+        a, b, out = (Matrix(driver.address(buffer), n) for buffer in (left, right, result))
+        product = Product(kind, a, b, out, n, n, n, bias=driver.address(bias), relu=True)
         try:
             driver.launch(np.dtype(np.float32), product)
         except RuntimeError as error:
