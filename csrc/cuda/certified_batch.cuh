@@ -1,6 +1,6 @@
 // batch_topk by products in bfloat16. What is counted for the limit that all rows share are lower bounds, and what is
 // listed are latents whose upper bound reaches it; in the end the float32 chains of those that are left, from which
-// batch_topk.cuh selects. Records are those of an encode over the memory behind BatchHead.
+// batch_select.cuh selects. Records are those of an encode over the memory behind BatchHead.
 #pragma once
 #include "cuda/batch_topk.cuh"
 #include "cuda/certified.cuh"

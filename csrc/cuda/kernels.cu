@@ -9,6 +9,7 @@
 #include "cuda/run.cuh"
 #include "cuda/update.cuh"
 // of codes
+#include "cuda/batch_select.cuh"
 #include "cuda/batch_topk.cuh"
 #include "cuda/certified.cuh"
 #include "cuda/certified_batch.cuh"
