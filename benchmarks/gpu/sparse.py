@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
@@ -56,6 +57,9 @@ def run(device: Device, left: float) -> dict[str, Any]:
     out["encode"] = {"seconds": seconds, "rows/s": len(X) / seconds}
     print(f"encode: {len(X) / seconds:.0f} rows/s", flush=True)
     if not device.rehearse:
+        del model, resident
+        gc.collect()
+        cupy.get_default_memory_pool().free_all_blocks()  # PyTorch has a pool of its own
         out["torch"] = torch_figures(X, p, n, k, batch)
     return out
 
