@@ -13,8 +13,11 @@ def on_device(array: Any) -> bool:
     """Whether an array lies in a GPU's memory."""
     if type(array) is np.ndarray or array is None:  # what comes most, at no cost
         return False
-    if hasattr(array, "__cuda_array_interface__"):
-        return True
+    return hasattr(array, "__cuda_array_interface__") or _gives_dlpack(array)
+
+
+def _gives_dlpack(array: Any) -> bool:
+    """Whether an array in a GPU's memory is to be had by DLPack."""
     return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == _CUDA
 
 
@@ -29,17 +32,42 @@ def cupy() -> Any:
     return cupy
 
 
+class _Elsewhere:
+    """CuPy's functions on another GPU than the current one: they allocate and launch on whichever that is."""
+
+    def __init__(self, xp: Any, number: int):
+        self._xp, self._device = xp, xp.cuda.Device(number)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._xp, name)
+
+        def there(*arguments: Any, **more: Any) -> Any:
+            with self._device:
+                return function(*arguments, **more)
+
+        return there
+
+
 def namespace(*arrays: Any) -> Any:
-    """CuPy where one of the arrays lies on a GPU, else NumPy."""
-    return cupy() if any(on_device(array) for array in arrays) else np
+    """CuPy, on the GPU of the first of the arrays that lies on one; else NumPy."""
+    there = next((array for array in arrays if on_device(array)), None)
+    if there is None:
+        return np
+    xp, number = cupy(), device_number(there)
+    return xp if xp.cuda.runtime.getDevice() == number else _Elsewhere(xp, number)
 
 
 def asarray(value: Any) -> Any:
-    """The value as an array of NumPy, or of CuPy where it lies on a GPU: without a copy."""
+    """The value as an array of NumPy, or of CuPy where it lies on a GPU: without a copy.
+
+    By DLPack where there are two ways: ``__cuda_array_interface__`` has no bfloat16, and PyTorch tells some other type.
+    """
     if not on_device(value):
         return np.asarray(value)
     xp = cupy()
-    return xp.asarray(value) if hasattr(value, "__cuda_array_interface__") else xp.from_dlpack(value)
+    if isinstance(value, xp.ndarray):
+        return value
+    return xp.from_dlpack(value) if _gives_dlpack(value) else xp.asarray(value)
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -80,7 +108,10 @@ class HostRows:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return to_host(self.array[cupy().asarray(rows) if isinstance(rows, np.ndarray) else rows])
+        if not isinstance(rows, np.ndarray):
+            return to_host(self.array[rows])
+        xp = namespace(self.array)
+        return to_host(xp.take(self.array, xp.asarray(rows), axis=0))
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.asarray(to_host(self.array), dtype=dtype)

@@ -19,10 +19,9 @@ from .plan import schema
 from .plan.plan import Job, Plan, Source
 from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
 from .spec.sparse import Resample, SparseNetwork
-from .training import Settings, State, ahead, step_scalars
+from .training import Block, Settings, State, ahead, step_scalars
 
 _KEEP_STEPS = 100  # between copies of the weights, for when a loss is not finite
-Block = tuple[tuple[Source, ...], int]  # sources of some batches, and their number of rows
 
 
 @dataclass
@@ -123,12 +122,12 @@ class Trainer:
 
     def run(self, block: Block, first: int, n_steps: int) -> None:
         """Steps ``first`` … of a block."""
-        sources, n_rows = block
+        n_rows = block.n_rows
         while n_steps:
             values = np.zeros((n_steps, self.plan.n_values))
             job = Job(
-                self.state.spaces, sources, n_rows, None, first, n_steps, scalars=self.scalars(n_steps), values=values,
-                seed=self.settings.seed, epoch=self.state.epochs, n_threads=self.settings.n_threads,
+                self.state.spaces, block.sources, n_rows, block.order, first, n_steps, scalars=self.scalars(n_steps),
+                values=values, seed=self.settings.seed, epoch=self.state.epochs, n_threads=self.settings.n_threads,
             )  # fmt: skip
             done = self.backend.run(self.handle, job)
             starts = (first + np.arange(done)) * self.batch
@@ -161,7 +160,7 @@ class Trainer:
         self.keep()
         try:
             for block, placed in ahead(self.backend, blocks, self.placed):
-                first, n_steps = 0, -(-block[1] // self.batch)
+                first, n_steps = 0, -(-block.n_rows // self.batch)
                 while first < n_steps:
                     until = min(stop(self.state.steps), self.next_resample(self.state.steps))
                     count = min(n_steps - first, until - self.state.steps)
@@ -183,7 +182,7 @@ class Trainer:
 
     def placed(self, block: Block) -> Block:
         """A block where steps read it best."""
-        return self.backend.place(block[0]), block[1]
+        return block._replace(sources=self.backend.place(block.sources))
 
     # ---- the last weights that were good ---
 
@@ -247,9 +246,7 @@ class Trainer:
         if not len(dead):
             return
         rng = np.random.Generator(np.random.Philox(key=[self.settings.seed % 2**64, self.state.steps]))
-        sources, n_rows = block
-        rows = np.arange(start, min(start + self.batch, n_rows))
-        x, error = residuals(self, sources, rows)
+        x, error = residuals(self, block.sources, block.places(start, self.batch))
         square = (error * error).sum(axis=1) ** 2
         if not square.sum() > 0:
             return

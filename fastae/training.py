@@ -83,6 +83,11 @@ class Block(NamedTuple):
     n_rows: int
     order: np.ndarray | None = None  # int64; None: rows in sequence
 
+    def places(self, start: int, count: int) -> np.ndarray:
+        """Where in the sources the rows from number ``start`` on are, at most ``count`` of them."""
+        stop = min(start + count, self.n_rows)
+        return np.arange(start, stop) if self.order is None else self.order[start:stop]
+
 
 class Feed(Protocol):
     """Where the rows of training come from."""

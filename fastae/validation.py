@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import asarray, namespace, on_device
+from .arrays import asarray, device_number, namespace, on_device
 from .plan.plan import Source
 from .spec.network import Network
 
@@ -117,6 +117,10 @@ def _device_rows(
         raise TypeError(
             f"X lies on a GPU and {name} runs on the CPU; set device='cuda' (or call model.to('cuda')), or give X.get()"
         )
+    if (where := device_number(X)) != backend.driver.number:
+        raise ValueError(
+            f"X lies on cuda:{where} and {name} runs on {backend.device}; copy X there, or set device='cuda:{where}'"
+        )
     if X.ndim != 2 or X.dtype.name not in READABLE:
         raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}; wanted real numbers (rows, features)")
     if X.shape[0] < min_rows or X.shape[1] == 0:
@@ -126,12 +130,17 @@ def _device_rows(
             f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
         )
     X = X if is_readable(X) else namespace(X).ascontiguousarray(X)
-    if X.dtype.name in FLOATS and not backend.all_finite(X) and not (allow_nan and not bool((abs(X) == np.inf).any())):
+    if X.dtype.name in FLOATS and not backend.all_finite(X) and not (allow_nan and not _infinite(X)):
         raise ValueError(f"Input X contains NaN or infinity; remove or impute such rows before {name}")
     if reset:
         estimator.n_features_in_ = X.shape[1]
         estimator.__dict__.pop("feature_names_in_", None)
     return Source(X, columns=X.shape[1]), computing_dtype(X.dtype, precision)
+
+
+def _infinite(X: Any) -> bool:
+    xp = namespace(X)
+    return bool(xp.any(xp.isinf(X)))
 
 
 def _conforms(estimator: Any, X: np.ndarray, reset: bool, min_rows: int) -> bool:

@@ -138,9 +138,13 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(line)
 
 
+def launched_on_gpu(backends):
+    """Names of the kernels that some backends launched."""
+    return {name for backend in backends for name in backend.driver.kernels.names}
+
+
 def pytest_sessionfinish(session, exitstatus):
     """Names of the kernels that a run without failures launched on a GPU, to the file FASTAE_GPU_LAUNCHED."""
     file = os.environ.get("FASTAE_GPU_LAUNCHED")
     if file and exitstatus == 0 and GPU:
-        launched = {name for way in GPU.values() for name, _ in cuda_backend(0, way).driver._kernels}
-        Path(file).write_text("\n".join(sorted(launched)) + "\n")
+        Path(file).write_text("\n".join(sorted(launched_on_gpu([cuda_backend(0, way) for way in GPU.values()]))) + "\n")

@@ -91,6 +91,10 @@ def multiply(product: Product) -> None:
         left, right = ((a.astype(np.uint32) << 16).view(np.float32) for a in (left, right))
     with np.errstate(all="ignore"):
         value = left @ right
+        if product.bias:
+            value = value + _array(Matrix(product.bias, product.columns), 1, product.columns, out.dtype.type)
+        if product.relu:
+            value = np.maximum(value, 0)  # NaN stays
     out[...] = out + value if product.add else value
 
 
@@ -114,6 +118,7 @@ class HostDriver:
     def __init__(self, seed: int = 1, *flags: str, products: str = "exact", sources: Path = SOURCES):
         self.seed, self.flags, self.products, self.sources = seed, flags, products, sources
         self.launched: dict[str, int] = {}
+        self.epilogues = frozenset(("bias", "relu") if products == "cublas" else ())
 
     def __repr__(self) -> str:
         return f"HostDriver(seed={self.seed})"
@@ -183,6 +188,8 @@ class HostDriver:
 
     def synchronize(self) -> None:
         pass
+
+    join = settle = synchronize
 
     def free_bytes(self) -> int:
         return self.free

@@ -153,16 +153,58 @@ def test_batch_topk_has_the_same_bits(native, small_chunks, make):
                 np.testing.assert_array_equal(got["guess"], want["guess"])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [f if f.__name__ in ("outliers", "tiny", "almost_duplicates") else SLOW(f) for f in DATA],
+    ids=lambda f: f.__name__,
+)
+def test_batch_topk_by_bfloat16_has_the_same_bits(native, small_chunks, make):
+    m, n, p, k = 9, 1100, 66, 6
+    arrays = make(m, n, p)
+    arrays["x"][m // 2, 0] = np.inf
+    for capacity, scalar in ((n, k), (2 * k, k), (n, k / 3), (n, 0)):
+        state = {"threshold": np.full((1, 1), 0.7, np.float32), "guess": np.zeros((1, 1), np.float32)}
+        given = arrays | codes(m, capacity, pre=False) | state
+        args = {"k": k, "k_scalar": 0, "scalars": scalar, "overflow": 0, "decay": 0.9}
+        want, expected = encode(native, "batch_topk", given, **args)
+        backend = device(capacity, products="cublas")
+        got, value = encode(backend, "batch_topk", given, **args)
+        np.testing.assert_array_equal(value, expected)
+        assert backend.driver.launched["certify_batch_filter"] == 5 and "batch_filter" not in backend.driver.launched
+        if not value.any():  # else entries are known as far as a list goes
+            assert_same_codes(got, want)
+            np.testing.assert_array_equal(got["threshold"], want["threshold"])
+            np.testing.assert_array_equal(got["guess"], want["guess"])
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_batch_topk_of_a_batch_with_fewer_positive_numbers_than_wanted(native, zeros):
+    """Exact zeros, whose upper bound is positive, are no entries."""
+    arrays = real_numbers(5, 1030, 64)
+    few = np.arange(1030) % 97 == 0
+    arrays["b"][0] = np.where(few, 100, -100)
+    if zeros:
+        arrays["w"][500:600] = arrays["b"][0, 500:600] = 0
+    state = {"threshold": np.full((1, 1), -1, np.float32), "guess": np.zeros((1, 1), np.float32)}
+    given = arrays | codes(5, 64, pre=False) | state
+    want, _ = encode(native, "batch_topk", given, k=60, overflow=0)
+    got, _ = encode(device(3, products="cublas"), "batch_topk", given, k=60, overflow=0)
+    assert_same_codes(got, want)
+    np.testing.assert_array_equal(got["threshold"], want["threshold"])
+
+
 def test_rows_with_more_entries_than_a_list_holds(native, small_chunks):
     """A batch whose entries are nearly all in one row: its number may be too small, but says that it does not fit."""
-    m, n, p, k = 6, 1500, 9, 30
+    m, n, p, k = 6, 1500, 64, 30
     arrays = real_numbers(m, n, p)
     arrays["b"][...] = 0
     arrays["x"][4] *= 1e4
     given = arrays | codes(m, k, pre=False)
-    for wanted in (k, 1):
+    for wanted, products in ((k, "exact"), (1, "exact"), (k, "cublas"), (1, "cublas")):
         want, expected = encode(native, "batch_topk", given, k=wanted, overflow=0)
-        got, value = encode(device(1), "batch_topk", given, k=wanted, overflow=0)
+        backend = device(1, products=products)
+        got, value = encode(backend, "batch_topk", given, k=wanted, overflow=0)
+        assert ("certify_batch_filter" in backend.driver.launched) == (products == "cublas")
         np.testing.assert_array_equal(value, expected)
         if wanted == 1:
             assert_same_codes(got, want)

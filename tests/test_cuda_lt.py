@@ -10,6 +10,7 @@ from fastae.backends.cuda import lt
 
 # attributes of cublasLtMatmulDesc_t and cublasLtMatrixLayout_t, as cublasLt.h numbers them
 COMPUTE, SCALE, TYPE, ORDER, ROWS, COLS, LD = 0, 1, 0, 1, 2, 3, 4
+DEFAULT = 1  # cublasLtEpilogue_t
 ROWS_, COLUMNS, DEPTH = 33, 7, 130
 
 
@@ -68,6 +69,23 @@ def test_descriptors(library, kind, left_t, right_t, wider):
     assert (a, b) == ((COLUMNS, DEPTH), (DEPTH, ROWS_))
 
 
+@pytest.mark.parametrize("bias, relu", list(itertools.product((0, 1 << 12), (False, True))))
+def test_epilogues(library, bias, relu):
+    """CUBLASLT_EPILOGUE_RELU is 2, …_BIAS 4, …_RELU_BIAS 6; what is broadcast has as many numbers as D has rows."""
+    shape = (lt.Matrix(4096, DEPTH), lt.Matrix(8192, COLUMNS), lt.Matrix(1 << 16, COLUMNS), ROWS_, COLUMNS, DEPTH)
+    made = lt.Descriptors(library, lt.Product("float32", *shape, bias=bias, relu=relu))
+
+    def of(number, type_=ctypes.c_uint32):
+        return attribute(library, "MatmulDesc", made.operation, number, type_)
+
+    assert of(lt.EPILOGUE) == (2 * relu + 4 * (bias > 0) or DEFAULT)
+    assert of(lt.BIAS_POINTER, ctypes.c_void_p) == (bias or None)
+    assert layout(library, made.out)[1] == COLUMNS
+    if bias:
+        made.place_bias(bias + 64)  # the same descriptors serve wherever the bias lies
+        assert of(lt.BIAS_POINTER, ctypes.c_void_p) == bias + 64
+
+
 def test_preference(library):
     """The workspace is our own, and no alignment is promised that operands lack."""
     product = lt.Product("float32", lt.Matrix(4096 + 4, 130), lt.Matrix(8192, 8), lt.Matrix(16384, 7), 33, 7, 130)
@@ -89,3 +107,44 @@ def test_what_the_library_refuses_is_told(library):
 
 def test_alignment():
     assert [lt.alignment(*sizes) for sizes in ((0,), (256, 512), (4096, 12), (1,), (8, 16))] == [256, 256, 4, 1, 8]
+
+
+@pytest.mark.parametrize("hides", [None, "bfloat16"])
+def test_a_rectifier_that_hides_nan_is_not_used(monkeypatch, hides):
+    import cuda_host
+    import numpy as np
+
+    multiply = cuda_host.multiply
+
+    def seen(product):
+        multiply(product)
+        if product.kind == hides and product.relu:
+            out = cuda_host._array(product.out, product.rows, product.columns, np.float32)
+            out[np.isnan(out)] = 0
+
+    monkeypatch.setattr(cuda_host, "multiply", seen)
+    driver = cuda_host.HostDriver(products="cublas")
+    assert lt.keeps_nan(driver) == (hides is None)
+
+    def refused(product):
+        raise RuntimeError("cuBLASLt has no algorithm")
+
+    monkeypatch.setattr(cuda_host, "multiply", refused)
+    assert not lt.keeps_nan(driver)
+
+
+def test_a_refused_epilogue_is_asked_for_once(monkeypatch, caplog):
+    asked = []
+
+    def refuse(self, product):
+        asked.append(product)
+        raise RuntimeError("cuBLASLt has no algorithm")
+
+    monkeypatch.setattr(lt.Products, "choose", refuse)
+    products = lt.Products.__new__(lt.Products)
+    products.chosen, products.refused = {}, set()
+    product = lt.Product("float32", *[lt.Matrix(256, 8)] * 3, 8, 8, 8, bias=512, relu=True, instead="a launch")
+    with caplog.at_level("INFO", "fastae"):
+        assert [products.knows(product) for _ in range(3)] == [False] * 3
+    assert len(asked) == 1 and "no algorithm" in caplog.text
+    assert products.knows(product.plain) and not product.plain.epilogue

@@ -23,24 +23,33 @@ ROOT = Path(__file__).resolve().parents[2]
 def kernels(device: Device, left: float) -> dict[str, Any]:
     """The test suite's cases on the GPU (in a rehearsal a few of those on the host).
 
-    Where all pass, what they launched is written down as verified in csrc/cuda/verified.json.
+    Where all pass, what they launched is written down as verified in csrc/cuda/verified.json. What the tests say is
+    kept beside the result, also of a run that is ended because time is up.
     """
     chosen = ["-k", "cuda_host and dropout"] if device.rehearse else ["-k", "cuda_gpu or cuda_cublas"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x" if device.rehearse else "--maxfail=60", "-p",
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-x" if device.rehearse else "--maxfail=60", "-p",
                "no:cacheprovider", *chosen, "tests"]  # fmt: skip
+    log = Path(device.out).with_suffix(".tests.txt")
     with tempfile.TemporaryDirectory() as folder:
         launched = Path(folder) / "launched"
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(left, 60), check=False,
-                              env={**os.environ, "PYTHONPATH": str(ROOT),
-                                   "FASTAE_GPU_LAUNCHED": str(launched)})  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "FASTAE_GPU_LAUNCHED": str(launched)}
+        with log.open("w") as file:
+            ended = ""
+            try:
+                subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=max(left, 60),
+                               check=False, env=environment)  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                ended = f"ended after {error.timeout:.0f} s; "
         names = launched.read_text().split() if launched.exists() else []
-    lines = done.stdout.splitlines()
-    failed = [line for line in lines if line.startswith("FAILED")]
+    lines = log.read_text(errors="replace").splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    failed = failed or [line for line in lines if "] FAILED" in line or ") FAILED" in line]
+    passed = sum(" PASSED" in line for line in lines)
     print("\n".join(failed[:60] + lines[-1:]), flush=True)
     if names:
         record_verified(names)
-    summary = lines[-1] if lines else done.stderr[-2000:]
-    return {"summary": summary, "failed": failed, "verified": len(names)}
+    summary = ended + (lines[-1] if lines else "nothing was said")
+    return {"summary": summary, "passed": passed, "failed": failed, "verified": len(names), "log": str(log)}
 
 
 def record_verified(names: list[str]) -> None:

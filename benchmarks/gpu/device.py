@@ -14,8 +14,8 @@ from fastae.backends import cuda_backend
 class Device:
     """What the parts ask: a backend by its way of multiplying, and times."""
 
-    def __init__(self, rehearse: bool):
-        self.rehearse = rehearse
+    def __init__(self, rehearse: bool, out: str = "gpu.json"):
+        self.rehearse, self.out = rehearse, out
         self._made: dict[str, Any] = {}
 
     def backend(self, products: str = "cublas") -> Any:

@@ -1,7 +1,7 @@
 // The largest positive pre-activations of a whole batch. Chunks of latents go by as in encode.cuh; what reaches a limit
 // that all rows share joins its row's list. The limit is the lower end of the bin that the k m-th largest so far lies
-// in, by counts over the upper bits of what was seen. In the end the exact number is found among the lists by radix, and
-// its ties are counted out row by row. Atomics add and compare integers only.
+// in, by counts over the upper bits of what was seen. batch_select.cuh finds the exact number among the lists;
+// certified_batch.cuh makes these by products in bfloat16. Atomics add and compare integers only.
 #pragma once
 #include "cuda/encode.cuh"
 #include "cuda/latents.cuh"
@@ -24,8 +24,26 @@ struct BatchControl {
   int64_t all;           // there are no more positive numbers than wanted
 };
 
+// What an op of this kind has in front of the arrays of Encode, whose records are launched over the memory behind it.
+struct BatchHead {
+  BatchControl* control;
+  int64_t *bins, *ties;  // ties: of each row, then of those before it
+  char* rest;
+  FASTAE_INLINE BatchHead(void* work, int64_t m) {
+    Carve c = {(char*)work};
+    control = c.take<BatchControl>(1);
+    bins = c.take<int64_t>(kBins);
+    ties = c.take<int64_t>(m);
+    rest = c.p;
+  }
+  static FASTAE_INLINE BatchHead before(const Launch& encode) {
+    char* const work = (char*)encode.work;
+    return BatchHead(work - (BatchHead(work, encode.m).rest - work), encode.m);
+  }
+};
+
 // extra[0]: first latent of the chunk; [1]: latents of a chunk; [2]: entries that a list holds.
-struct Batch {
+struct Batch : BatchHead {
   const Launch& o;
   View<T> x, w, val;
   View<int32_t> idx, count;
@@ -33,10 +51,8 @@ struct Batch {
   int64_t p, n, first, chunk, room, full;
   T *z, *list;
   int32_t *latents, *held;
-  int64_t *bins, *ties;  // ties: of each row, then of those before it
-  BatchControl* control;
 
-  FASTAE_INLINE explicit Batch(const Launch& launch) : o(launch) {
+  FASTAE_INLINE explicit Batch(const Launch& launch) : BatchHead(launch.work, launch.m), o(launch) {
     namespace at = at_batch_topk;
     x = o.real(at::s_x);
     w = o.real(at::s_w);
@@ -50,15 +66,32 @@ struct Batch {
     chunk = o.extra[1];
     room = o.extra[2];
     full = smaller(n, 2 * val.columns + 64);
-    Carve c = {(char*)o.work};
+    Carve c = {rest};
     z = c.take<T>(o.m * chunk);
-    control = c.take<BatchControl>(1);
-    bins = c.take<int64_t>(kBins);
     list = c.take<T>(o.m * room);
     latents = c.take<int32_t>(o.m * room);
     held = c.take<int32_t>(o.m);
-    ties = c.take<int64_t>(o.m);
   }
+  // In the kernel of an Encode over the same memory.
+  FASTAE_INLINE explicit Batch(const Encode& e)
+      : BatchHead(before(e.o)),
+        o(e.o),
+        x(e.x),
+        w(e.w),
+        val(e.val),
+        idx(e.idx),
+        count(e.count),
+        b(e.b),
+        p(e.p),
+        n(e.n),
+        first(e.first),
+        chunk(e.chunk),
+        room(e.room),
+        full(smaller(e.n, 2 * e.val.columns + 64)),
+        z(e.z),
+        list(e.list),
+        latents(e.latents),
+        held(e.held) {}
   FASTAE_INLINE List list_of(int64_t r) const { return {list + r * room, nullptr, latents + r * room}; }
   FASTAE_INLINE int64_t columns() const { return smaller(chunk, n - first); }
 
@@ -69,12 +102,12 @@ struct Batch {
     return n_held > full ? keep_largest(own, n_held, (int)full, false, &least) : n_held;
   }
 
-  FASTAE_INLINE void filter(int64_t r) const {
+  // The row's part of a chunk into its list.
+  FASTAE_INLINE void filter(int64_t r, const T* row) const {
     if (held[r] < 0) return;
     int n_held = held[r];
     const Key limit = control->limit;
     const List own = list_of(r);
-    const T* const row = z + r * chunk;
     for (int64_t c0 = 0; c0 < columns(); c0 += kStrips * blockDim.x) {
       const int64_t some = columns() - c0;
       const int strips = strips_of(some);
@@ -91,9 +124,7 @@ struct Batch {
         own.z[n_held + rank] = value[t];
         own.latent[n_held + rank] = (int32_t)(first + c0 + (int64_t)t * blockDim.x + threadIdx.x);
       });
-      count_bins(strips, [&](int t) {
-        return on >> t & 1 ? (int)(key_of(value[t]) >> (kKeyBits - kDigit)) & (kBins - 1) : -1;
-      });
+      count_bins(strips, [&](int t) { return on >> t & 1 ? bin_of(value[t]) : -1; });
       if (n_held > full) {
         __syncthreads();
         n_held = cut(own, n_held, limit);
@@ -103,15 +134,18 @@ struct Batch {
     if (threadIdx.x == 0) held[r] = n_held;
   }
 
-  // Adds one to bin_of(t) for the strips of every thread; -1 for none. Gathered in the block first.
-  template <class F> FASTAE_INLINE void count_bins(int strips, const F& bin_of) const {
+  // By the upper bits of a positive number.
+  static FASTAE_INLINE int bin_of(T value) { return (int)(key_of(value) >> (kKeyBits - kDigit)) & (kBins - 1); }
+
+  // Adds one to bin_at(t) for the strips of every thread; -1 for none. Gathered in the block first.
+  template <class F> FASTAE_INLINE void count_bins(int strips, const F& bin_at) const {
     __shared__ int bin[kBins];
     __syncthreads();
     for (int i = threadIdx.x; i < kBins; i += blockDim.x) bin[i] = 0;
     __syncthreads();
 #pragma unroll
     for (int t = 0; t < kStrips; ++t) {
-      const int at = t < strips ? bin_of(t) : -1;
+      const int at = t < strips ? bin_at(t) : -1;
       if (at >= 0) atomicAdd(bin + at, 1);
     }
     __syncthreads();
@@ -169,7 +203,7 @@ FASTAE_KERNEL(batch_begin, kThreads) {
 
 FASTAE_KERNEL(batch_filter, kSelectThreads) {
   const Batch e(o);
-  for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) e.filter(r);
+  for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) e.filter(r, e.z + r * e.chunk);
 }
 
 FASTAE_KERNEL(batch_raise, kSelectThreads) {
@@ -180,112 +214,6 @@ FASTAE_KERNEL(batch_raise, kSelectThreads) {
     const Key limit = kPositive | (Key)bin << (kKeyBits - kDigit);
     e.control->limit = larger(e.control->limit, limit);
   }
-}
-
-// ---- the exact selection among the lists -----------------------------------------------------------------------------
-// extra[3]: number of the digit, from the top.
-struct Digit {
-  int shift, bits;
-  FASTAE_INLINE explicit Digit(int64_t i)
-      : shift((int)larger<int64_t>(0, kKeyBits - kDigit * (i + 1))), bits((int)(kKeyBits - kDigit * i) - shift) {}
-};
-
-FASTAE_KERNEL(batch_clear, kThreads) {
-  const Batch e(o);
-  each(kBins, [&](int64_t i) { e.bins[i] = 0; });
-}
-
-FASTAE_KERNEL(batch_count, kSelectThreads) {
-  const Batch e(o);
-  const Digit digit(o.extra[3]);
-  const Key limit = e.control->limit, above = e.control->kth;
-  for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x)
-    for (int first = 0; first < e.held[r]; first += kStrips * blockDim.x)
-      e.count_bins(kStrips, [&](int t) {
-        const int i = first + t * blockDim.x + threadIdx.x;
-        if (i >= e.held[r]) return -1;
-        const Key key = key_of(e.list_of(r).z[i]);
-        const bool here = key >= limit && (o.extra[3] == 0 || (key ^ above) >> digit.shift >> digit.bits == 0);
-        return here ? (int)(key >> digit.shift & (((Key)1 << digit.bits) - 1)) : -1;
-      });
-}
-
-FASTAE_KERNEL(batch_pick, kSelectThreads) {
-  const Batch e(o);
-  const Digit digit(o.extra[3]);
-  BatchControl& c = *e.control;
-  int64_t above;
-  const int bin = e.bin_reached(c.left, &above);
-  if (threadIdx.x == 0 && !c.all) {
-    if (bin < 0) c.all = 1, c.kth = kPositive, c.left = 0;  // only the first digit can find too few
-    else c.kth |= kPositive | (Key)bin << digit.shift, c.left -= above;
-  }
-}
-
-FASTAE_KERNEL(batch_ties, kSelectThreads) {
-  const Batch e(o);
-  const Key kth = e.control->kth;
-  __shared__ int sum;
-  for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) {
-    if (threadIdx.x == 0) sum = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < e.held[r]; i += blockDim.x)
-      if (key_of(e.list_of(r).z[i]) == kth) atomicAdd(&sum, 1);
-    __syncthreads();
-    if (threadIdx.x == 0) e.ties[r] = sum;
-    __syncthreads();
-  }
-}
-
-FASTAE_KERNEL(batch_ties_before, 1024) { prefix_in_place(Batch(o).ties, o.m); }
-
-FASTAE_KERNEL(batch_emit, kSelectThreads) {
-  const Batch e(o);
-  const BatchControl& c = *e.control;
-  for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) {
-    const int n = c.wanted < 1 ? 0 : larger(0, e.held[r]);
-    const int64_t ties = larger<int64_t>(0, c.left - e.ties[r]);
-    const List own = e.list_of(r);
-    int64_t taken = 0, kept = 0;
-    Key least = ~(Key)0;
-    for (int first = 0; first < n; first += kStrips * blockDim.x) {
-      const int strips = strips_of(n - first);
-      unsigned on = 0, tie = 0;
-#pragma unroll
-      for (int t = 0; t < kStrips; ++t) {
-        const int i = first + t * blockDim.x + threadIdx.x;
-        const Key key = t < strips && i < n ? key_of(own.z[i]) : 0;
-        on |= (unsigned)(key > c.kth) << t;
-        tie |= (unsigned)(key == c.kth) << t;
-        if (on >> t & 1) least = smaller(least, key);
-      }
-      taken += each_marked(tie, strips, [&](int t, int rank) { on |= (unsigned)(taken + rank < ties) << t; });
-      kept += each_marked(on, strips, [&](int t, int rank) {
-        const int i = first + t * blockDim.x + threadIdx.x;
-        if (kept + rank >= e.val.columns) return;
-        e.val(r, kept + rank) = own.z[i];
-        e.idx(r, kept + rank) = own.latent[i];
-      });
-    }
-    if (c.all && least != ~(Key)0) atomic_min(&e.control->least, least);
-    if (threadIdx.x == 0) {
-      e.count(r, 0) = (int32_t)kept;
-      if (kept > e.val.columns) Encode::overflow(o, o.i[at_batch_topk::i_overflow]);
-    }
-  }
-}
-
-FASTAE_KERNEL(batch_finish, 32) {
-  namespace at = at_batch_topk;
-  const BatchControl& c = *Batch(o).control;
-  const Key key = c.all ? c.least : c.kth;
-  if (threadIdx.x || blockIdx.x || c.wanted < 1 || key == ~(Key)0) return;
-  const T least = number_of(key);
-  T *const guess = o.real(at::s_guess).p, *const threshold = o.real(at::s_threshold).p;
-  if (guess) *guess = least;
-  if (!threshold) return;
-  const double old = (double)*threshold, decay = o.f[at::f_decay];
-  *threshold = old < 0 ? least : (T)(decay * old + (1 - decay) * (double)least);
 }
 
 }  // namespace fastae

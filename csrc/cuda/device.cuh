@@ -14,6 +14,10 @@
 #define FASTAE_REAL float
 #endif
 
+#ifndef FASTAE_DYNAMIC_SHARED  // of a launch's own size; once in a kernel
+#define FASTAE_DYNAMIC_SHARED(NAME) extern __shared__ __align__(16) unsigned char NAME[]
+#endif
+
 namespace fastae {
 
 typedef FASTAE_REAL T;

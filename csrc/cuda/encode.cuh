@@ -10,7 +10,7 @@
 
 namespace fastae {
 
-// Arrays of the work memory, one after another on 256 bytes: as _Memory of encode.py counts them.
+// Arrays of the work memory, one after another on 256 bytes: as Memory of encode.py counts them.
 struct Carve {
   char* p;
   template <class U> FASTAE_INLINE U* take(int64_t n) {

@@ -9,69 +9,101 @@ namespace fastae {
 // segments of so many rows, added in order. A block of threads makes kWide columns a thread of one latent's row; entries
 // with coef = 0 are left out, and a sum of -0 becomes +0.
 constexpr int kWide = 4;
-FASTAE_KERNEL(latent_grad, kThreads) {
-  namespace at = at_latent_grad;
-  __shared__ T weight[kChunk];
-  __shared__ const T* place[kChunk];
-  __shared__ int length;
-  const Listed code(o, at::s_coef, at::s_start, at::s_entry);
-  const Groups groups(o, at::s_groups);
-  const View<T> u = o.real(at::s_u), dw = o.real(at::s_dw);
-  const int64_t p = dw.columns, width = code.coef.columns, capacity = larger<int64_t>(o.i[at::i_capacity], 1);
-  const int64_t segments = width / capacity, rows = larger<int64_t>(1, kChunk / larger<int64_t>(1, segments));
-  const int64_t blocks = u.columns / p, strip = (int64_t)blockDim.x * kWide;
-  for (int64_t j = blockIdx.x; j < dw.rows; j += gridDim.x) {
+struct LatentGrad {
+  Listed code;
+  Groups groups;
+  View<T> u;
+  int64_t n, p, width, capacity, segments, rows, blocks;
+  FASTAE_INLINE explicit LatentGrad(const Launch& o)
+      : code(o, at_latent_grad::s_coef, at_latent_grad::s_start, at_latent_grad::s_entry),
+        groups(o, at_latent_grad::s_groups),
+        u(o.real(at_latent_grad::s_u)),
+        n(o.slot[at_latent_grad::s_w].rows),
+        p(o.slot[at_latent_grad::s_w].columns),
+        width(code.coef.columns),
+        capacity(larger<int64_t>(o.i[at_latent_grad::i_capacity], 1)),
+        segments(width / capacity),
+        rows(larger<int64_t>(1, kChunk / larger<int64_t>(1, segments))),
+        blocks(u.columns / p) {}
+
+  FASTAE_INLINE int64_t strip() const { return (int64_t)blockDim.x * kWide; }
+
+  // f(whether it is the first, entries, coefficients, rows of u) for each chain of latent j's entries, for a block.
+  template <class F> FASTAE_INLINE void each_chain(int64_t j, const F& f) const {
+    __shared__ T weight[kChunk];
+    __shared__ const T* place[kChunk];
+    __shared__ int length;
     const int64_t first = code.start[j], last = code.start[j + 1];
     const int64_t own = blocks == 1 ? 0 : smaller(groups.of(j), blocks - segments);
-    for (int64_t c0 = (int64_t)blockIdx.y * strip; c0 < p; c0 += (int64_t)gridDim.y * strip) {
-      T total[kWide] = {};
-      int some = 0;
-      for (int64_t s = first; s < last; s += some) {
-        const int most = (int)smaller(kChunk, last - s);
-        const int64_t end =
-            last - first > kChunk ? (code.entry[s] / width / rows + 1) * rows * width : (int64_t)1 << 62;
-        __syncthreads();
-        for (int i = threadIdx.x; i < most; i += blockDim.x) {
-          const int64_t e = code.entry[s + i], r = e / width, q = (e - r * width) / capacity;
-          if (e < end && (i + 1 == most || code.entry[s + i + 1] >= end)) length = i + 1;
-          weight[i] = code.coef(r, e - r * width);
-          place[i] = u.at(r, blocks == 1 ? 0 : p * (q ? blocks - segments + q : own));
-        }
-        __syncthreads();
-        some = length;
-        T sum[kWide] = {};
-#pragma unroll 4
-        for (int i = 0; i < some; ++i) {
-          const T c = weight[i];
-          const T* const x = place[i] + c0 + threadIdx.x;
-#pragma unroll
-          for (int v = 0; v < kWide; ++v)
-            if (c != T(0) && c0 + threadIdx.x + v * blockDim.x < p) sum[v] = mul_add(c, x[v * blockDim.x], sum[v]);
-        }
-#pragma unroll
-        for (int v = 0; v < kWide; ++v) total[v] = s == first ? sum[v] : total[v] + sum[v];
+    int some = 0;
+    for (int64_t s = first; s < last; s += some) {
+      const int most = (int)smaller(kChunk, last - s);
+      const int64_t end = last - first > kChunk ? (code.entry[s] / width / rows + 1) * rows * width : (int64_t)1 << 62;
+      __syncthreads();
+      for (int i = threadIdx.x; i < most; i += blockDim.x) {
+        const int64_t e = code.entry[s + i], r = e / width, q = (e - r * width) / capacity;
+        if (e < end && (i + 1 == most || code.entry[s + i + 1] >= end)) length = i + 1;
+        weight[i] = code.coef(r, e - r * width);
+        place[i] = u.at(r, blocks == 1 ? 0 : p * (q ? blocks - segments + q : own));
       }
-#pragma unroll
-      for (int v = 0; v < kWide; ++v) {
-        const int64_t c = c0 + threadIdx.x + v * blockDim.x;
-        if (c < p) dw(j, c) = total[v] + T(0);
-      }
+      __syncthreads();
+      some = length;
+      f(s == first, some, weight, place);
     }
   }
+  // A chain's sums for the thread's columns of the strip from c0 on.
+  FASTAE_INLINE void chain(int some, const T* weight, const T* const* place, int64_t c0, T (&sum)[kWide]) const {
+#pragma unroll
+    for (int v = 0; v < kWide; ++v) sum[v] = T(0);
+#pragma unroll 4
+    for (int i = 0; i < some; ++i) {
+      const T c = weight[i];
+      const T* const x = place[i] + c0 + threadIdx.x;
+#pragma unroll
+      for (int v = 0; v < kWide; ++v)
+        if (c != T(0) && c0 + threadIdx.x + v * blockDim.x < p) sum[v] = mul_add(c, x[v * blockDim.x], sum[v]);
+    }
+  }
+  // f(v, column) for the thread's columns of the strip from c0 on.
+  template <class F> FASTAE_INLINE void each_own(int64_t c0, const F& f) const {
+#pragma unroll
+    for (int v = 0; v < kWide; ++v) {
+      const int64_t c = c0 + threadIdx.x + v * blockDim.x;
+      if (c < p) f(v, c);
+    }
+  }
+};
+
+FASTAE_KERNEL(latent_grad, kThreads) {
+  const LatentGrad grad(o);
+  const View<T> dw = o.real(at_latent_grad::s_dw);
+  for (int64_t j = blockIdx.x; j < grad.n; j += gridDim.x)
+    for (int64_t c0 = (int64_t)blockIdx.y * grad.strip(); c0 < grad.p; c0 += (int64_t)gridDim.y * grad.strip()) {
+      T total[kWide] = {};
+      grad.each_chain(j, [&](bool begins, int some, const T* weight, const T* const* place) {
+        T sum[kWide];
+        grad.chain(some, weight, place, c0, sum);
+#pragma unroll
+        for (int v = 0; v < kWide; ++v) total[v] = begins ? sum[v] : total[v] + sum[v];
+      });
+      grad.each_own(c0, [&](int v, int64_t c) { dw(j, c) = total[v] + T(0); });
+    }
 }
 
-// Then dw_j += factor w_j, and dw_j -= (dw_j . w_j) w_j / |w_j|^2. A block of threads takes a row of w.
-FASTAE_KERNEL(latent_grad_finish, kThreads) {
-  namespace at = at_latent_grad;
-  const Listed code(o, at::s_coef, at::s_start, at::s_entry);
-  const View<T> w = o.real(at::s_w), dw = o.real(at::s_dw);
-  const View<const double> factor = o.view<const double>(at::s_factor);
-  __shared__ T along;
-  __shared__ bool moved;
-  const int64_t n = w.rows, p = w.columns;
-  for (int64_t j = blockIdx.x; j < n; j += gridDim.x) {
-    const T* const x = w.at(j, 0);
-    T* const g = dw.at(j, 0);
+// Then dw_j += factor w_j, and dw_j -= (dw_j . w_j) w_j / |w_j|^2, for a row of w and its gradient, by a block.
+struct LatentFinish {
+  View<const double> factor;
+  bool unit;
+  int64_t n, p;
+  FASTAE_INLINE explicit LatentFinish(const Launch& o)
+      : factor(o.view<const double>(at_latent_grad::s_factor)),
+        unit(o.i[at_latent_grad::i_unit] != 0),
+        n(o.slot[at_latent_grad::s_w].rows),
+        p(o.slot[at_latent_grad::s_w].columns) {}
+
+  FASTAE_INLINE void operator()(int64_t j, bool any, const T* x, T* g) const {
+    __shared__ T along;
+    __shared__ bool moved;
     if (factor) {
       const int64_t part = p / factor.rows;
       for (int64_t c = threadIdx.x; c < part * factor.rows; c += blockDim.x) {
@@ -79,7 +111,7 @@ FASTAE_KERNEL(latent_grad_finish, kThreads) {
         if (f != 0) g[c] = mul_add((T)f, x[c], g[c]);
       }
     }
-    if (!o.i[at::i_unit] || !(code.start[j] < code.start[j + 1] || factor)) continue;
+    if (!unit || !(any || factor)) return;
     __syncthreads();
     if (threadIdx.x < 32) {
       const int lane = threadIdx.x % kLanes;
@@ -92,6 +124,14 @@ FASTAE_KERNEL(latent_grad_finish, kThreads) {
     for (int64_t i = threadIdx.x; moved && i < p; i += blockDim.x) g[i] = mul_add(along, x[i], g[i]);
     __syncthreads();
   }
+};
+
+FASTAE_KERNEL(latent_grad_finish, kThreads) {
+  const Listed code(o, at_latent_grad::s_coef, at_latent_grad::s_start, at_latent_grad::s_entry);
+  const View<T> w = o.real(at_latent_grad::s_w), dw = o.real(at_latent_grad::s_dw);
+  const LatentFinish finish(o);
+  for (int64_t j = blockIdx.x; j < w.rows; j += gridDim.x)
+    finish(j, code.start[j] < code.start[j + 1], w.at(j, 0), dw.at(j, 0));
 }
 
 // db (1,p) = sum of dy over rows

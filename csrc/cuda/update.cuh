@@ -10,23 +10,37 @@ namespace fastae {
 constexpr int kFlatBlock = 4096;
 constexpr int64_t kSumInOrder = 512;  // partial sums that one thread adds; more go by a fixed tree
 
+// A rule's constants of the step that runs (extra[0] of them), and its parameters.
+struct UpdateNumbers {
+  T c[8], p[kMaxFloats];
+  FASTAE_INLINE UpdateNumbers(const Launch& o, int64_t scalar) {
+    const double* const scalars = o.scalars() + scalar;
+    for (int q = 0; q < 8; ++q) c[q] = q < o.extra[0] ? (T)scalars[q] : T(0);
+    for (int q = 0; q < kMaxFloats; ++q) p[q] = (T)o.f[q];
+  }
+  // A weight and its states, those of one place, after a step with gradient g.
+  template <class F, class S> FASTAE_INLINE T apply(const F& formula, T w, T g, S& states) const {
+    Vec<T> x = w;
+    formula.apply(x, Vec<T>(g), states, c, p);
+    return x.v;
+  }
+};
+
+// extra[1], [2]: first parameter and number of them
 FASTAE_KERNEL(update, kThreads) {
   namespace at = at_update;
+  const int64_t first = o.extra[1];
   T* const w = o.real(at::s_w).p;
   const T* const g = o.real(at::s_g).p;
   T* const state[3] = {o.real(at::s_s0).p, o.real(at::s_s1).p, o.real(at::s_s2).p};
-  const int64_t n = o.slot[at::s_w].rows * o.slot[at::s_w].columns;
-  const double* scalars = o.scalars() + o.i[at::i_scalar];
-  T c[8], p[kMaxFloats];
-  for (int q = 0; q < 8; ++q) c[q] = q < o.extra[0] ? (T)scalars[q] : T(0);
-  for (int q = 0; q < kMaxFloats; ++q) p[q] = (T)o.f[q];
+  const UpdateNumbers numbers(o, o.i[at::i_scalar]);
   visit_update<Vec<T>, T>((int)o.i[at::i_rule], [&](auto formula) {
     constexpr int S = decltype(formula)::n_states;
-    each(n, [&](int64_t i) {
-      Vec<T> x = w[i], s[S + 1];
+    each(o.extra[2], [&](int64_t k) {
+      const int64_t i = first + k;
+      Vec<T> s[S + 1];
       for (int q = 0; q < S; ++q) s[q] = state[q][i];
-      formula.apply(x, Vec<T>(g[i]), s, c, p);
-      w[i] = x.v;
+      w[i] = numbers.apply(formula, w[i], g[i], s);
       for (int q = 0; q < S; ++q) state[q][i] = s[q].v;
     });
   });

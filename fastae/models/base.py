@@ -16,7 +16,7 @@ from .. import threads
 from ..arrays import namespace, share_memory
 from ..backends import device_number, get_backend
 from ..plan import schema
-from ..plan.build import evaluation_plan, inference_plan
+from ..plan.build import INFERENCE_BATCH, evaluation_plan, inference_plan
 from ..plan.plan import Job, Plan, Source
 from ..spec import options
 from ..spec.network import Network, several
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "float32", "float64", "bfloat16", "tf32")
 _LAYER_BYTES = 1 << 26  # of layer outputs held at a time
+_DEVICE_ROWS, _DEVICE_ELEMENTS = 8192, 1 << 25  # of a step on a GPU at most; and rows times the widest layer
 
 
 def seed_of(random_state: Any) -> int:
@@ -52,6 +53,14 @@ def checked_callbacks(value: Any) -> tuple:
         if not callable(callback):
             raise TypeError(f"callbacks has {callback!r}; give functions that take an EpochInfo")
     return callbacks
+
+
+def inference_rows(backend: Any, rows: int, width: int) -> int:
+    """Rows of a step of inference: on a CPU as many as its cache wants, on a GPU as many as keep it busy.
+
+    rows : of the CPU's; width : of the widest layer
+    """
+    return rows if backend.device == "cpu" else max(rows, min(_DEVICE_ROWS, _DEVICE_ELEMENTS // width))
 
 
 class _Compiled:
@@ -185,12 +194,13 @@ class DenseModel(ShownAsHTML, CompiledModel):
         if key not in cache:
             network: Network = self.network_.encoding if what == "encode" else self.network_
             n_layers = len(network.layers)
+            batch = inference_rows(backend, INFERENCE_BATCH, network.widest)
             if what in ("loss", "heads"):
-                plan = evaluation_plan(network, dtype, per_head=what == "heads", bf16=self._bf16)
+                plan = evaluation_plan(network, dtype, batch, per_head=what == "heads", bf16=self._bf16)
             elif what == "error":
-                plan = evaluation_plan(network, dtype, loss=options.LOSSES["squared_error"](), bf16=self._bf16)
+                plan = evaluation_plan(network, dtype, batch, loss=options.LOSSES["squared_error"](), bf16=self._bf16)
             else:
-                plan = inference_plan(network, dtype, part=what, bf16=self._bf16)
+                plan = inference_plan(network, dtype, batch, part=what, bf16=self._bf16)
             compiled = _Compiled(backend, plan)
             weights.write(plan, compiled.spaces, network, self.weights_[:n_layers], self.norms_[:n_layers])
             if what == "encode":

@@ -9,13 +9,13 @@ import numpy as np
 from .. import threads
 from ..backends import get_backend
 from ..ops._call import output as checked_output
-from ..plan.build import inference_plan
+from ..plan.build import INFERENCE_BATCH, inference_plan
 from ..plan.plan import Source
 from ..spec import options
 from ..spec.network import Network
 from ..validation import check_mark, check_rows, check_transform, is_nan, is_readable
 from . import weights
-from .base import DenseModel, _Compiled
+from .base import DenseModel, _Compiled, inference_rows
 from .reconstruction import row_checker
 
 PRECISIONS = ("auto", "float32", "float64", "bfloat16", "int8")
@@ -84,10 +84,12 @@ class Encoder:
                  error: EncodingError | None = None):  # fmt: skip
         # for errors: the model's class, its names of columns, whether it has a parameter `missing`
         stored = output if output in ("float16", "int8") else "real"
+        there = get_backend(backend, device)
         plan = inference_plan(
-            network, dtype, bf16={"bfloat16": 1, "tf32": 2}.get(precision, 0), int8=precision == "int8", output=stored
-        )
-        compiled = _Compiled(get_backend(backend, device), plan)
+            network, dtype, inference_rows(there, INFERENCE_BATCH, network.widest), int8=precision == "int8",
+            bf16={"bfloat16": 1, "tf32": 2}.get(precision, 0), output=stored,
+        )  # fmt: skip
+        compiled = _Compiled(there, plan)
         weights.write(plan, compiled.spaces, network, *arrays)
         compiled.connect(network)
         threads.register_threadpoolctl()

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import on_device, to_host
+from ..arrays import on_device
 from ..plan.plan import Source
 from ..schedules import ConstantRate, ReduceOnPlateau, Schedule, StepDecay
-from ..stream import Rows, check_finite, open_rows
+from ..stream import DeviceRows, Rows, check_finite, open_rows
 from ..stream.rows import BUFFER_ELEMENTS, CHUNK_ELEMENTS, MAX_CHUNK_ROWS
+from ..training import Block
 from ..validation import check_rows, computing_dtype
 
-Block = tuple[tuple[Source, ...], int]
 MAPPED_BYTES = 1 << 30  # a memory map with more is read in blocks, one with less as an array
 _BLOCK_ELEMENTS = 1 << 22  # of a block of rows
+_DEVICE_STEPS = 64  # of a block of rows that lie on a GPU
 
 
 def is_stream(X: Any) -> bool:
@@ -62,14 +63,22 @@ def open_checked(estimator: Any, X: Any, *, reset: bool, backend: Any, precision
     """
     if not is_stream(X):
         source, dtype = check_rows(estimator, X, reset=reset, backend=backend, precision=precision)
-        if on_device(source.data):  # blocks are shuffled on the host, and go back one ahead of the steps
-            source = Source(to_host(source.data), columns=source.columns)
+        if on_device(source.data):
+            return DeviceRows(source.data, backend), dtype, False
         return open_rows(rows_of(source), backend=backend), dtype, False
     rows = open_rows(X, None if reset else estimator.n_features_in_, backend=backend)
     if reset:
         estimator.n_features_in_ = rows.n_features
         estimator.__dict__.pop("feature_names_in_", None)
     return rows, computing_dtype(rows.dtype, precision), True
+
+
+def on_one_side(*rows: Rows | None) -> tuple[Any, ...]:
+    """Rows of which all lie on a GPU, or all in the host's memory: blocks have one order."""
+    if all(part is None or isinstance(part, DeviceRows) for part in rows):
+        return rows
+    return tuple(open_rows(part.first(part.array.shape[0]), backend=part._backend) if isinstance(part, DeviceRows)
+                 else part for part in rows)  # fmt: skip
 
 
 def check_repeatable(rows: Rows, passes: int) -> None:
@@ -117,7 +126,15 @@ class Feed:
     @property
     def block_rows(self) -> int:
         """Rows of a block: whole batches."""
+        if isinstance(self.x, DeviceRows):
+            return self.batch * _DEVICE_STEPS
         return self.batch * max(1, _BLOCK_ELEMENTS // (self.x.n_features * self.batch))
+
+    @property
+    def _whole(self) -> tuple[Source, ...]:
+        """All rows (and targets) that lie on a GPU."""
+        parts = [rows.array for rows in (self.x, self.y) if isinstance(rows, DeviceRows)]
+        return tuple(Source(array, columns=array.shape[1]) for array in parts)
 
     def _rows(self, rows: Rows, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
         """Blocks and the rows' numbers from block ``first`` on."""
@@ -149,6 +166,12 @@ class Feed:
         for together in zip_longest(*parts):
             if any(part is None for part in together) or len({part[0].shape[0] for part in together}) > 1:
                 raise ValueError("X and y have different numbers of rows; give a row of targets for each row of X")
+            if isinstance(self.x, DeviceRows):
+                places = together[0][0][skip:]
+                skip = 0
+                if len(places):
+                    yield Block(self._whole, len(places), places)
+                continue
             taken = []
             for block, ids in together:
                 if self.unchecked:
@@ -156,4 +179,4 @@ class Feed:
                 taken.append(source_of(block[skip:] if skip else block))
             skip = 0
             if taken[0].n_rows:
-                yield tuple(taken), taken[0].n_rows
+                yield Block(tuple(taken), taken[0].n_rows)

@@ -126,7 +126,7 @@ class FittedByBatches(TakesRows):
             key = (network, dtype, self._bf16, self._batch(given.n_rows), source.weight is not None, backend)
             live = None if first else self.__dict__.get("_live")
             if live is None or live.key != key or self._state is None or (
-                self._state.memory is not live.state.spaces[schema.STATE]
+                self._state.memory is not live.state.spaces.share(schema.STATE)
             ):  # fmt: skip
                 start = self._random_start(network, source) if first else None
                 state = self._begin(backend, network, source, dtype, given.n_rows, start)
@@ -261,7 +261,7 @@ class FittedByBatches(TakesRows):
         self.network_ = network
         plan = self.plan_
         self.weights_, self.norms_ = weights.read(plan, state.spaces, network, dtype)
-        self._state = Optimizer(state.spaces[schema.STATE], network.solver.name, dtype, state.steps, state.epochs,
+        self._state = Optimizer(state.spaces.share(schema.STATE), network.solver.name, dtype, state.steps, state.epochs,
                                 state.first_epoch, state.learning_rate)  # fmt: skip
         self.n_iter_ = epochs
         self.t_ = state.steps

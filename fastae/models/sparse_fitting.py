@@ -19,9 +19,10 @@ from ..schedules import ReduceOnPlateau, schedule
 from ..sparse_training import Position, Progress, SparseHistory, Trainer, dense_rows
 from ..spec.options import number, unknown
 from ..spec.sparse import Matryoshka, Resample, SparseNetwork
+from ..stream import DeviceRows
 from ..training import EpochInfo, Settings
 from .base import checked_callbacks, seed_of
-from .feed import Block, Feed, changes_within_epochs, check_repeatable, check_timing, open_checked
+from .feed import Block, Feed, changes_within_epochs, check_repeatable, check_timing, on_one_side, open_checked
 from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, starting_arrays
 from .sparse_state import SparseOptimizer, SparseState
 
@@ -86,7 +87,7 @@ class SparseFitting(SparseState):
     def _same_trainer(self, feed: Feed, settings: Settings, backend: Any) -> Trainer:
         """The trainer of the last ``partial_fit``, which has its memory, or one that goes on where it was."""
         live: Trainer | None = self.__dict__.get("_live")
-        if live is None or self._state is None or self._state.memory is not live.state.spaces[schema.STATE] or (
+        if live is None or self._state is None or self._state.memory is not live.state.spaces.share(schema.STATE) or (
             live.backend is not backend or live.batch != feed.batch or live.resample != self.resample
             or live.network != replace(self._same_network(feed), dead_after=live.network.dead_after)
         ):  # fmt: skip
@@ -135,6 +136,7 @@ class SparseFitting(SparseState):
             unchecked = unchecked or unchecked_y
             if targets.n_rows != rows.n_rows:
                 raise ValueError(f"y has {targets.n_rows} rows, X {rows.n_rows}; give a target for each row")
+        rows, targets = on_one_side(rows, targets)
         network = self._network(rows.n_features, None if targets is None else targets.n_features, n_rows=rows.n_rows)
         settings = self._settings(network.n_components)
         settings.rule = network.solver
@@ -171,9 +173,9 @@ class SparseFitting(SparseState):
 
     def _started(self, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any, first: Block) -> Trainer:
         """A trainer with starting weights, made from the first rows."""
-        n = min(first[1], SAMPLE_ROWS)
-        x = dense_rows(first[0][0], np.arange(n))
-        y = dense_rows(first[0][1], np.arange(n)) if self.transcoder else x
+        rows = first.places(0, SAMPLE_ROWS)
+        x = dense_rows(first.sources[0], rows)
+        y = dense_rows(first.sources[1], rows) if self.transcoder else x
         scale = input_scale(x) if self.normalization == "scale" else 1.0
         network = self._network(x.shape[1], y.shape[1], n_rows=feed.x.n_rows, input_scale=scale)
         trainer = self._trainer(network, feed, dtype, settings, backend)
@@ -316,7 +318,7 @@ class SparseFitting(SparseState):
             theta[: len(flat)] = flat
         self._use(network, trainer.dtype, theta[:size])
         self._state = SparseOptimizer(
-            state.spaces[schema.STATE], raw, float(trainer.view("guess")[0, 0]), network.solver.name, state.steps,
+            state.spaces.share(schema.STATE), raw, float(trainer.view("guess")[0, 0]), network.solver.name, state.steps,
             state.epochs, state.first_epoch, replace(trainer.position, totals=replace(trainer.position.totals)),
         )  # fmt: skip
         if feed is not None:
@@ -337,7 +339,7 @@ def _fingerprint(feed: Feed) -> list:
             continue
         found += [rows.n_rows, rows.n_features, rows.dtype.name]
         if rows.repeatable and rows.n_rows is not None:
-            block = next(rows.blocks(16))
+            block = rows.first(16) if isinstance(rows, DeviceRows) else next(rows.blocks(16))
             values = block if isinstance(block, np.ndarray) else block.toarray()
             found.append(hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16])
     return found

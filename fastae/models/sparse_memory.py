@@ -12,7 +12,7 @@ from ..plan.plan import Plan, Source, aligned_bytes
 from ..plan.sparse import SPARSE_BATCH, sparse_inference_plan
 from ..spec.sparse import JumpReLU, SparseNetwork
 from ..validation import check_rows
-from .base import CompiledModel, _Compiled
+from .base import CompiledModel, _Compiled, inference_rows
 
 CODES = {"f": 0, "d": 1, "e": 2}  # the kernels' numbers of float32, float64, float16
 CURVES = ("loss_curve_", "l0_curve_", "fvu_curve_", "dead_curve_")
@@ -151,12 +151,12 @@ class SparseMemory(CompiledModel):
             cache[key] = theta
         return cache[key]
 
-    def _compile(self, part: str, dtype: np.dtype, k: int | None, capacity: int | None = None,
-                 batch: int = SPARSE_BATCH) -> CompiledCode:  # fmt: skip
-        backend = self._backend()
-        key = (part, dtype, k, capacity, batch, backend.name, backend.device, getattr(backend, "isa", ""))
+    def _compile(self, part: str, dtype: np.dtype, k: int | None, capacity: int | None = None) -> CompiledCode:
+        backend, network = self._backend(), self.network_
+        key = (part, dtype, k, capacity, backend.name, backend.device, getattr(backend, "isa", ""))
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
+            batch = inference_rows(backend, SPARSE_BATCH, max(network.n_features, network.n_targets))
             plan = sparse_inference_plan(self.network_, dtype, batch, part=part, k=k, capacity=capacity)
             cache[key] = CompiledCode(backend, plan, self._space(dtype))
         return cache[key]

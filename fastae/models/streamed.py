@@ -24,7 +24,7 @@ class Blocks:
         """epoch : number of the first epoch to come"""
         self.feed, self.network, self.dtype = feed, network, dtype
         self.n_rows = feed.x.n_rows
-        (source,), n_rows = feed.first(epoch)
+        (source,), n_rows, _ = feed.first(epoch)
         self._check(source)
         rows = rows_of(source)[: min(n_rows, SAMPLE_ROWS)]
         self.sample = source_of(rows.copy())  # first rows of the epoch; whoever made them may use the memory again
@@ -35,9 +35,9 @@ class Blocks:
         check_mark(source, self.dtype, self.network.missing)
 
     def blocks(self, epoch: int) -> Iterator[training.Block]:
-        for sources, n_rows in self.feed.blocks(epoch, 0):
-            self._check(sources[0])
-            yield training.Block(sources, n_rows)
+        for block in self.feed.blocks(epoch, 0):
+            self._check(block.sources[0])
+            yield block
 
 
 def check_blocks_suffice(

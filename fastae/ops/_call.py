@@ -159,12 +159,15 @@ def run_ops(
 
 def backend_for(backend: Any, arrays: dict[str, Any]) -> Any:
     """The backend of a name; "auto" is the GPU of the arrays where one of them lies there."""
-    device = next((array for array in arrays.values() if on_device(array)), None)
-    if device is None or not isinstance(backend, str):
+    numbers = {name: device_number(array) for name, array in arrays.items() if on_device(array)}
+    if len(set(numbers.values())) > 1:
+        where = ", ".join(f"{name} on cuda:{number}" for name, number in numbers.items())
+        raise ValueError(f"arrays lie on several GPUs ({where}); copy them to one")
+    if not numbers or not isinstance(backend, str):
         return get_backend(backend)
     if backend not in ("auto", "cuda"):
         raise ValueError(f"backend={backend!r} runs on the CPU, and an array lies on a GPU; use backend='auto'")
-    return get_backend("auto", f"cuda:{device_number(device)}")
+    return get_backend("auto", f"cuda:{next(iter(numbers.values()))}")
 
 
 def as_rows(name: str, value: Any, dtype: np.dtype | None = None) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -177,6 +177,10 @@ class Spaces(list):
         """A space where it is computed with, to be changed in place: on a GPU an array there."""
         return self[i].view(dtype)
 
+    def share(self, i: int) -> np.ndarray:
+        """A space for somebody who only reads it: always the same array, brought up to date when it is asked for."""
+        return self[i]
+
     def peek(self, plan: Plan, name: str) -> np.ndarray:
         """A buffer to be read only."""
         return plan.view(self, name)

@@ -94,6 +94,11 @@ class Network:
         """The encoder by itself, without what only training needs."""
         return dataclasses.replace(self, decoder=(), noise=None, penalties=(), constraints=(), solver=None)
 
+    @property
+    def widest(self) -> int:
+        """Columns of the widest layer, or of the input."""
+        return max(self.n_features, *(layer.n_out for layer in self.layers))
+
     def penalty(self, kind: type) -> Any:
         """The penalty of a kind that can be there once, or None."""
         return next((placed.option for placed in self.penalties if isinstance(placed.option, kind)), None)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backends import get_backend
 from ..validation import FLOATS, readable
+from .device import DeviceRows
 from .rows import Block, Rows, as_block, check_dtype, check_shape
 from .sequence import Sequence
 from .stored import Array, Mapped, Stored, open_file
@@ -98,4 +99,4 @@ def check_finite(
     )
 
 
-__all__ = ["Rows", "check_finite", "open_rows"]
+__all__ = ["DeviceRows", "Rows", "check_finite", "open_rows"]

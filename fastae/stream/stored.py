@@ -129,23 +129,35 @@ class Stored(Rows):
 
     def _buffers(self, key: int, chunk: int, buffer: int, skip: int) -> Iterator[tuple[int, Block, np.ndarray, int]]:
         n_rows = self._ends[-1]
-        order = self._permutation(key, 0, -(-n_rows // chunk))
-        per_buffer = max(1, buffer // chunk)
-        space = None if self.sparse else np.empty((min(n_rows, per_buffer * chunk), self.n_features), self.dtype)
-        for which in range(-(-len(order) // per_buffer)):
-            starts = order[which * per_buffer : (which + 1) * per_buffer] * chunk
-            stops = np.minimum(starts + chunk, n_rows)
-            n = int((stops - starts).sum())
-            if skip >= n:
-                skip -= n
-                continue
-            spans = list(zip(starts.tolist(), stops.tolist(), strict=True))
+        most = min(n_rows, max(1, buffer // chunk) * chunk)
+        space = None if self.sparse else np.empty((most, self.n_features), self.dtype)
+        for which, spans, left_out in visited(self, key, chunk, buffer, skip):
+            n = sum(b - a for a, b in spans)
             if space is None:
                 data = join([self._read(a, b) for a, b in spans])
             else:
                 data = self._filled([piece for a, b in spans for piece in self._pieces(a, b)], space[:n])
-            yield which, data, np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in spans]), skip
-            skip = 0
+            yield which, data, np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in spans]), left_out
+
+
+def visited(rows: Rows, key: int, chunk: int, buffer: int, skip: int) -> Iterator[tuple[int, list, int]]:
+    """Number of each buffer, the spans of rows (first, last + 1) that it holds, and how many mixed rows to leave out.
+
+    Buffers of which all is left out don't come.
+    """
+    n_rows = rows.n_rows
+    assert n_rows is not None
+    order = rows._permutation(key, 0, -(-n_rows // chunk))
+    per_buffer = max(1, buffer // chunk)
+    for which in range(-(-len(order) // per_buffer)):
+        starts = order[which * per_buffer : (which + 1) * per_buffer] * chunk
+        stops = np.minimum(starts + chunk, n_rows)
+        n = int((stops - starts).sum())
+        if skip >= n:
+            skip -= n
+            continue
+        yield which, list(zip(starts.tolist(), stops.tolist(), strict=True)), skip
+        skip = 0
 
 
 def open_file(path: Any) -> File | Array:

@@ -83,17 +83,20 @@ class Binder:
     bases : address of each space; work : of the memory that ops share, 0 while nobody knows how much they want
     start : first row of the batch, for arrays of the caller's with a row per row of the run
     formula : index -> address of a formula registered at run time
+    both : whether gradients and updates run, so that some may be made together
     """
 
     def __init__(
         self, plan: Plan, m: int, step: int, bases: list[int], start: int, work: int, driver: Any,
-        formula: Callable[[int], int],
+        formula: Callable[[int], int], both: bool = False,
     ):  # fmt: skip
         self.plan, self.m, self.step, self.bases, self.start, self.work = plan, m, step, bases, start, work
-        self.formula = formula
+        self.formula, self.both = formula, both
         self.n_multiprocessors = driver.n_multiprocessors
         self.cublas = driver.products == "cublas"
+        self.driver = driver
         self.launches: list[Launch | Product] = []
+        self.deferred: list[Launch | Product] = []  # to the update phase
         self.work_bytes = 0
         self.op: Op | None = None
 
@@ -176,11 +179,11 @@ class Binder:
         return Matrix(address, ld, transposed)
 
     def product(
-        self, left: Matrix, right: Matrix, out: Matrix, rows: int, columns: int, depth: int, *, add: bool = False,
-    ) -> None:  # fmt: skip
-        """Adds out = left right by cuBLASLt, in the precision of the op at hand."""
+        self, left: Matrix, right: Matrix, out: Matrix, rows: int, columns: int, depth: int, **more: Any
+    ) -> None:
+        """Adds out = left right by cuBLASLt, in the precision of the op at hand. more : as of `Product`"""
         kind = "float64" if self.plan.dtype == np.float64 else PRODUCTS[self.op.ints.get("bf16", 0)]  # type: ignore[union-attr]
-        self.launches.append(Product(kind, left, right, out, rows, columns, depth, add))
+        self.launches.append(Product(kind, left, right, out, rows, columns, depth, **more))
 
     def rounded(self, slot: str, offset: int, transposed: bool = False) -> tuple[Matrix, int]:
         """A slot's buffer as bfloat16 operand, at ``offset`` of the work memory; and where the next one can lie."""
@@ -226,8 +229,10 @@ class Binder:
             self.launch("sum_value", in_one_block(n), work_bytes=n * 8, extra=extra)
 
     def bind(self, phases: int, kernels: dict[str, Callable[[Binder, Op], None]]) -> list[Any]:
-        """The launches of the plan's ops of some phases."""
+        """The launches of the plan's ops of some phases; those of updates begin with what gradients left to them."""
         self.launches = []
+        if phases & schema.UPDATE:
+            self.launches, self.deferred = self.deferred, []
         for op in self.plan.ops:
             if op.phase & phases:
                 self.op = op

@@ -27,6 +27,16 @@ WRITTEN = {
     "narrow": ("val_out", "idx_out", "count_out"), "gated_code": ("val",), "dropout": ("y",), "noise": ("y",),
 }  # fmt: skip
 
+# slots that an op reads and does not write: an array that is in no others need not come back
+READ = {
+    "noise": ("x", "rows"), "dropout": ("x", "rows"), "activation": ("x",), "softmax": ("z",),
+    "activation_grad": ("dy", "saved", "rows"), "loss": ("y", "target", "weight"),
+    "dense": ("x", "w", "b", "packed", "rows"), "dense_grad": ("dz", "x", "w", "saved", "rows"),
+    "encode": ("x", "w", "b", "threshold", "packed", "subset", "n_subset"), "batch_topk": ("x", "w", "b"),
+    "decode": ("val", "idx", "count", "w", "b", "groups"), "code_grad": ("dy", "idx", "count", "w", "groups"),
+    "by_latent": ("idx", "count"), "latent_grad": ("coef", "start", "entry", "u", "w", "factor", "groups"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class DeviceArray:
@@ -96,7 +106,7 @@ class Rows:
         self.turn = 0
         self.held: list[Any] = []
         self.first, self.last = 0, 0  # positions of the rows that the next steps may read
-        mixed = any(isinstance(s.data, DeviceArray) for s in job.sources)  # X, which was placed, beside labels
+        mixed = any(on_device(s.data) for s in job.sources)  # X beside labels, of which only one lies there
         if not self.resident and (mixed or any(op.kind in ("take", "neighbour") for op in plan.ops)):
             self._whole()
 
@@ -198,3 +208,13 @@ def read_externals(plan: Plan) -> set[str]:
             elif owner not in written:
                 read.add(owner)
     return read
+
+
+def written_externals(plan: Plan) -> set[str]:
+    """Names of the caller's arrays that an op may write."""
+    found = set()
+    for op in plan.ops:
+        for slot, name in op.slots.items():
+            if slot not in READ.get(op.kind, ()):
+                found.add(plan.buffers[plan.index[name]].parent or name)
+    return {name for name in found if plan.buffers[plan.index[name]].space >= schema.EXTERNAL}

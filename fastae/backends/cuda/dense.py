@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ...catalog import INDEX
 from .binder import Binder, Grid, ceil_div, over, over_cells
 from .lt import Matrix
 
@@ -44,9 +47,24 @@ def dense(b: Binder, op) -> None:
             b.cells("dense_finish", "y")
         return
     x, w = b.operands(("x", False), ("w", not op.ints["transposed"]))
-    b.product(x, w, b.matrix("y"), b.m, n, k)
-    if b.has("b") or b.has("z") or op.ints["activation"] or op.floats["rate"]:
-        b.cells("dense_finish", "y")
+    fused = epilogue(b, op)
+    b.cells("dense_finish", "y")
+    finish = b.launches.pop()
+    wanted = any((fused or {}).values())
+    b.product(x, w, b.matrix("y"), b.m, n, k, **fused or {}, instead=finish if wanted else None)
+    if fused is None:
+        b.launches.append(finish)
+
+
+def epilogue(b: Binder, op) -> dict[str, Any] | None:
+    """What the product does itself of what follows it, where that is all; None where a kernel has to."""
+    rectified = op.ints["activation"] == INDEX["activation"]["relu"]
+    if b.has("z") or op.floats["rate"] or (op.ints["activation"] and not rectified):
+        return None
+    wanted = {name for name, on in (("bias", b.has("b")), ("relu", rectified)) if on}
+    if wanted and (b.plan.dtype == np.float64 or not wanted <= b.driver.epilogues):
+        return None
+    return {"bias": b.address("b") if b.has("b") else 0, "relu": rectified}
 
 
 def dense_grad(b: Binder, op) -> None:

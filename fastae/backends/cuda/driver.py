@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ...registry import FORMULAS, Formula
-from . import lt, source, user
+from ...registry import Formula
+from . import lt, user
 from .binder import Launch
+from .kernels import Kernels
+from .slot import Slot
 
 _log = logging.getLogger("fastae")
 
@@ -61,6 +64,9 @@ class CupyDriver:
 
     device : number of the GPU
     products : "cublas" for cuBLASLt, "exact" for kernels with the CPU's order of operations, and its bits
+
+    Everything runs on a stream of its own, in order; threads take turns at it (``lock``), as what one launches while
+    another captures a graph would become part of that.
     """
 
     def __init__(self, device: int = 0, products: str = "cublas"):
@@ -75,14 +81,18 @@ class CupyDriver:
         self.cupy, self.number = cupy, device
         self.device = cupy.cuda.Device(device)
         self.products = products
-        self.n_multiprocessors = self.device.attributes["MultiProcessorCount"]
+        runtime = cupy.cuda.runtime
+        self.n_multiprocessors = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device)
         with self.device:
             self.stream = cupy.cuda.Stream(non_blocking=True)
-            self.copies = cupy.cuda.Stream(non_blocking=True)
+            self.copies = cupy.cuda.Stream(non_blocking=True)  # to the device
+            self.results = cupy.cuda.Stream(non_blocking=True)  # from there
+            self.called = cupy.cuda.Event(disable_timing=True)
+        self.lock = threading.RLock()
         self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
-        self._kernels: dict[tuple[str, str, int], Any] = {}
-        self._modules: dict[str, Any] = {}
+        self.kernels = Kernels(cupy, int(self.device.compute_capability))
         self._products: lt.Products | None = None
+        self._epilogues: frozenset[str] | None = None
         self._workspace: Any = None
 
     def __repr__(self) -> str:
@@ -90,8 +100,9 @@ class CupyDriver:
 
     # ---- memory ---
 
-    def empty(self, n_bytes: int) -> Any:
-        with self.device, self.stream:
+    def empty(self, n_bytes: int, stream: Any = None) -> Any:
+        """Memory. stream : whose work on it comes first; what was there before ends in that stream's order"""
+        with self.device, stream or self.stream:
             return self.cupy.empty(max(n_bytes, 1), np.uint8)
 
     def size(self, buffer: Any) -> int:
@@ -102,48 +113,45 @@ class CupyDriver:
             return buffer.data.ptr
         return buffer.__cuda_array_interface__["data"][0]
 
+    def _copy(self, to: int, start: int, n_bytes: int, kind: str, stream: Any = None) -> None:
+        """Bytes from one address to another. kind : "HostToDevice", "DeviceToHost" or "DeviceToDevice" """
+        runtime = self.cupy.cuda.runtime
+        if n_bytes:
+            runtime.memcpyAsync(to, start, n_bytes, getattr(runtime, f"memcpy{kind}"), (stream or self.stream).ptr)
+
     def upload(self, array: np.ndarray, *, aside: bool = False) -> Any:
         """A copy of a host array on the device, as bytes. aside : beside what runs there, from another thread"""
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        buffer = self.empty(flat.nbytes, self.copies if aside else None)
         if not aside:
-            buffer = self.empty(flat.nbytes)
             self.write(buffer, flat)
             return buffer
-        with self.device, self.copies:
-            buffer = self.cupy.empty(max(flat.nbytes, 1), np.uint8)
-            self.cupy.cuda.runtime.memcpyAsync(buffer.data.ptr, flat.ctypes.data, flat.nbytes,
-                                               self.cupy.cuda.runtime.memcpyHostToDevice, self.copies.ptr)  # fmt: skip
+        with self.device:
+            self._copy(buffer.data.ptr, flat.ctypes.data, flat.nbytes, "HostToDevice", self.copies)
             self.copies.synchronize()
         return buffer
 
     def write(self, buffer: Any, array: np.ndarray, offset: int = 0) -> None:
         """The bytes of a host array to the device, from ``offset`` on."""
         flat = array.reshape(-1).view(np.uint8)
-        if flat.nbytes:
-            with self.device:
-                self.cupy.cuda.runtime.memcpyAsync(
-                    self.address(buffer) + offset, flat.ctypes.data, flat.nbytes,
-                    self.cupy.cuda.runtime.memcpyHostToDevice, self.stream.ptr)  # fmt: skip
-                self.stream.synchronize()  # the host's memory may go at once
+        with self.lock, self.device:
+            self._copy(self.address(buffer) + offset, flat.ctypes.data, flat.nbytes, "HostToDevice")
+            self.stream.synchronize()  # the host's memory may go at once
 
     def download(self, buffer: Any, array: np.ndarray, offset: int = 0) -> None:
         """Bytes of the device from ``offset`` on into a host array, after what was launched before."""
         target = array if array.flags.c_contiguous else np.empty(array.shape, array.dtype)
-        if target.nbytes:
-            with self.device:
-                self.cupy.cuda.runtime.memcpyAsync(
-                    target.ctypes.data, self.address(buffer) + offset, target.nbytes,
-                    self.cupy.cuda.runtime.memcpyDeviceToHost, self.stream.ptr)  # fmt: skip
-                self.stream.synchronize()
+        with self.lock, self.device:
+            self._copy(target.ctypes.data, self.address(buffer) + offset, target.nbytes, "DeviceToHost")
+            self.stream.synchronize()
         if target is not array:
             array[...] = target
 
     def copy(self, to: Any, buffer: Any, n_bytes: int | None = None) -> None:
         """The bytes of a buffer (the first ones) into another on the device."""
-        with self.device:
-            self.cupy.cuda.runtime.memcpyAsync(
-                self.address(to), self.address(buffer), buffer.nbytes if n_bytes is None else n_bytes,
-                self.cupy.cuda.runtime.memcpyDeviceToDevice, self.stream.ptr)  # fmt: skip
+        with self.lock, self.device:
+            self._copy(self.address(to), self.address(buffer), buffer.nbytes if n_bytes is None else n_bytes,
+                       "DeviceToDevice")  # fmt: skip
 
     def view(self, buffer: Any, n_bytes: int, dtype: np.dtype) -> Any:
         """The first bytes of a buffer as an array; work of others on it waits for what was launched."""
@@ -151,7 +159,7 @@ class CupyDriver:
         return buffer[:n_bytes].view(dtype)
 
     def fill(self, buffer: Any, byte: int) -> None:
-        with self.device:
+        with self.lock, self.device:
             self.cupy.cuda.runtime.memsetAsync(self.address(buffer), byte, buffer.nbytes, self.stream.ptr)
 
     def free_bytes(self) -> int:
@@ -167,18 +175,8 @@ class CupyDriver:
 
     def kernel(self, name: str, dtype: np.dtype, formula: int = 0) -> Any:
         """A kernel; formula : index of one whose Python functions it calls."""
-        real = user.REAL[dtype.name]
-        if (name, real, formula) not in self._kernels:
-            if formula:
-                module = self.cupy.cuda.function.Module()
-                with self.device:
-                    module.load(user.cubin(FORMULAS[formula], name, dtype, int(self.device.compute_capability)))
-            else:
-                if real not in self._modules:
-                    self._modules[real] = self._module(real)
-                module = self._modules[real]
-            self._kernels[name, real, formula] = module.get_function(f"fastae_{name}")
-        return self._kernels[name, real, formula]
+        with self.lock, self.device:
+            return self.kernels(name, dtype, formula)
 
     def user_function(self, formula: Formula, suffix: str, dtype: np.dtype) -> int:
         """Address of a formula's Python function: none, as kernels are linked with it."""
@@ -187,134 +185,85 @@ class CupyDriver:
             raise ImportError(f"{formula.kind} {formula.row.name!r}: {reason}; or register it as text")
         return 0
 
-    def _module(self, real: str) -> Any:
-        """The kernels for a real type: those built with the package, else compiled now and kept on disk by CuPy.
-
-        Those built may be of a newer CUDA than the driver's, or lack this GPU's architecture.
-        """
-        path = source.fatbin(real)
-        if path is not None:
-            module = self.cupy.RawModule(path=str(path))
-            try:
-                module.compile()
-                return module
-            except self.cupy.cuda.driver.CUDADriverError as error:
-                _log.warning("%s cannot be loaded here (%s); the kernels are compiled now instead", path.name, error)
-        return self.cupy.RawModule(code=source.kernels(), options=(*source.NVRTC_OPTIONS, f"-DFASTAE_REAL={real}"))
-
     def launch(self, dtype: np.dtype, launch: Launch | lt.Product) -> None:
-        with self.device, self.stream:
+        with self.lock, self.device:
             if isinstance(launch, lt.Product):
-                self._multiply(launch)
+                self._multiply(dtype, launch)
             else:
-                kernel = self.kernel(launch.kernel, dtype, launch.formula)
-                kernel(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared)
+                kernel = self.kernels(launch.kernel, dtype, launch.formula)
+                kernel(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared, stream=self.stream)
 
-    def _multiply(self, product: lt.Product) -> None:
+    def _multiply(self, dtype: np.dtype, product: lt.Product) -> None:
         if self._products is None:
-            self._workspace = self.cupy.empty(lt.WORKSPACE_BYTES, np.uint8)
+            self._workspace = self.empty(lt.WORKSPACE_BYTES)
             self._products = lt.Products(self._workspace.data.ptr)
-        self._products(product, self.stream.ptr)
+        known = product.instead is None or self._products.knows(product)
+        self._products(product if known else product.plain, self.stream.ptr)
+        if not known:
+            self.launch(dtype, product.instead)
+
+    @property
+    def epilogues(self) -> frozenset[str]:
+        """What cuBLASLt does to a product before it stores it: "bias", and "relu" where that leaves NaN what it is."""
+        if self._epilogues is None:
+            found = {"bias"} if self.products == "cublas" else set()
+            if found and lt.keeps_nan(self):
+                found.add("relu")
+            self._epilogues = frozenset(found)
+        return self._epilogues
 
     def capture(self, dtype: np.dtype, launches: list[Launch | lt.Product]) -> Callable[[], None]:
-        """The launches as one CUDA graph; a call of the result replays it."""
-        for launch in launches:  # before the capture, which allows neither loading nor allocating
-            if isinstance(launch, Launch):
-                self.kernel(launch.kernel, dtype, launch.formula)
-            else:
-                if self._products is None:
-                    self._workspace = self.empty(lt.WORKSPACE_BYTES)
-                    with self.device:
-                        self._products = lt.Products(self._workspace.data.ptr)
-                self._products.choose(launch)
-        with self.device, self.stream:
+        """A function that runs the launches: as one CUDA graph from its second call on.
+
+        The first call makes them one by one, so that modules, libraries and their kernels, which load at first use, are
+        there when the second one captures: a capture may neither load nor allocate. A graph that cannot be made is
+        told, and done without.
+        """
+        graph: Any = None
+        calls = 0
+
+        def run() -> None:
+            nonlocal graph, calls
+            calls += 1
+            with self.lock, self.device:
+                if calls == 2:
+                    try:
+                        graph = self._graph(dtype, launches)
+                    except (RuntimeError, OSError) as error:
+                        _log.warning("no CUDA graph could be made (%s); steps go on, by single launches", error)
+                if graph is not None:
+                    graph.launch(self.stream)
+                    return
+                for launch in launches:
+                    self.launch(dtype, launch)
+
+        return run
+
+    def _graph(self, dtype: np.dtype, launches: list[Launch | lt.Product]) -> Any:
+        with self.stream:
             self.stream.begin_capture()
             try:
                 for launch in launches:
                     self.launch(dtype, launch)
-            finally:
+            finally:  # also ends a capture that went wrong
                 graph = self.stream.end_capture()
             graph.upload(self.stream)
+        return graph
 
-        def replay() -> None:
-            graph.launch(self.stream)
+    # ---- order ---
 
-        return replay
+    def join(self) -> None:
+        """What is launched from now on comes after what CuPy's current stream has: its arrays may still be made."""
+        with self.lock, self.device:
+            self.called.record(self.cupy.cuda.get_current_stream())
+            self.stream.wait_event(self.called)
 
     def synchronize(self) -> None:
-        self.stream.synchronize()
+        with self.lock:
+            self.stream.synchronize()
 
-
-class Slot:
-    """Pinned memory on the host, and what it was copied to, for rows on their way; copies have their own stream."""
-
-    def __init__(self, driver: CupyDriver):
-        self.driver, self.cupy = driver, driver.cupy
-        self.pinned: dict[str, Any] = {}
-        self.buffer: Any = None
-        with driver.device:
-            self.sent, self.free, self.fetched = (self.cupy.cuda.Event(disable_timing=True) for _ in range(3))
-        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def _pin(self, name: str, n_bytes: int) -> np.ndarray:
-        if name not in self.pinned or self.pinned[name].nbytes < n_bytes:
-            memory = self.cupy.cuda.alloc_pinned_memory(max(n_bytes, 1))
-            self.pinned[name] = np.frombuffer(memory, np.uint8)
-        return self.pinned[name]
-
-    def send(self, parts: list[Any]) -> list[int]:
-        """Copies arrays to the device, None for none; returns their addresses. Kernels launched later see them."""
-        driver, runtime = self.driver, self.cupy.cuda.runtime
-        self.sent.synchronize()  # the pinned bytes of the turn before the last are on the device
-        offsets, size = [], 0
-        for part in parts:
-            offsets.append(size)
-            size += 0 if part is None else -(-part.nbytes // 256) * 256
-        pinned = self._pin("send", size)
-        for part, offset in zip(parts, offsets, strict=True):
-            if part is not None and part.nbytes:
-                target = pinned[offset : offset + part.nbytes].view(part.dtype).reshape(part.shape)
-                np.copyto(target, part)
-        with driver.device:
-            driver.copies.wait_event(self.free)
-            if self.buffer is None or self.buffer.nbytes < size:
-                self.free.synchronize()
-                self.buffer = driver.empty(size)
-                driver.synchronize()
-            address = driver.address(self.buffer)
-            if size:
-                runtime.memcpyAsync(address, pinned.ctypes.data, size, runtime.memcpyHostToDevice, driver.copies.ptr)
-            self.sent.record(driver.copies)
-            driver.stream.wait_event(self.sent)
-        return [0 if part is None else address + offset for part, offset in zip(parts, offsets, strict=True)]
-
-    def used(self) -> None:
-        """What reads the rows is launched."""
-        self.free.record(self.driver.stream)
-
-    def fetch(self, pairs: list[tuple[Any, np.ndarray]]) -> None:
-        """Has buffers copied to pinned memory once what is launched has run; `retire` puts them into the arrays."""
-        driver, runtime = self.driver, self.cupy.cuda.runtime
-        pinned = self._pin("fetch", sum(array.nbytes for _, array in pairs))
-        with driver.device:
-            done = self.cupy.cuda.Event(disable_timing=True)
-            done.record(driver.stream)
-            driver.copies.wait_event(done)
-            offset = 0
-            for buffer, array in pairs:
-                part = pinned[offset : offset + array.nbytes]
-                if array.nbytes:
-                    runtime.memcpyAsync(
-                        part.ctypes.data, driver.address(buffer), array.nbytes, runtime.memcpyDeviceToHost,
-                        driver.copies.ptr)  # fmt: skip
-                self.waiting.append((array, part))
-                offset += array.nbytes
-            self.fetched.record(driver.copies)
-        self.held = [buffer for buffer, _ in pairs]
-
-    def retire(self) -> None:
-        if self.waiting:
-            self.fetched.synchronize()
-        for array, part in self.waiting:
-            array[...] = part.view(array.dtype).reshape(array.shape)
-        self.waiting = []
+    def settle(self) -> None:
+        """Waits for everything, copies too: before memory goes that a run which failed was using."""
+        with self.lock:
+            for stream in (self.stream, self.copies, self.results):
+                stream.synchronize()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...plan import schema
 from .binder import Binder, Grid, ceil_div, over, over_cells, over_rows
 from .codes import ONE_BLOCK
@@ -19,8 +21,8 @@ DIGIT, BINS = 11, 1 << 11  # kDigit, kBins of batch_topk.cuh
 class Memory:
     """Bytes of work memory, array by array on 256 bytes, as the kernels take them."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def __init__(self, start: int = 0):
+        self.bytes = start
 
     def take(self, n: int, item: int) -> int:
         """Offset of n elements."""
@@ -65,18 +67,18 @@ def encode(b: Binder, op) -> None:
     b.launch("encode_finish", rows, extra=(0, chunk, room))
 
 
-def lists(b: Binder, chunk: int, room: int) -> Memory:
-    """Products of a chunk, the rows' lists and their limits: the arrays of Encode."""
-    memory, item = Memory(), b.plan.dtype.itemsize
+def lists(b: Binder, chunk: int, room: int, start: int = 0) -> Memory:
+    """Products of a chunk, the rows' lists and their limits: the arrays of Encode, from ``start`` on."""
+    memory, item = Memory(start), b.plan.dtype.itemsize
     for count, size in ((b.m * chunk, item), (b.m * room, item), (b.m * room, 4), (b.m, 4), (b.m, item)):
         memory.take(count, size)
     return memory
 
 
-def chunk_product(b: Binder, columns: int, extra: tuple[int, ...]) -> None:
-    """The float32 (or float64) chains of a chunk of latents."""
+def chunk_product(b: Binder, columns: int, extra: tuple[int, ...], start: int = 0) -> None:
+    """The float32 (or float64) chains of a chunk of latents, to ``start`` in the work memory."""
     name, threads = tile(b, b.m, columns)
-    b.launch(f"chunk_product_{name}", threads, extra=extra)
+    b.launch(f"chunk_product_{name}", threads, extra=extra, work=b.work + start)
 
 
 # ---- candidates by products in bfloat16, with proven bounds: csrc/cuda/certify.cuh ---
@@ -92,46 +94,70 @@ def certifies(b: Binder, op) -> bool:
     return path == "bfloat16" or (b.cublas and p >= 64 and n >= 1024 and (ragged or n >= 16 * op.ints["k"]))
 
 
+class Certified:
+    """The launches that an op by products in bfloat16 has in common: of an encode over memory from ``start`` on."""
+
+    def __init__(self, b: Binder, room: int, start: int = 0, packed: bool = False, ragged: bool = False):
+        n, p = b.shape("w")
+        self.b, self.n, self.p, self.start, self.packed = b, n, p, start, packed
+        self.chunk, self.depth = chunk_of(b.m, n, PRODUCTS), ceil_div(p, 64) * 64
+        self.rows = blocks_of_rows(b.m, self.chunk)
+        self.common = (self.chunk, room, int(packed))
+        memory = lists(b, self.chunk, room, start)
+        for count, size in ((b.m * room, 4), (b.m, 4), (b.m, 4)):
+            memory.take(count, size)
+        self.x = memory.take(b.m * self.depth, 2)
+        memory.take(b.m, 4)
+        memory.take(1, 4)
+        if not ragged:
+            memory.take(b.m * p, 4)
+        self.w = 0 if packed else memory.take(ceil_div(self.chunk, 64) * 64 * (2 * self.depth + 8), 1)
+        self.bytes = memory.bytes
+
+    def launch(self, kernel: str, threads: tuple[Grid, Grid], first: int = 0) -> None:
+        self.b.launch(kernel, threads, work=self.b.work + self.start, work_bytes=self.bytes,
+                      extra=(first, *self.common))  # fmt: skip
+
+    def products(self, first: int) -> None:
+        """The rounded products of the chunk from latent ``first`` on."""
+        b, some = self.b, min(self.chunk, self.n - first)
+        if not self.packed:
+            self.launch("certify_pack", over_rows(some), first)
+        if not b.cublas:
+            self.launch("certify_product", over_cells(b.m, some), first)
+            return
+        at = b.address("packed") + 2 * first * self.depth if self.packed else b.work + self.w
+        left, right = Matrix(b.work + self.x, self.depth), Matrix(at, self.depth, True)
+        out = Matrix(b.work + self.start, self.chunk)
+        b.launches.append(Product("bfloat16", left, right, out, b.m, some, self.depth))
+
+    def fallback(self, kernel: str) -> None:
+        """The float32 way of the rows that need it; kernel : which filters their products"""
+        b = self.b
+        self.launch("fallback_rows", ((1, 1, 1), (SELECT_THREADS, 1, 1)))
+        self.launch("fallback_gather", over_cells(b.m, self.p))
+        few = (4 * b.n_multiprocessors, 1, 1)
+        for i in range(ceil_div(self.n, self.chunk)):
+            self.launch("fallback_product", (few, (256, 1, 1)), i)
+            self.launch(kernel, (few, self.rows[1]), i)
+
+
 def certified(b: Binder, op) -> None:
-    n, p = b.shape("w")
-    chunk, depth = chunk_of(b.m, n, PRODUCTS), ceil_div(p, 64) * 64
-    rows = blocks_of_rows(b.m, chunk)
-    ragged, packed = schema.CODE_KINDS[op.ints["kind"]] == "threshold", b.has("packed")
-    room = min(chunk, rows[1][0] * STRIPS) if ragged else min(n, 4 * op.ints["k"] + 128 + rows[1][0] * STRIPS)
-    memory = lists(b, chunk, room)
-    for count, size in ((b.m * room, 4), (b.m, 4), (b.m, 4)):
-        memory.take(count, size)
-    x = memory.take(b.m * depth, 2)
-    memory.take(b.m, 4)
-    memory.take(1, 4)
-    if not ragged:
-        memory.take(b.m * p, 4)
-    w = 0 if packed else memory.take(ceil_div(chunk, 64) * 64 * (2 * depth + 8), 1)
-    common = (chunk, room, int(packed))
-    b.launch("certify_begin", over_rows(b.m), work_bytes=memory.bytes, extra=(0, *common))
-    for first in range(0, n, chunk):
-        extra, some = (first, *common), min(chunk, n - first)
-        if not packed:
-            b.launch("certify_pack", over_rows(some), extra=extra)
-        if b.cublas:
-            at = b.address("packed") + 2 * first * depth if packed else b.work + w
-            product = Product("bfloat16", Matrix(b.work + x, depth), Matrix(at, depth, True), Matrix(b.work, chunk),
-                              b.m, some, depth)  # fmt: skip
-            b.launches.append(product)
-        else:
-            b.launch("certify_product", over_cells(b.m, some), extra=extra)
-        b.launch("certify_ragged" if ragged else "certify_filter", rows, extra=extra)
+    n = b.shape("w")[0]
+    threads = blocks_of_rows(b.m, chunk_of(b.m, n, PRODUCTS))[1][0]
+    ragged = schema.CODE_KINDS[op.ints["kind"]] == "threshold"
+    room = threads * STRIPS if ragged else min(n, 4 * op.ints["k"] + 128 + threads * STRIPS)
+    c = Certified(b, min(chunk_of(b.m, n, PRODUCTS), room) if ragged else room, 0, b.has("packed"), ragged)
+    c.launch("certify_begin", over_rows(b.m))
+    for first in range(0, n, c.chunk):
+        c.products(first)
+        c.launch("certify_ragged" if ragged else "certify_filter", c.rows, first)
     if ragged:
-        b.launch("encode_finish", rows, extra=(0, chunk, room))
+        c.launch("encode_finish", c.rows)
         return
-    b.launch("certify_finish", rows, extra=(0, *common))
-    b.launch("fallback_rows", ((1, 1, 1), (SELECT_THREADS, 1, 1)), extra=(0, *common))
-    b.launch("fallback_gather", over_cells(b.m, p), extra=(0, *common))
-    few = ((4 * b.n_multiprocessors, 1, 1), rows[1])
-    for i in range(ceil_div(n, chunk)):
-        b.launch("fallback_product", ((few[0][0], 1, 1), (256, 1, 1)), extra=(i, *common))
-        b.launch("fallback_filter", few, extra=(i, *common))
-    b.launch("fallback_finish", few, extra=(0, *common))
+    c.launch("certify_finish", c.rows)
+    c.fallback("fallback_filter")
+    c.launch("fallback_finish", ((4 * b.n_multiprocessors, 1, 1), c.rows[1]))
 
 
 def pack_encoder(b: Binder, op) -> None:
@@ -141,23 +167,50 @@ def pack_encoder(b: Binder, op) -> None:
 
 
 def batch_topk(b: Binder, op) -> None:
-    n = b.shape("w")[0]
-    item = b.plan.dtype.itemsize
+    n, p = b.shape("w")
+    capacity = b.shape("val")[1]
     chunk = chunk_of(b.m, n, PRODUCTS)
     rows = blocks_of_rows(b.m, chunk)
-    room = min(n, 2 * b.shape("val")[1] + 64 + rows[1][0] * STRIPS)
-    memory = Memory()
-    sizes = ((b.m * chunk, item), (1, 64), (BINS, 8), (b.m * room, item), (b.m * room, 4), (b.m, 4), (b.m, 8))
-    for count, size in sizes:
-        memory.take(count, size)
-    common = (0, chunk, room)
-    b.launch("batch_begin", over_rows(b.m), work_bytes=memory.bytes, extra=common)
-    for first in range(0, n, chunk):
-        chunk_product(b, min(chunk, n - first), (first, chunk, room))
-        b.launch("batch_filter", rows, extra=(first, chunk, room))
+    head = Memory()
+    for count, size in ((1, 64), (BINS, 8), (b.m, 8)):
+        head.take(count, size)
+    if b.cublas and b.plan.dtype.itemsize == 4 and 64 <= p < MOST_CERTIFIED and n >= max(1024, 16 * op.ints["k"]):
+        room = min(n, 4 * capacity + 128 + rows[1][0] * STRIPS)
+        common = (0, chunk, room)
+        certified_batch(b, op, Certified(b, room, head.bytes), common)
+    else:
+        room = min(n, 2 * capacity + 64 + rows[1][0] * STRIPS)
+        common = (0, chunk, room)
+        b.launch("batch_begin", over_rows(b.m), work_bytes=lists(b, chunk, room, head.bytes).bytes, extra=common)
+        for first in range(0, n, chunk):
+            chunk_product(b, min(chunk, n - first), (first, chunk, room), head.bytes)
+            b.launch("batch_filter", rows, extra=(first, chunk, room))
+            b.launch("batch_raise", ONE_BLOCK, extra=common)
+    select_in_batch(b, common)
+
+
+def certified_batch(b: Binder, op, c: Certified, common: tuple[int, int, int]) -> None:
+    """Lists of what may be an entry, with float32's numbers: csrc/cuda/certified_batch.cuh."""
+    b.launch("batch_begin", over_rows(b.m), work_bytes=c.bytes, extra=common)
+    meanwhile: dict[str, Any] = {name: op.slots.get(name) for name in ("x", "w", "b", "val", "idx", "count")}
+    meanwhile |= {"k": b.shape("val")[1], "k_scalar": -1, "overflow": -1}  # of topk, the first of CODE_KINDS
+    for first in (-1, *range(0, c.n, c.chunk)):
+        with b.as_op("encode", **meanwhile):
+            if first < 0:
+                c.launch("certify_begin", over_rows(b.m))
+                continue
+            c.products(first)
+            c.launch("certify_batch_filter", c.rows, first)
         b.launch("batch_raise", ONE_BLOCK, extra=common)
-    lists = blocks_of_rows(b.m, room)
-    for digit in range(ceil_div(8 * item - 1, DIGIT)):
+    with b.as_op("encode", **meanwhile):
+        c.launch("certify_batch_finish", c.rows)
+        c.fallback("fallback_batch_filter")
+
+
+def select_in_batch(b: Binder, common: tuple[int, int, int]) -> None:
+    """The entries of the batch among the rows' lists."""
+    lists = blocks_of_rows(b.m, common[2])
+    for digit in range(ceil_div(8 * b.plan.dtype.itemsize - 1, DIGIT)):
         b.launch("batch_clear", over(BINS), extra=common)
         b.launch("batch_count", lists, extra=(*common, digit))
         b.launch("batch_pick", ONE_BLOCK, extra=(*common, digit))

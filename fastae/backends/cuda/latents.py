@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...catalog import UPDATE_RULES
+from ...plan import schema
+from ...plan.plan import Op
 from .binder import THREADS, Binder, Grid, ceil_div, over, over_cells
 from .dense import bias_sum
 
 ROWS_OF_A_BLOCK = 32  # rows of the batch whose entries one block of threads places
 MOST_COUNTS = 1 << 24  # counts of latents by blocks of rows
+MOST_OF_A_ROW = 20 << 10  # bytes of a latent's row, of which two fit the shared memory beside a kernel's own
 WIDE, LATENT_BLOCK = 4, 64  # kWide, kLatentBlock of latent_grad.cuh and latents.cuh
 
 
@@ -54,6 +58,11 @@ def dead(b: Binder, op) -> None:
 
 def latent_grad(b: Binder, op) -> None:
     n, p = b.shape("w")
+    if op in together(b):
+        if b.has("db"):
+            b.launch("latent_grad_bias", over_latents(n))
+        latent_update(b, op, n, p)
+        return
     if b.has("db"):
         b.launch("latent_grad_bias", over_latents(n))
     if not b.has("dw"):
@@ -62,6 +71,53 @@ def latent_grad(b: Binder, op) -> None:
     b.launch("latent_grad", ((min(n, 1 << 20), min(ceil_div(p, x * WIDE), 65535), 1), (x, 1, 1)))
     if b.has("factor") or op.ints["unit"]:
         b.launch("latent_grad_finish", ((min(n, 1 << 20), 1, 1), (width_of_block(p), 1, 1)))
+
+
+# ---- gradients that the update rule takes as they are made: csrc/cuda/latent_update.cuh ---
+
+
+def together(b: Binder) -> list[Op]:
+    """The ops whose gradients are, in the plan's order: nothing but such ops follows them in their phase."""
+    gradients = [op for op in b.plan.ops if op.phase == schema.GRADIENT] if b.both else []
+    found: list[Op] = []
+    for op in reversed(gradients):
+        if op.kind != "latent_grad" or not op.ints["fused"]:
+            break
+        if b.plan.buffers[b.plan.index[op.slots["w"]]].columns * b.plan.dtype.itemsize > MOST_OF_A_ROW:
+            break
+        found.insert(0, op)
+    return found
+
+
+def brought_to_unit(b: Binder) -> dict[str, Op]:
+    """Weights → the projection of their rows that goes with their update."""
+    weights = {op.slots["w"] for op in together(b)}
+    unit = schema.PROJECT_KINDS.index("unit")
+    found: dict[str, Op] = {}
+    for op in b.plan.ops:
+        if op.kind == "project" and op.ints["kind"] == unit and op.slots["w"] in weights:
+            found.setdefault(op.slots["w"], op)
+    return found
+
+
+def latent_update(b: Binder, op: Op, n: int, p: int) -> None:
+    """The gradient's launch, left to the update phase: its record has the rule's states, numbers and parameters too."""
+    update = next(o for o in b.plan.ops if o.kind == "update")
+    gradient = schema.KIND["latent_grad"]
+    unit = op.slots["w"] in brought_to_unit(b)
+    width = width_of_block(ceil_div(p, WIDE))
+    b.launch("latent_update", ((min(n, 1 << 20), 1, 1), (width, 1, 1)), shared=2 * p * b.plan.dtype.itemsize,
+             extra=(len(UPDATE_RULES[update.ints["rule"]].step), int(unit)))  # fmt: skip
+    launch: Any = b.launches.pop()
+    record = launch.record
+    weights = b.plan.buffers[b.plan.index[op.slots["w"]]]
+    for i, name in enumerate(("s0", "s1", "s2")):
+        if name in update.slots:
+            address, _ = b.locate(b.plan.buffers[b.plan.index[update.slots[name]]])
+            record["slot"][0, len(gradient.slots) + i] = (address + weights.offset, p, n, p)
+    record["i"][0, len(gradient.ints) : len(gradient.ints) + 2] = update.ints["rule"], update.ints["scalar"]
+    record["f"][0, : len(schema.KIND["update"].floats)] = [update.floats[f] for f in schema.KIND["update"].floats]
+    b.deferred.append(launch)
 
 
 def latent_sum(b: Binder, op) -> None:

@@ -8,18 +8,24 @@ those of cublasLt.h (12 and 13). Matrices are row-major here: a row-major (r, c)
 from __future__ import annotations
 
 import ctypes
+import logging
 from ctypes import POINTER, byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+_log = logging.getLogger("fastae")
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper; of our own, so that results don't depend on other users
 
 # cudaDataType, cublasComputeType_t
 REAL32, REAL64, BFLOAT16 = 0, 1, 14
 COMPUTE32, COMPUTE_TF32, COMPUTE64 = 68, 77, 70
 # attributes of cublasLtMatmulDesc_t, cublasLtMatmulPreference_t
-TRANSA, TRANSB = 3, 4
+TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
 MAX_WORKSPACE, MIN_ALIGNMENT_A = 1, 5
+
+RELU, BIAS = 2, 4  # cublasLtEpilogue_t, by bits: what is done to a product before it is stored
 
 # what is multiplied → element type of the operands, compute type, type of the result and the scales
 KINDS = {
@@ -41,7 +47,12 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Product:
-    """out (rows, columns) = left (rows, depth) right (depth, columns) [+ out]."""
+    """out (rows, columns) = left (rows, depth) right (depth, columns) [+ out].
+
+    bias : address of a number for each column that is added, 0 for none; relu : whether max(0, …) follows. Both not of
+    float64, nor where ``add``
+    instead : the launch that does both, where the library has no algorithm that does
+    """
 
     kind: str
     left: Matrix
@@ -51,6 +62,18 @@ class Product:
     columns: int
     depth: int
     add: bool = False
+    bias: int = 0
+    relu: bool = False
+    instead: Any = None
+
+    @property
+    def plain(self) -> Product:
+        """The product alone."""
+        return replace(self, bias=0, relu=False, instead=None)
+
+    @property
+    def epilogue(self) -> int:
+        return RELU * self.relu | BIAS * (self.bias != 0)
 
 
 class _Heuristic(ctypes.Structure):
@@ -120,6 +143,9 @@ class Descriptors:
         # column-major: outT (columns, rows) = rightT leftT
         self._set("MatmulDesc", self.operation, TRANSA, c_int(int(product.right.transposed)))
         self._set("MatmulDesc", self.operation, TRANSB, c_int(int(product.left.transposed)))
+        if product.epilogue:
+            self._set("MatmulDesc", self.operation, EPILOGUE, c_uint32(product.epilogue))
+            self.place_bias(product.bias)  # its alignment counts for the choice of an algorithm
         self.right = self._layout(element, product.right, product.depth, product.columns)
         self.left = self._layout(element, product.left, product.rows, product.depth)
         self.out = self._layout(real, product.out, product.rows, product.columns)
@@ -130,6 +156,11 @@ class Descriptors:
                                             (product.out, out_size))):  # fmt: skip
             bytes_ = c_uint32(alignment(matrix.address, matrix.ld * item))
             self._set("MatmulPreference", self.preference, MIN_ALIGNMENT_A + i, bytes_)
+
+    def place_bias(self, address: int) -> None:
+        """Where a product finds its bias."""
+        if address:
+            self._set("MatmulDesc", self.operation, BIAS_POINTER, c_void_p(address))
 
     def check(self, status: int, what: str) -> None:
         if status:
@@ -172,28 +203,68 @@ class Products:
         if status:
             raise ImportError(f"cuBLASLt has no handle: {self.library.cublasLtGetStatusString(status).decode()}")
         self.chosen: dict[tuple, tuple[Descriptors, Any]] = {}
+        self.refused: set[tuple] = set()
+
+    @staticmethod
+    def _key(product: Product) -> tuple:
+        places = tuple((alignment(m.address), m.ld, m.transposed) for m in (product.left, product.right, product.out))
+        how = (product.kind, product.add, product.epilogue, alignment(product.bias))
+        return (*how, product.rows, product.columns, product.depth, *places)
 
     def choose(self, product: Product) -> tuple[Descriptors, Any]:
         """Descriptors and algorithm of a product; RuntimeError where the library has none."""
-        places = tuple((alignment(m.address), m.ld, m.transposed) for m in (product.left, product.right, product.out))
-        key = (product.kind, product.rows, product.columns, product.depth, product.add, *places)
+        key = self._key(product)
         if key not in self.chosen:
             d = Descriptors(self.library, product)
             found, count = _Heuristic(), c_int()
             d.check(self.library.cublasLtMatmulAlgoGetHeuristic(
                 self.handle, d.operation, d.right, d.left, d.out, d.out, d.preference, 1, byref(found), byref(count)),
                 f"choosing an algorithm for {product}")  # fmt: skip
-            if not count.value:
+            if not count.value or found.state:
                 raise RuntimeError(f"cuBLASLt has no algorithm for {product}")
             self.chosen[key] = (d, found.algo)
         return self.chosen[key]
+
+    def knows(self, product: Product) -> bool:
+        """Whether there is an algorithm for a product with what follows it."""
+        if product.epilogue and self._key(product) not in self.chosen and self._key(product) not in self.refused:
+            try:
+                self.choose(product)
+            except RuntimeError as error:
+                _log.info("%s; a kernel follows the product instead", error)
+                self.refused.add(self._key(product))
+        return self._key(product) not in self.refused
 
     def __call__(self, product: Product, stream: int) -> None:
         d, algorithm = self.choose(product)
         real = c_double if product.kind == "float64" else c_float
         one, beta = real(1), real(1 if product.add else 0)
         out = product.out.address
+        d.place_bias(product.bias)
         d.check(self.library.cublasLtMatmul(
             self.handle, d.operation, byref(one), product.right.address, d.right, product.left.address, d.left,
             byref(beta), out, d.out, out, d.out, byref(algorithm), self.workspace, WORKSPACE_BYTES, stream),
             f"{product}")  # fmt: skip
+
+
+def keeps_nan(driver: Any) -> bool:
+    """Whether NaN stays NaN in max(0, …) of this library's products: else a loss that is not finite would hide."""
+    n = 64
+    ones, bias = np.ones((n, n), np.float32), driver.upload(np.ones(n, np.float32))
+    wrong = ones.copy()
+    wrong[3] = np.nan
+    result, found = driver.empty(4 * n * n), np.empty((n, n), np.float32)
+    for kind in ("float32", "tf32", "bfloat16"):
+        given = [(a.view(np.uint32) >> 16).astype(np.uint16) if kind == "bfloat16" else a for a in (wrong, ones)]
+        left, right = (driver.upload(a) for a in given)
+        a, b, out = (Matrix(driver.address(buffer), n) for buffer in (left, right, result))
+        product = Product(kind, a, b, out, n, n, n, bias=driver.address(bias), relu=True)
+        try:
+            driver.launch(np.dtype(np.float32), product)
+        except RuntimeError as error:
+            _log.info("%s; kernels take max(0, …) instead", error)
+            return False
+        driver.download(result, found)
+        if not np.isnan(found[3]).all() or not (np.delete(found, 3, 0) == n + 1).all():
+            return False
+    return True

@@ -19,7 +19,7 @@ class DeviceSpaces:
     """Arena, theta, grad and state of a plan: `fastae.plan.plan.Spaces` on a GPU.
 
     ``spaces[i]`` is an array on the host, always the same one, brought up to date when it is asked for; as it may be
-    written to, the device takes it back before the next run. `peek`, `snapshot` and `restore` don't cost that.
+    written to, the device takes it back before the next run. `share`, `peek`, `snapshot` and `restore` don't cost that.
     """
 
     def __init__(self, driver: Any, sizes: tuple[int, ...]):
@@ -37,12 +37,9 @@ class DeviceSpaces:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> np.ndarray:
-        if self.host[i] is None:
-            self.host[i] = aligned_bytes(self.sizes[i])
-        if self.where[i] == _DEVICE:
-            self.driver.download(self.device[i], self.host[i])
+        array = self.share(i)
         self.where[i] = _HOST
-        return self.host[i]
+        return array
 
     def __setitem__(self, i: int, array: np.ndarray) -> None:
         self.host[i], self.sizes[i] = array, array.nbytes
@@ -50,6 +47,15 @@ class DeviceSpaces:
 
     def __add__(self, external: list) -> JobSpaces:
         return JobSpaces(self, external)
+
+    def share(self, i: int) -> np.ndarray:
+        """The same array as it is now, for somebody who only reads it."""
+        if self.host[i] is None:
+            self.host[i] = aligned_bytes(self.sizes[i])
+        if self.where[i] == _DEVICE:
+            self.driver.download(self.device[i], self.host[i])
+            self.where[i] = _BOTH
+        return self.host[i]
 
     # ---- on the device ---
 

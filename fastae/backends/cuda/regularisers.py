@@ -6,6 +6,7 @@ from ...plan import schema
 from .activities import add_scaled
 from .binder import THREADS, Binder, Grid, ceil_div, over_rows
 from .dense import dense, dense_grad
+from .latents import brought_to_unit
 
 FLAT_BLOCK = 4096  # elements whose sum one block makes
 
@@ -55,6 +56,8 @@ def weight_penalty(b: Binder, op) -> None:
 
 
 def project(b: Binder, op) -> None:
+    if op is brought_to_unit(b).get(op.slots["w"]):
+        return
     kind = schema.PROJECT_KINDS[op.ints["kind"]]
     if kind in ("unit", "max_norm"):
         b.launch(f"project_{kind}", over_rows(b.shape("w")[0]))

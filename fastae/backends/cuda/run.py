@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 from typing import Any
@@ -12,12 +13,13 @@ from ...plan import schema
 from ...plan.plan import Job, Plan
 from . import blocks
 from .binder import Binder, Launch
-from .blocks import Rows, on_device, read_externals, row_bytes
+from .blocks import Rows, on_device, read_externals, row_bytes, written_externals
 from .formulas import Formulas
 from .memory import DeviceSpaces, JobSpaces, too_large
 from .record import LAUNCH, MAX_SOURCES, STEP
 
 _PROGRESS_SECONDS = 0.1
+_BOTH = schema.GRADIENT | schema.UPDATE
 _MOST_GRAPHS = 8  # kept of a plan: for the sizes of its batches, and memory that moved
 
 
@@ -31,9 +33,10 @@ class Program:
         self.formulas = Formulas(plan.dtype)
         self.external = {b.space - schema.EXTERNAL: b for b in plan.buffers
                          if b.space >= schema.EXTERNAL and b.parent is None}  # fmt: skip
-        self.read = read_externals(plan)
+        self.read, self.written = read_externals(plan), written_externals(plan)
         self.state: Any = None  # the step that runs, at one place for all runs, as graphs have its address
         self.graphs: dict[tuple, Any] = {}
+        self.lock = threading.Lock()  # what is kept serves one run at a time
         # launches read addresses that move from step to step where a caller's array has a row per row of the batch
         self.moving = any(b.rows == schema.BATCH_ROWS for b in self.external.values())
 
@@ -46,7 +49,8 @@ def bind(
     formula = partial(program.formulas.address, driver)
     while True:
         work = 0 if program.work is None else driver.address(program.work)
-        binder = Binder(program.plan, m, step, bases, start, work, driver, formula)
+        both = phases & _BOTH == _BOTH
+        binder = Binder(program.plan, m, step, bases, start, work, driver, formula, both)
         launches = {phase: binder.bind(phase, kernels) for phase in asked}
         if binder.work_bytes <= program.work_bytes:
             return launches
@@ -105,14 +109,18 @@ class Externals:
         """Has the rows [first, last) of what the steps wrote copied back, at the latest by `finish`."""
         slot = self.slots[self.turn % 2]
         self.slots[(self.turn + 1) % 2].retire()
-        slot.fetch([(self.held[i], self.arrays[i][first:last]) for i in self.held if self.arrays[i].flags.writeable])
+        slot.fetch([(self.held[i], self.arrays[i][first:last]) for i in self.held if self._written(i)])
 
     def finish(self) -> None:
         for slot in self.slots:
             slot.retire()
         for i, buffer in self.whole.items():
-            if self.arrays[i].flags.writeable:
+            if self._written(i):
                 self.driver.download(buffer, self.arrays[i])
+
+    def _written(self, i: int) -> bool:
+        buffer = self.program.external.get(i)
+        return (buffer is None or buffer.name in self.program.written) and self.arrays[i].flags.writeable
 
 
 class Run:
@@ -130,6 +138,7 @@ class Run:
             for i in range(schema.EXTERNAL):
                 self.spaces[i] = job.spaces[i]
         self.copied = not isinstance(job.spaces, (JobSpaces, DeviceSpaces))
+        driver.join()
         self.external = Externals(program, driver, arrays)
         self.values = np.zeros((job.n_steps, max(plan.n_values, 1)))
         self.device_values = driver.upload(self.values)
@@ -237,7 +246,12 @@ def run(program: Program, driver: Any, kernels: dict, job: Job) -> int:
     """Runs the job's steps; returns how many finished."""
     if not job.n_steps:
         return 0
-    try:
-        return Run(program, driver, kernels, job)()
-    except driver.OutOfMemory as error:
-        raise too_large(driver, program.plan.sizes, program.work_bytes, error) from error
+    with program.lock:
+        try:
+            return Run(program, driver, kernels, job)()
+        except driver.OutOfMemory as error:
+            driver.settle()
+            raise too_large(driver, program.plan.sizes, program.work_bytes, error) from error
+        except BaseException:
+            driver.settle()  # the run's memory goes now, and copies may still be on their way
+            raise

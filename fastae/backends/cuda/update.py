@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...catalog import UPDATE_RULES
 from ...plan import schema
 from .binder import Binder, ceil_div, in_one_block, over
+from .latents import together
 from .regularisers import FLAT_BLOCK, over_blocks
 
 
@@ -22,5 +23,13 @@ def clip_gradient(b: Binder, op) -> None:
 
 
 def update(b: Binder, op) -> None:
+    """The rule on all parameters that no gradient was given to it with."""
     rows, columns = b.shape("w")
-    b.launch("update", over(rows * columns), extra=(len(UPDATE_RULES[op.ints["rule"]].step),))
+    done = [b.plan.buffers[b.plan.index[o.slots["w"]]] for o in together(b)]
+    places = sorted((w.offset // b.plan.dtype.itemsize, w.rows * w.columns) for w in done)
+    first = 0
+    for start, count in [*places, (rows * columns, 0)]:
+        if start > first:
+            extra = (len(UPDATE_RULES[op.ints["rule"]].step), first, start - first)
+            b.launch("update", over(start - first), extra=extra)
+        first = start + count

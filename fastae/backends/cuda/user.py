@@ -8,23 +8,19 @@ in which the functions are inlined. Needs numba-cuda and what it brings, not CuP
 from __future__ import annotations
 
 import dis
-import hashlib
 import importlib
-import os
 import re
-import tempfile
 import types
 import warnings
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ... import codegen
 from ...registry import Formula
-from . import source
+from . import rtc
 
 REAL = {"float32": "float", "float64": "double"}
 _LTO_IR = 3  # nvJitLinkInputType
@@ -78,7 +74,7 @@ def _is_arithmetic(code: types.CodeType) -> bool:
 def missing() -> str | None:
     """Why formulas of Python functions cannot run on a GPU here, with what to do about it."""
     try:
-        for module in ("cuda.bindings.nvjitlink", "cuda.bindings.nvrtc", "numba_cuda"):
+        for module in ("cuda.bindings.nvjitlink", "numba_cuda"):
             importlib.import_module(module)
     except ImportError as error:
         return f"a formula of Python functions needs numba-cuda ({error}): pip install 'fastae[cuda13]' (or [cuda12])"
@@ -118,58 +114,10 @@ def float64_line(ptx: str) -> str | None:
     return found[0].strip() if found else None
 
 
-def _cached(key: tuple, make: Callable[[], bytes]) -> bytes:
-    """What was made before on this machine, in the user's cache folder."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastae"
-    path = root / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.ltoir"
-    try:
-        return path.read_bytes()
-    except OSError:
-        made = make()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=root, delete=False) as file:
-            file.write(made)
-        os.replace(file.name, path)
-    except OSError:
-        pass  # a folder that cannot be written to: compiled again next time
-    return made
-
-
-def _nvrtc(text: str, options: tuple[str, ...]) -> bytes:
-    """Intermediate code of a source."""
-    from cuda.bindings import nvrtc
-
-    def checked(result: tuple, program: Any = None) -> Any:
-        status, *values = result
-        if int(status):
-            log = b""
-            if program is not None:
-                log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
-                nvrtc.nvrtcGetProgramLog(program, log)
-            raise RuntimeError(f"NVRTC failed ({status}): {log.decode(errors='replace')}")
-        return values[0] if values else None
-
-    program = checked(nvrtc.nvrtcCreateProgram(text.encode(), b"kernels.cu", 0, [], []))
-    try:
-        given = [option.encode() for option in options]
-        checked(nvrtc.nvrtcCompileProgram(program, len(given), given), program)
-        out = b" " * checked(nvrtc.nvrtcGetLTOIRSize(program))
-        checked(nvrtc.nvrtcGetLTOIR(program, out))
-        return out
-    finally:
-        nvrtc.nvrtcDestroyProgram(program)
-
-
 @cache
 def compile_kernels(dtype: np.dtype, functions: int, architecture: int) -> bytes:
     """Intermediate code of the kernels, with calls of those functions of a formula that have their bit set."""
-    from cuda.bindings import nvrtc
-
-    options = (*source.NVRTC_OPTIONS, f"-DFASTAE_REAL={REAL[dtype.name]}", f"-DFASTAE_USER={functions}", "-dlto",
-               f"-arch=sm_{architecture}")  # fmt: skip
-    text = source.kernels()
-    return _cached((text, options, nvrtc.nvrtcVersion()), lambda: _nvrtc(text, options))
+    return rtc.kernels(REAL[dtype.name], architecture, f"-DFASTAE_USER={functions}", lto=True)
 
 
 def link(inputs: list[bytes], kernel: str, architecture: int) -> bytes:
