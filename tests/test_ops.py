@@ -53,7 +53,7 @@ def test_dense_with_relu(tested_backend, m, k, n, dtype):
     x[m // 2, 1] = np.nan
     b[::3], b[1::3] = -0.0, 0.0
     z = ops.dense(x, w, backend=tested_backend)
-    if m > 1 and tested_backend.name == "native":
+    if m > 1 and getattr(tested_backend, "isa", "baseline") != "baseline":  # which rounds products of their own
         assert np.signbit(z[0]).all() and not z[0].any()
     same_numbers(ops.dense(x, w, b, backend=tested_backend), z + b)
     y = ops.dense(x, w, b, "relu", backend=tested_backend)
