@@ -219,7 +219,8 @@ template <class T> struct Executor {
 
   // An epilogue on rows of n columns that no product made.
   void finish_rows(const DenseEpilogue<T>& finish, int64_t n) const {
-    const bool stream = finish.c.p != finish.y.p && !finish.formula && m * n * (int64_t)sizeof(T) >= kStreamBytes;
+    const bool stream = finish.c.p != finish.y.p && !finish.formula && m * n * (int64_t)sizeof(T) >= kStreamBytes &&
+                        (uintptr_t)finish.y.p % sizeof(T) == 0;  // a caller's array may lie anywhere
     over_rows((double)n * 8, [&](int64_t first, int64_t count) {
       if (stream) finish.stream(first, count, n);
       else finish(first, count, 0, n);
