@@ -2,7 +2,7 @@
 //
 //   y  (m,n) = x (m,k) wT        w packed transposed; chains over k
 //   dx (m,k) = dz (m,n) w        w packed straight;   chains over n
-//   dw (n,k) = dzT x             both packed or, if small, as they lie; chains over segments of 256 rows, added in order
+//   dw (n,k) = dzT x             packed, or small as they lie; chains over segments of 256 rows, added in order
 //
 // Every element of a result is the same chain however the work is cut, so threads and blocking change no bit.
 // `finish(row, rows, column, columns)` runs on each finished block while it is in cache, or what the tile can do of it
