@@ -47,8 +47,7 @@ constexpr int64_t kStreamBytes = 1 << 24;  // results that no cache keeps are wr
 // Elements of a row before the first one on a cache line.
 template <class T> FASTAE_INLINE int64_t before_line(const T* p) { return (int64_t)(-(uintptr_t)p % 64 / sizeof(T)); }
 
-constexpr int64_t kStreamAhead =
-    2048;  // bytes that its input is fetched ahead: arithmetic holds back the loads to come
+constexpr int64_t kStreamAhead = 2048;  // bytes; fetched as arithmetic holds back the loads to come
 
 // out[j] = f(column, lanes) over n columns made of `in`, past the caches where whole lines are written
 template <class T, class F> FASTAE_INLINE void stream_row(const T* in, T* out, int64_t n, const F& f) {

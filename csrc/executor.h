@@ -161,7 +161,7 @@ template <class T> struct Executor {
     const View<T> x = real(o.slot[at::s_x]), y = real(o.slot[at::s_y]);
     const Dropout<T> drop({job.seed, job.epoch}, o.i[at::i_stream], f[at::f_rate], ids(o.slot[at::s_rows]));
     const DenseEpilogue<T> finish = {x, {nullptr, 0}, y, nullptr, 0, {0, 0}, &drop};
-    finish_rows(finish, width(o.slot[at::s_x]));
+    finish_rows(finish, o.slot[at::s_y]);
   }
 
   // c (m,columns) = a (m,depth) * w, or wT
@@ -214,12 +214,16 @@ template <class T> struct Executor {
     const T p[2] = {(T)f[at::f_p0], (T)f[at::f_p1]};
     finish_rows(
         DenseEpilogue<T>{x, {nullptr, 0}, y, nullptr, (int)o.i[at::i_activation], {p[0], p[1]}, nullptr, registered(o)},
-        width(o.slot[at::s_x]));
+        o.slot[at::s_y]);
   }
 
-  // An epilogue on rows of n columns that no product made.
-  void finish_rows(const DenseEpilogue<T>& finish, int64_t n) const {
-    const bool stream = finish.c.p != finish.y.p && !finish.formula && m * n * (int64_t)sizeof(T) >= kStreamBytes;
+  // An epilogue, whose result is the buffer y, on rows that no product made. What a caller gets and no cache keeps is
+  // written past the caches; the next op of a plan would read it at once.
+  void finish_rows(const DenseEpilogue<T>& finish, int64_t y) const {
+    const int64_t n = width(y);
+    const bool stream = plan.buffers[y].space >= space::external && finish.c.p != finish.y.p && !finish.formula &&
+                        m * n * (int64_t)sizeof(T) >= kStreamBytes &&
+                        (uintptr_t)finish.y.p % sizeof(T) == 0;  // a caller's array may lie anywhere
     over_rows((double)n * 8, [&](int64_t first, int64_t count) {
       if (stream) finish.stream(first, count, n);
       else finish(first, count, 0, n);

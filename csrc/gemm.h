@@ -2,7 +2,7 @@
 //
 //   y  (m,n) = x (m,k) wT        w packed transposed; chains over k
 //   dx (m,k) = dz (m,n) w        w packed straight;   chains over n
-//   dw (n,k) = dzT x             both packed; chains over segments of 256 rows, added in order
+//   dw (n,k) = dzT x             packed, or small as they lie; chains over segments of 256 rows, added in order
 //
 // Every element of a result is the same chain however the work is cut, so threads and blocking change no bit.
 // `finish(row, rows, column, columns)` runs on each finished block while it is in cache, or what the tile can do of it
@@ -60,25 +60,18 @@ void pack_panels(const T* w, int64_t ldw, int64_t columns, int64_t depth, bool t
   });
 }
 
-// What of `finish` a tile does in its registers, and what is left then.
-template <class T, class F> FASTAE_INLINE auto in_tile(const F& finish, int) -> decltype(finish.in_tile()) {
-  return finish.in_tile();
-}
-template <class T, class F> FASTAE_INLINE TileEnd<T> in_tile(const F&, long) { return {}; }
-template <class F>
-FASTAE_INLINE auto finish_rest(const F& f, int64_t row, int64_t rows, int64_t column, int64_t n, uint32_t strange, int)
-    -> decltype(f.rest(row, rows, column, n, strange)) {
-  f.rest(row, rows, column, n, strange);
-}
-template <class F> FASTAE_INLINE void finish_rest(const F&, int64_t, int64_t, int64_t, int64_t, uint32_t, long) {}
+// Whether tiles do a part of `finish` in their registers: then in_tile() says which, and rest() does what is left.
+template <class F, class = void> struct EndsInTile : std::false_type {};
+template <class F> struct EndsInTile<F, std::void_t<decltype(std::declval<const F&>().in_tile())>> : std::true_type {};
 
 // Chains of the panels [first, last) for rows [row, row + rows) of a.
 template <class T, class F>
 void multiply_block(const T* a, int64_t lda, const T* packed, int64_t row, int64_t rows, int64_t columns, int64_t depth,
                     int64_t first, int64_t last, T* c, int64_t ldc, const F& finish) noexcept {
   constexpr int64_t W = kPanelColumns<T>;
+  TileEnd<T> end;
+  if constexpr (EndsInTile<F>::value) end = finish.in_tile();
   // equal passes over the chain
-  const TileEnd<T> end = in_tile<T>(finish, 0);
   const int64_t passes = ceil_div(depth, kDepthBlock + kDepthBlock / 2);
   const int64_t step = passes > 1 ? ceil_div(depth, passes) : depth;
   for (int64_t p = 0; p < depth || p == 0; p += larger(step, 1)) {
@@ -104,7 +97,9 @@ void multiply_block(const T* a, int64_t lda, const T* packed, int64_t row, int64
                                &strange};
         const int taken = run_tile<T, false>(nv, row + rows - i, t);
         if (done && !end.any) finish(i, (int64_t)taken, j, width);
-        else if (done) finish_rest(finish, i, (int64_t)taken, j, width, strange, 0);
+        if constexpr (EndsInTile<F>::value) {
+          if (done && end.any) finish.rest(i, taken, j, width, strange);
+        }
         i += taken;
       }
     }
@@ -152,7 +147,8 @@ void multiply(const T* a, int64_t lda, const T* w, int64_t ldw, bool transposed,
 }
 
 constexpr int64_t kRightBytes = 1 << 20;  // of column panels that a row panel meets in turn
-constexpr int64_t kBandColumns = 1024;    // of a gradient that is taken at once
+// Columns of a gradient that are taken at once: bands lie on stacks, which C libraries may make small.
+template <class T> constexpr int64_t kBandColumns = 4096 / (int64_t)sizeof(T);
 
 template <class T> FASTAE_INLINE int64_t gradient_left_size(int64_t n) {
   return ceil_div(n, kPanelRows) * (kPanelRows * kSegment + 2 * Vec<T>::N);
@@ -161,7 +157,8 @@ template <class T> FASTAE_INLINE int64_t gradient_left_size(int64_t n) {
 // Takes finished rows of a gradient while they are in cache.
 template <class T> struct GradientUse {
   const void* context;
-  void (*expect)(const void* context, int64_t row, int64_t rows, int64_t column, int64_t columns);  // before it is made
+  void (*expect)(const void* context, int64_t row, int64_t rows, int64_t column,
+                 int64_t columns);  // before it is made; bf16.h
   void (*take)(const void* context, const T* g, int64_t ldg, int64_t row, int64_t rows, int64_t column,
                int64_t columns);
 };
@@ -208,7 +205,7 @@ void bias_gradient(const T* d, int64_t ldd, int64_t m, int64_t n, T* db, int thr
 constexpr int64_t kUprightBytes = 1 << 16;
 
 // dw (n,k) = dT x and db (n) = sum_r d for d (m,n), x (m,k); either may be null. add: added to what they hold.
-// With `use` tiles go there from the last segment of rows, and dw is left with the sum of those before.
+// With `use` bands of rows go there from the last segment of d's rows, and dw is left with the sum of those before.
 // scratch: gradient_left_size(n) and packed_size(k, kSegment) elements.
 template <class T>
 void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m, int64_t n, int64_t k, T* dw, T* db,
@@ -218,13 +215,15 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
   T* left = scratch;
   T* right = scratch + gradient_left_size<T>(n);
   const bool upright = smaller(kSegment, m) * ldd * (int64_t)sizeof(T) <= kUprightBytes;
-  if (upright && db) bias_gradient(d, ldd, m, n, db, threads, add_bias);
+  const bool on_the_way = db && dw && !upright;  // what packing d makes of db
+  if (db && !on_the_way) bias_gradient(d, ldd, m, n, db, threads, add_bias);
+  if (!dw) return;
   const int64_t stride = kPanelRows * kSegment + 2 * Vec<T>::N;
-  const int64_t row_panels = ceil_div(n, kPanelRows), panels = dw ? panel_count<T>(k) : 0;
+  const int64_t row_panels = ceil_div(n, kPanelRows), panels = panel_count<T>(k);
   const int64_t left_panels = upright ? 0 : row_panels;
-  for (int64_t s = 0; s < m && (dw || !upright); s += kSegment) {
+  for (int64_t s = 0; s < m; s += kSegment) {
     const int64_t rows = smaller(kSegment, m - s);
-    const int t = useful_threads(threads, (double)rows * n * (dw ? k : 4));
+    const int t = useful_threads(threads, (double)rows * n * k);
     const bool lies = is_panel<T>(ldx, k);
     const T* const b = lies ? x + s * ldx : right;
     parallel(t, left_panels + (lies ? 0 : panels), [&](int64_t task) {
@@ -232,7 +231,7 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
         const int64_t j = task * kPanelRows, width = smaller(kPanelRows, n - j);
         T sums[kPanelRows + 2 * Vec<T>::N];
         pack_rows(d + s * ldd + j, ldd, width, rows, left + task * stride, sums);
-        if (db)
+        if (on_the_way)
           for (int64_t i = 0; i < width; ++i) db[j + i] = s || add_bias ? db[j + i] + sums[i] : sums[i];
       } else {
         const int64_t panel = task - left_panels, j = panel * W;
@@ -243,8 +242,9 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
     // A task is a run of row panels under as many column panels as stay in L2, a row panel under all of them in turn:
     // rows of dw are long, and crossing them panel by panel would cost a page each. `use` takes the whole band that a
     // row panel makes: the states that it touches then lie in runs that the processor fetches by itself.
-    const bool all = t == 1 && panels * W <= kBandColumns && panels * W * rows * (int64_t)sizeof(T) <= kRightBytes;
-    const int64_t most = smaller(kBandColumns / W, kRightBytes / (int64_t)sizeof(T) / (W * rows));
+    // `all` spares a small network's gradients the divisions
+    const bool all = t == 1 && panels * W <= kBandColumns<T> && panels * W * rows * (int64_t)sizeof(T) <= kRightBytes;
+    const int64_t most = smaller(kBandColumns<T> / W, kRightBytes / (int64_t)sizeof(T) / (W * rows));
     const int64_t wide = all ? panels : larger(1, most), blocks = all ? 1 : ceil_div(panels, wide);
     const int64_t run = t > 1 ? larger(1, row_panels * blocks / (8 * t) / larger(blocks, 1)) : larger(row_panels, 1);
     const int64_t runs = t > 1 ? ceil_div(row_panels, run) : 1;
@@ -252,7 +252,7 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
     parallel(t, blocks * runs, [&](int64_t task) {
       const int64_t first = all ? 0 : task / runs * wide, from = all ? 0 : task % runs * run;
       const int64_t last = smaller(panels, first + wide), column = first * W, columns = smaller(last * W, k) - column;
-      alignas(64) T band[kPanelRows * kBandColumns];
+      alignas(64) T band[kPanelRows * kBandColumns<T>];
       for (int64_t q = from; q < smaller(row_panels, from + run); ++q) {
         const int64_t top = q * kPanelRows, height = smaller(kPanelRows, n - top), ld = taken ? columns : k;
         T* const to = taken ? band : dw + top * k + column;

@@ -57,13 +57,15 @@ FASTAE_INLINE void transpose_block(const float* in, int64_t ld, float* out, int6
       r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(q + 8 * ld), 2);
       r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(q + 12 * ld), 3);
     }
-    const __m512d a = (__m512d)_mm512_unpacklo_ps(r[0], r[1]), b = (__m512d)_mm512_unpackhi_ps(r[0], r[1]);
-    const __m512d d = (__m512d)_mm512_unpacklo_ps(r[2], r[3]), e = (__m512d)_mm512_unpackhi_ps(r[2], r[3]);
+    const __m512d a = (__m512d)_mm512_maskz_unpacklo_ps(0xffff, r[0], r[1]),
+                  b = (__m512d)_mm512_maskz_unpackhi_ps(0xffff, r[0], r[1]);
+    const __m512d d = (__m512d)_mm512_maskz_unpacklo_ps(0xffff, r[2], r[3]),
+                  e = (__m512d)_mm512_maskz_unpackhi_ps(0xffff, r[2], r[3]);
     float* const to = out + c * ldo;
-    _mm512_storeu_pd(to, _mm512_unpacklo_pd(a, d));
-    _mm512_storeu_pd(to + ldo, _mm512_unpackhi_pd(a, d));
-    _mm512_storeu_pd(to + 2 * ldo, _mm512_unpacklo_pd(b, e));
-    _mm512_storeu_pd(to + 3 * ldo, _mm512_unpackhi_pd(b, e));
+    _mm512_storeu_pd(to, _mm512_maskz_unpacklo_pd(0xff, a, d));
+    _mm512_storeu_pd(to + ldo, _mm512_maskz_unpackhi_pd(0xff, a, d));
+    _mm512_storeu_pd(to + 2 * ldo, _mm512_maskz_unpacklo_pd(0xff, b, e));
+    _mm512_storeu_pd(to + 3 * ldo, _mm512_maskz_unpackhi_pd(0xff, b, e));
   }
 }
 #endif

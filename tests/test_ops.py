@@ -81,6 +81,17 @@ def test_results_larger_than_caches(native_backend, offset):
         )
 
 
+def test_large_results_off_alignment(native_backend):
+    """An array whose numbers lie at odd addresses takes what is too large for caches as well."""
+    x = np.random.default_rng(3).normal(size=(1100, 4003)).astype(np.float32)
+    out = np.empty(x.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape)
+    assert not out.flags.aligned
+    ops.activation("relu", x, out=out, backend=native_backend)
+    np.testing.assert_array_equal(out, np.maximum(x, 0))
+    ops.dropout(x, 0.4, (1, 2, 3), out=out, backend=native_backend)
+    np.testing.assert_array_equal(out, ops.dropout(x, 0.4, (1, 2, 3), backend=native_backend))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m, k, n", SHAPES)
 def test_dense_grad(tested_backend, m, k, n, dtype):
