@@ -185,6 +185,7 @@ template <class T> struct DenseEpilogue {
             head % 4 == 0 ? head : 0);
       }
     } else {
+      if (c.ld == n && y.ld == n) n *= rows, rows = 1;  // they follow each other
       visit_activation<Vec<T>, T>(activation, [&](auto formula) {
         for (int64_t r = row; r < row + rows; ++r) {
           const T* in = c.at(r, 0);
