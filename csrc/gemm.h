@@ -32,7 +32,8 @@ template <class F> FASTAE_INLINE void parallel(int threads, int64_t tasks, const
   parallel_for(threads, tasks, &Call::run, const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-// Threads worth waking for so many multiply-adds: a wake-up costs about as much as 2^17 of them.
+// Threads worth waking for work in elements of plain passes: a wake-up costs about as much as 2^17 of them, and 2^19
+// multiply-adds of a product in cache.
 FASTAE_INLINE int useful_threads(int threads, double work) {
   const double most = work / (1 << 17);
   return most < 2 ? 1 : most < threads ? (int)most : threads;
@@ -113,7 +114,7 @@ template <class T, class F>
 void multiply(const T* a, int64_t lda, const T* w, int64_t ldw, bool transposed, const T* packed, int64_t m,
               int64_t columns, int64_t depth, T* c, int64_t ldc, int threads, T* scratch, const F& finish) noexcept {
   constexpr int64_t W = kPanelColumns<T>;
-  threads = useful_threads(threads, (double)m * columns * depth);
+  threads = useful_threads(threads, (double)m * columns * depth / 4);
   if (!packed && !transposed && is_panel<T>(ldw, columns)) packed = w;
   const int64_t panels = panel_count<T>(columns);
   if (threads == 1 && (packed || panels * W * depth * (int64_t)sizeof(T) <= kSmallGroupBytes)) {
@@ -223,7 +224,7 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
   const int64_t left_panels = upright ? 0 : row_panels;
   for (int64_t s = 0; s < m; s += kSegment) {
     const int64_t rows = smaller(kSegment, m - s);
-    const int t = useful_threads(threads, (double)rows * n * k);
+    const int t = useful_threads(threads, (double)rows * n * k / 4);
     const bool lies = is_panel<T>(ldx, k);
     const T* const b = lies ? x + s * ldx : right;
     parallel(t, left_panels + (lies ? 0 : panels), [&](int64_t task) {
