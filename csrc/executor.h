@@ -22,7 +22,7 @@ template <class T> struct Executor {
   char* codes;
   int64_t step = 0, start = 0, m = 0;
   const OpRecord* fused_update = nullptr;  // the rule that gradients marked as fused are given to at once
-  bool near = false;  // all parameters, states and gradients stay in cache: one pass at the end beats one per tile
+  bool near = false;  // all parameters, states and gradients stay in cache: one pass at the end beats many
   // a gathered buffer that is read where it lies
   int64_t alias = -1;
   View<T> alias_view = {nullptr, 0};

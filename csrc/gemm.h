@@ -194,11 +194,14 @@ void bias_gradient(const T* d, int64_t ldd, int64_t m, int64_t n, T* db, int thr
   constexpr int64_t N = Vec<T>::N, W = 4 * N;
   parallel(useful_threads(threads, (double)m * n), ceil_div(n, W), [&](int64_t task) {
     const int64_t j = task * W, width = smaller(W, n - j);
-    if (width == W) sum_columns<T, 4, true>(d + j, ldd, m, width, db + j, add);
-    else if (width == 2 * N) sum_columns<T, 2, true>(d + j, ldd, m, width, db + j, add);
-    else if (width <= N) sum_columns<T, 1, false>(d + j, ldd, m, width, db + j, add);
-    else if (width < 2 * N) sum_columns<T, 2, false>(d + j, ldd, m, width, db + j, add);
-    else sum_columns<T, 4, false>(d + j, ldd, m, width, db + j, add);
+    const auto sum = [&](auto vectors) {
+      constexpr int V = decltype(vectors)::value;
+      if (width == V * N) sum_columns<T, V, true>(d + j, ldd, m, width, db + j, add);
+      else sum_columns<T, V, false>(d + j, ldd, m, width, db + j, add);
+    };
+    if (width > 2 * N) sum(std::integral_constant<int, 4>());
+    else if (width > N) sum(std::integral_constant<int, 2>());
+    else sum(std::integral_constant<int, 1>());
   });
 }
 

@@ -38,6 +38,19 @@ def native():
     return backend_named("avx2")
 
 
+@pytest.fixture
+def in_blocks(native, monkeypatch):
+    """A model on the device that takes rows in many blocks; such rows, and what the compiled backend makes of them."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
+    rows = np.tile(X, (20, 1))
+    model = dense(native).fit(X)
+    want = model.transform(rows)
+    model.set_params(backend=backend())
+    model._forget_compiled()
+    return model, rows, want
+
+
 def backend(products="exact"):
     return CudaBackend(driver.CupyDriver(0, products))
 
@@ -134,15 +147,9 @@ def test_rows_do_not_wait_for_the_kernels_before_them(fake, native, monkeypatch)
     assert len(behind) > 2 and behind[1] > 5, "kernels of the first block were to wait while the second one's rows went"
 
 
-def test_results_of_blocks_before_one_that_found_no_memory_are_kept(fake, native, monkeypatch):
+def test_results_of_blocks_before_one_that_found_no_memory_are_kept(fake, in_blocks, monkeypatch):
     """Their bytes wait in pinned memory, which the next block's must not take."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
-    rows = np.tile(X, (20, 1))
-    model = dense(native).fit(X)
-    want = model.transform(rows)
-    model.set_params(backend=backend())
-    model._forget_compiled()
+    model, rows, want = in_blocks
     model.transform(X[:5])  # compiled
     whole, turns = blocks.Rows.block, []
 
@@ -185,14 +192,8 @@ def test_threads_take_turns(fake, native, monkeypatch):
         np.testing.assert_array_equal(code, want[0].transform(X))
 
 
-def test_nothing_is_on_its_way_when_a_run_ends_in_an_error(fake, native, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
-    rows = np.tile(X, (20, 1))
-    model = dense(native).fit(X)
-    want = model.transform(rows)
-    model.set_params(backend=backend())
-    model._forget_compiled()
+def test_nothing_is_on_its_way_when_a_run_ends_in_an_error(fake, in_blocks, monkeypatch):
+    model, rows, want = in_blocks
     block, turns = blocks.Rows.block, []
 
     def interrupted(self, start, stop):

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from . import nvidia
+
 _log = logging.getLogger("fastae")
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper; of our own, so that results don't depend on other users
 
@@ -105,24 +107,11 @@ _PROTOTYPES = {
 
 def open_library() -> ctypes.CDLL:
     """cuBLASLt of the CUDA version that CuPy was built for, with its prototypes. Raises ImportError without it."""
-    try:
-        from cuda.pathfinder import load_nvidia_dynamic_lib
-
-        name = load_nvidia_dynamic_lib("cublasLt").abs_path
-    except Exception as error:  # the finder has errors of its own, and may be missing itself
-        raise ImportError(
-            f"cuBLASLt could not be opened: {error}; install it with pip install 'fastae[cuda13]' (or [cuda12])"
-        ) from error
-    return declare(ctypes.CDLL(name))
+    return nvidia.open_library("cublasLt", "cuBLASLt", _PROTOTYPES, "cublasLtGetStatusString")
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    for name, arguments in _PROTOTYPES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, c_int
-    library.cublasLtGetStatusString.argtypes = [c_int]
-    library.cublasLtGetStatusString.restype = ctypes.c_char_p
-    return library
+    return nvidia.declare(library, _PROTOTYPES, "cublasLtGetStatusString")
 
 
 def alignment(*sizes: int) -> int:

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import source
+from . import nvidia, source
 
 _PROTOTYPES = {
     "nvrtcVersion": [POINTER(c_int), POINTER(c_int)],
@@ -33,23 +33,11 @@ _PROTOTYPES = {
 @cache
 def open_library() -> ctypes.CDLL:
     """NVRTC of the CUDA version that CuPy was built for, with its prototypes. Raises ImportError without it."""
-    try:
-        from cuda.pathfinder import load_nvidia_dynamic_lib
-
-        name = load_nvidia_dynamic_lib("nvrtc").abs_path
-    except Exception as error:  # the finder has errors of its own, and may be missing itself
-        raise ImportError(
-            f"NVRTC could not be opened: {error}; install it with pip install 'fastae[cuda13]' (or [cuda12])"
-        ) from error
-    return declare(ctypes.CDLL(name))
+    return nvidia.open_library("nvrtc", "NVRTC", _PROTOTYPES, "nvrtcGetErrorString")
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    for name, arguments in _PROTOTYPES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, c_int
-    library.nvrtcGetErrorString.argtypes, library.nvrtcGetErrorString.restype = [c_int], c_char_p
-    return library
+    return nvidia.declare(library, _PROTOTYPES, "nvrtcGetErrorString")
 
 
 def _call(library: Any, name: str, *arguments: Any) -> None:
