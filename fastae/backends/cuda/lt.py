@@ -84,7 +84,7 @@ class _Heuristic(ctypes.Structure):
     )  # fmt: skip
 
 
-_PROTOTYPES = {
+_PROTOTYPES: nvidia.Prototypes = {
     "cublasLtCreate": [POINTER(c_void_p)],
     "cublasLtDestroy": [c_void_p],
     "cublasLtMatmulDescCreate": [POINTER(c_void_p), c_int, c_int],

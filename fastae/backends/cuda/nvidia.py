@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from typing import Any
 
-Prototypes = Mapping[str, list]  # a function's arguments; all of them return a status
+Prototypes = Mapping[str, list[Any]]  # a function's arguments; all of them return a status
 
 
 def open_library(name: str, title: str, prototypes: Prototypes, status_text: str) -> ctypes.CDLL:

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import nvidia, source
 
-_PROTOTYPES = {
+_PROTOTYPES: nvidia.Prototypes = {
     "nvrtcVersion": [POINTER(c_int), POINTER(c_int)],
     "nvrtcGetNumSupportedArchs": [POINTER(c_int)],
     "nvrtcGetSupportedArchs": [POINTER(c_int)],
