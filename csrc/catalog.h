@@ -35,7 +35,7 @@ template <class V> FASTAE_INLINE V digamma_rising(V t, V a) {
 }
 template <class V> FASTAE_INLINE V log_mean_cut(V x) {
   using T [[maybe_unused]] = typename V::value_type;
-  return V(min(max(x, V(T(-11.512925464970229))), V(T(13.815510557964274))));
+  return V(at_most(at_least(x, V(T(-11.512925464970229))), V(T(13.815510557964274))));
 }
 template <class V> FASTAE_INLINE V log_mean_inside(V x) {
   using T [[maybe_unused]] = typename V::value_type;
@@ -43,7 +43,7 @@ template <class V> FASTAE_INLINE V log_mean_inside(V x) {
 }
 template <class V> FASTAE_INLINE V log_dispersion_cut(V x) {
   using T [[maybe_unused]] = typename V::value_type;
-  return V(min(max(x, V(T(-9.210340371976182))), V(T(9.210340371976184))));
+  return V(at_most(at_least(x, V(T(-9.210340371976182))), V(T(9.210340371976184))));
 }
 template <class V> FASTAE_INLINE V log_dispersion_inside(V x) {
   using T [[maybe_unused]] = typename V::value_type;
@@ -253,7 +253,7 @@ template <class V, class T> struct ActHardSigmoid {
   static constexpr int from_x = 0;
   static FASTAE_INLINE V y(V x, const T* p) {
     (void)p;
-    return V(min(max(((x * V(T(0.16666666666666666))) + V(T(0.5))), V(T(0.0))), V(T(1.0))));
+    return V(at_most(max(((x * V(T(0.16666666666666666))) + V(T(0.5))), V(T(0.0))), V(T(1.0))));
   }
   static FASTAE_INLINE V dy(V y, const T* p) {
     (void)p;
@@ -282,7 +282,7 @@ template <class V, class T> struct LossBinaryCrossEntropy {
   }
   static FASTAE_INLINE V dy(V y, V t, const T* p) {
     (void)p;
-    return V((sigmoid(y) - t));
+    return V(((select((y > V(T(0.0))), V(T(1.0)), exp((-fabs(y)))) / (V(T(1.0)) + exp((-fabs(y))))) - t));
   }
 };
 template <class V, class T> struct LossHuber {
@@ -428,7 +428,7 @@ template <class V, class T> struct UpdateRMSprop {
     const V rho(p[0]);
     const V epsilon(p[1]);
     v = ((rho * v) + (((V(T(1.0)) - rho) * g) * g));
-    v = max(v, V(T(1e-37)));
+    v = at_least(v, V(T(1e-37)));
     w = (w - ((a * g) / (sqrt(v) + epsilon)));
   }
 };
@@ -443,11 +443,11 @@ template <class V, class T> struct UpdateAdam {
     const V beta1(p[0]);
     const V beta2(p[1]);
     const V epsilon(p[2]);
-    m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
+    m = fma(beta1, m, ((V(T(1.0)) - beta1) * g));
     m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
-    v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
-    v = max(v, V(T(1e-37)));
-    w = (w - ((a * m) / ((sqrt(v) * r) + epsilon)));
+    v = fma(((V(T(1.0)) - beta2) * g), g, (beta2 * v));
+    v = at_least(v, V(T(1e-37)));
+    w = (w - ((a * m) / fma(sqrt(v), r, epsilon)));
   }
 };
 template <class V, class T> struct UpdateAMSGrad {
@@ -462,12 +462,12 @@ template <class V, class T> struct UpdateAMSGrad {
     const V beta1(p[0]);
     const V beta2(p[1]);
     const V epsilon(p[2]);
-    m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
+    m = fma(beta1, m, ((V(T(1.0)) - beta1) * g));
     m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
-    v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
-    v = max(v, V(T(1e-37)));
+    v = fma(((V(T(1.0)) - beta2) * g), g, (beta2 * v));
+    v = at_least(v, V(T(1e-37)));
     u = max(u, v);
-    w = (w - ((a * m) / ((sqrt(u) * r) + epsilon)));
+    w = (w - ((a * m) / fma(sqrt(u), r, epsilon)));
   }
 };
 template <class V, class T> struct UpdateAdamW {
@@ -482,11 +482,11 @@ template <class V, class T> struct UpdateAdamW {
     const V beta1(p[0]);
     const V beta2(p[1]);
     const V epsilon(p[2]);
-    m = ((beta1 * m) + ((V(T(1.0)) - beta1) * g));
+    m = fma(beta1, m, ((V(T(1.0)) - beta1) * g));
     m = select((fabs(m) < V(T(1e-30))), V(T(0.0)), m);
-    v = ((beta2 * v) + (((V(T(1.0)) - beta2) * g) * g));
-    v = max(v, V(T(1e-37)));
-    w = ((w - (d * w)) - ((a * m) / ((sqrt(v) * r) + epsilon)));
+    v = fma(((V(T(1.0)) - beta2) * g), g, (beta2 * v));
+    v = at_least(v, V(T(1e-37)));
+    w = ((w - (d * w)) - ((a * m) / fma(sqrt(v), r, epsilon)));
   }
 };
 template <class V, class T> struct UpdateLion {

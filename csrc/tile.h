@@ -91,11 +91,12 @@ FASTAE_INLINE void end_chains(Vec<T> (&acc)[MR][NV], const TileArgs<T>& t, const
       for (int v = 0; v < NV; ++v) acc[i][v] = ReLU::y(acc[i][v], nullptr);
   }
   if (e.saved) {
+    const T* saved = e.saved + t.row * e.lds + t.column;
     const auto each = [&](auto f) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
+      for (int i = 0; i < MR; ++i, saved += e.lds)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[i][v] = f(acc[i][v], load(e.saved + (t.row + i) * e.lds + t.column, v));
+        for (int v = 0; v < NV; ++v) acc[i][v] = f(acc[i][v], load(saved, v));
     };
     const V scale(e.scale), back(e.back);
     if (e.scale == T(1)) each([&](V x, V s) { return times(x, s > 0); });
@@ -103,27 +104,31 @@ FASTAE_INLINE void end_chains(Vec<T> (&acc)[MR][NV], const TileArgs<T>& t, const
   }
 }
 
-template <class T, int MR, int NV, bool FULL, bool UPRIGHT>
-FASTAE_INLINE void write_tile(Vec<T> (&acc)[MR][NV], const TileArgs<T>& t) {
-  typedef Vec<T> V;
-  constexpr int N = V::N;
-  if constexpr (!UPRIGHT) {
-    if (t.end) end_chains<T, MR, NV, FULL>(acc, t, *t.end);
-  }
+// The tile's end, as simple as compilers can be made to see it: arguments in variables that no store can touch, read after
+// the chains, so that none of this is worked out before them and kept on the stack.
+template <class T, int MR, int NV, bool FULL, bool END>
+FASTAE_INLINE void write_tile(Vec<T> (&acc)[MR][NV], const TileArgs<T>& given) {
+  constexpr int N = Vec<T>::N;
+  const TileArgs<T>* args = &given;
+  __asm__("" : "+r"(args));
+  const TileArgs<T> t = *args;
+  if constexpr (END) end_chains<T, MR, NV, FULL>(acc, t, *t.end);
+  T* c = t.c;
   if (t.mode == kAddAfter) {
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i, c += t.ldc)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, FULL>(t.c + i * t.ldc + v * N, t.width - v * N) + acc[i][v];
+      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, FULL>(c + v * N, t.width - v * N) + acc[i][v];
+    c = t.c;
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
+  for (int i = 0; i < MR; ++i, c += t.ldc)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store_part<T, FULL>(t.c + i * t.ldc + v * N, acc[i][v], t.width - v * N);
+    for (int v = 0; v < NV; ++v) store_part<T, FULL>(c + v * N, acc[i][v], t.width - v * N);
 }
 
-// Conditions stand outside of the loops over registers: short chains would feel them.
-template <class T, int MR, int NV, bool UPRIGHT> __attribute__((noinline)) void tile(const TileArgs<T>& t) noexcept {
+template <class T, int MR, int NV, bool UPRIGHT, bool FULL, bool END>
+__attribute__((noinline)) void chains(const TileArgs<T>& t) noexcept {
   typedef Vec<T> V;
   constexpr int N = V::N;
   V acc[MR][NV];
@@ -165,8 +170,19 @@ template <class T, int MR, int NV, bool UPRIGHT> __attribute__((noinline)) void 
     a1 += cs;
     a2 += cs;
   }
-  if (t.width >= NV * N) write_tile<T, MR, NV, true, UPRIGHT>(acc, t);
-  else write_tile<T, MR, NV, false, UPRIGHT>(acc, t);
+  write_tile<T, MR, NV, FULL, END>(acc, t);
+}
+
+template <class T, int MR, int NV, bool UPRIGHT> FASTAE_INLINE void tile(const TileArgs<T>& t) noexcept {
+  const auto run = [&](auto end) {
+    constexpr bool END = decltype(end)::value;
+    if (t.width >= NV * Vec<T>::N) chains<T, MR, NV, UPRIGHT, true, END>(t);
+    else chains<T, MR, NV, UPRIGHT, false, END>(t);
+  };
+  if constexpr (!UPRIGHT) {
+    if (t.end) return run(std::true_type());
+  }
+  run(std::false_type());
 }
 
 // Rows that a tile of NV vectors takes at most: as many accumulators as registers allow.

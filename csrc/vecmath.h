@@ -145,13 +145,20 @@ template <class T> FASTAE_INLINE Vec<T> log(Vec<T> x) {
 }
 
 // u = 1 + x rounded, 1 + x = u + d exactly (Knuth's two-sum); d 2^-k joins f, which makes f = x where k = 0.
+// From 0 to 1, where exponentials lie, that is f = (x - 1) / 2 rounded once for k = 1, and there are no edges.
 template <class T> FASTAE_INLINE Vec<T> log1p(Vec<T> x) {
   typedef Format<T> F;
-  const Vec<T> u = x + 1, t = u - 1, d = (x - t) + (Vec<T>(1) - (u - t));
+  typedef typename Lane<T>::I I;
+  const Vec<T> u = x + 1;
+  if (__builtin_expect(all((x >= 0) & (x <= 1)), 1)) {
+    const Mask<T> upper = u >= as_float(IntVec<T>(F::sqrt_half + ((I)1 << F::mantissa)));
+    return log_sum(select(upper, Vec<T>(1), Vec<T>(0)), select(upper, fma(x, 0.5, -0.5), x));
+  }
+  const Vec<T> t = u - 1, d = (x - t) + (Vec<T>(1) - (u - t));
   Vec<T> k;
   const Vec<T> m = split(u, k);
   // 2^(1-k), because 2^-k would have no exponent left for the largest x
-  const IntVec<T> power = bits(m) - bits(u) + ((typename Lane<T>::I)(F::bias + 1) << F::mantissa);
+  const IntVec<T> power = bits(m) - bits(u) + ((I)(F::bias + 1) << F::mantissa);
   const Vec<T> f = fma(d, as_float(power) * 0.5, m - 1);
   const Vec<T> y = select(x == 0, x, log_sum(k, f));
   return log_edges(x, (T)-1, y);

@@ -233,11 +233,11 @@ LOSSES: tuple[Loss, ...] = (
         "binary_cross_entropy",
         "BinaryCrossEntropy",
         value="max(y, 0) - y * t + log1p(exp(-fabs(y)))",
-        dy="sigmoid(y) - t",
+        dy="select(y > 0, 1, exp(-fabs(y))) / (1 + exp(-fabs(y))) - t",
         target_low=0.0,
         target_high=1.0,
         output="sigmoid",
-        note="y is the logit",
+        note="y is the logit; the derivative is sigmoid(y) - t by the value's exponential",
     ),
     Loss(
         "huber",
@@ -303,9 +303,9 @@ def _kept(state: str, least: str = "1.2e-38") -> str:
 
 
 _DIRECTION = "1e-30"  # its product with the learning rate is normal too, and moves no weight
-_MOMENT = ("m = beta1 * m + (1 - beta1) * g", _kept("m", _DIRECTION))
+_MOMENT = ("m = fma(beta1, m, (1 - beta1) * g)", _kept("m", _DIRECTION))
 _LEAST = "v = max(v, 1e-37)"  # not 0: the step would be divided by epsilon alone, which may be far smaller
-_SECOND = ("v = beta2 * v + (1 - beta2) * g * g", _LEAST)
+_SECOND = ("v = fma((1 - beta2) * g, g, beta2 * v)", _LEAST)
 # a = lr / (1 - β1ᵗ) and r = 1/√(1 - β2ᵗ) fold the bias corrections into two constants of the step
 _ADAM_STEP = (("a", "lr / (1 - beta1**t)"), ("r", "(1 - beta2**t) ** -0.5"))
 _BETA1 = _open_unit("beta1", 0.9)
@@ -348,7 +348,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "adam",
         "Adam",
-        body=(*_MOMENT, *_SECOND, "w = w - a * m / (sqrt(v) * r + epsilon)"),
+        body=(*_MOMENT, *_SECOND, "w = w - a * m / fma(sqrt(v), r, epsilon)"),
         states=("m", "v"),
         step=_ADAM_STEP,
         parameters=(_BETA1, _BETA2, _EPSILON),
@@ -356,7 +356,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "amsgrad",
         "AMSGrad",
-        body=(*_MOMENT, *_SECOND, "u = max(u, v)", "w = w - a * m / (sqrt(u) * r + epsilon)"),
+        body=(*_MOMENT, *_SECOND, "u = max(u, v)", "w = w - a * m / fma(sqrt(u), r, epsilon)"),
         states=("m", "v", "u"),
         step=_ADAM_STEP,
         parameters=(_BETA1, _BETA2, _EPSILON),
@@ -364,7 +364,7 @@ UPDATE_RULES: tuple[UpdateRule, ...] = (
     UpdateRule(
         "adamw",
         "AdamW",
-        body=(*_MOMENT, *_SECOND, "w = w - d * w - a * m / (sqrt(v) * r + epsilon)"),
+        body=(*_MOMENT, *_SECOND, "w = w - d * w - a * m / fma(sqrt(v), r, epsilon)"),
         states=("m", "v"),
         step=(*_ADAM_STEP, ("d", "lr * weight_decay")),
         parameters=(_BETA1, _BETA2, _EPSILON, Parameter("weight_decay", 1e-2, 0.0, float("inf"), "left")),

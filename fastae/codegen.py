@@ -84,11 +84,19 @@ def _parameters(row) -> list[str]:
 
 
 def _c_call(name: str, arguments: list[str]) -> str:
+    # against a number other than 0, of which one sign is as good as the other, one instruction lets NaN through
+    bounds = {"max": "at_least", "min": "at_most"}
+    if name in bounds and arguments[1] != _c_literal(0.0) and re.fullmatch(r"V\(T\([^()]*\)\)", arguments[1]):
+        name = bounds[name]
     return f"{name}({', '.join(arguments)})"
 
 
+def _c_literal(value: float) -> str:
+    return f"V(T({value!r}))"
+
+
 def _c(text: str, *names: str) -> str:
-    return emit(text, {name: name for name in names}, literal=lambda value: f"V(T({value!r}))", call=_c_call)
+    return emit(text, {name: name for name in names}, literal=_c_literal, call=_c_call)
 
 
 def _c_parameters(parameters: list[str], used: str) -> str:

@@ -383,7 +383,7 @@ def binary_cross_entropy_value(y, t, p, out):
 def binary_cross_entropy_dy(y, t, p, out):
     T = out.dtype.type
     for i in range(out.size):
-        out[i] = (primitives.sigmoid(y[i]) - t[i])
+        out[i] = ((primitives.select((y[i] > T(0.0)), T(1.0), primitives.exp((-primitives.fabs(y[i])))) / (T(1.0) + primitives.exp((-primitives.fabs(y[i]))))) - t[i])
 
 
 @_jit
@@ -558,34 +558,34 @@ def rmsprop_update(w, g, v, c, p):
 def adam_update(w, g, m, v, c, p):
     T = w.dtype.type
     for i in range(w.size):
-        m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
+        m[i] = primitives.fma(p[0], m[i], ((T(1.0) - p[0]) * g[i]))
         m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
-        v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
+        v[i] = primitives.fma(((T(1.0) - p[1]) * g[i]), g[i], (p[1] * v[i]))
         v[i] = primitives.max(v[i], T(1e-37))
-        w[i] = (w[i] - ((c[0] * m[i]) / ((primitives.sqrt(v[i]) * c[1]) + p[2])))
+        w[i] = (w[i] - ((c[0] * m[i]) / primitives.fma(primitives.sqrt(v[i]), c[1], p[2])))
 
 
 @_jit
 def amsgrad_update(w, g, m, v, u, c, p):
     T = w.dtype.type
     for i in range(w.size):
-        m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
+        m[i] = primitives.fma(p[0], m[i], ((T(1.0) - p[0]) * g[i]))
         m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
-        v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
+        v[i] = primitives.fma(((T(1.0) - p[1]) * g[i]), g[i], (p[1] * v[i]))
         v[i] = primitives.max(v[i], T(1e-37))
         u[i] = primitives.max(u[i], v[i])
-        w[i] = (w[i] - ((c[0] * m[i]) / ((primitives.sqrt(u[i]) * c[1]) + p[2])))
+        w[i] = (w[i] - ((c[0] * m[i]) / primitives.fma(primitives.sqrt(u[i]), c[1], p[2])))
 
 
 @_jit
 def adamw_update(w, g, m, v, c, p):
     T = w.dtype.type
     for i in range(w.size):
-        m[i] = ((p[0] * m[i]) + ((T(1.0) - p[0]) * g[i]))
+        m[i] = primitives.fma(p[0], m[i], ((T(1.0) - p[0]) * g[i]))
         m[i] = primitives.select((primitives.fabs(m[i]) < T(1e-30)), T(0.0), m[i])
-        v[i] = ((p[1] * v[i]) + (((T(1.0) - p[1]) * g[i]) * g[i]))
+        v[i] = primitives.fma(((T(1.0) - p[1]) * g[i]), g[i], (p[1] * v[i]))
         v[i] = primitives.max(v[i], T(1e-37))
-        w[i] = ((w[i] - (c[2] * w[i])) - ((c[0] * m[i]) / ((primitives.sqrt(v[i]) * c[1]) + p[2])))
+        w[i] = ((w[i] - (c[2] * w[i])) - ((c[0] * m[i]) / primitives.fma(primitives.sqrt(v[i]), c[1], p[2])))
 
 
 @_jit

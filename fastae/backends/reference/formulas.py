@@ -236,7 +236,7 @@ def binary_cross_entropy_value(y, t, p):
 
 
 def binary_cross_entropy_dy(y, t, p):
-    return (primitives.sigmoid(y) - t)
+    return ((np.where((y > 0.0), 1.0, np.exp((-np.abs(y)))) / (1.0 + np.exp((-np.abs(y))))) - t)
 
 
 def huber_value(y, t, p):
@@ -345,33 +345,33 @@ def rmsprop_update(w, g, s, c, p):
 def adam_update(w, g, s, c, p):
     m = s[0]
     v = s[1]
-    m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
+    m[...] = primitives.fma(p[0], m, ((1.0 - p[0]) * g))
     m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
-    v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
+    v[...] = primitives.fma(((1.0 - p[1]) * g), g, (p[1] * v))
     v[...] = np.maximum(v, 1e-37)
-    w[...] = (w - ((c[0] * m) / ((np.sqrt(v) * c[1]) + p[2])))
+    w[...] = (w - ((c[0] * m) / primitives.fma(np.sqrt(v), c[1], p[2])))
 
 
 def amsgrad_update(w, g, s, c, p):
     m = s[0]
     v = s[1]
     u = s[2]
-    m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
+    m[...] = primitives.fma(p[0], m, ((1.0 - p[0]) * g))
     m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
-    v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
+    v[...] = primitives.fma(((1.0 - p[1]) * g), g, (p[1] * v))
     v[...] = np.maximum(v, 1e-37)
     u[...] = np.maximum(u, v)
-    w[...] = (w - ((c[0] * m) / ((np.sqrt(u) * c[1]) + p[2])))
+    w[...] = (w - ((c[0] * m) / primitives.fma(np.sqrt(u), c[1], p[2])))
 
 
 def adamw_update(w, g, s, c, p):
     m = s[0]
     v = s[1]
-    m[...] = ((p[0] * m) + ((1.0 - p[0]) * g))
+    m[...] = primitives.fma(p[0], m, ((1.0 - p[0]) * g))
     m[...] = np.where((np.abs(m) < 1e-30), 0.0, m)
-    v[...] = ((p[1] * v) + (((1.0 - p[1]) * g) * g))
+    v[...] = primitives.fma(((1.0 - p[1]) * g), g, (p[1] * v))
     v[...] = np.maximum(v, 1e-37)
-    w[...] = ((w - (c[2] * w)) - ((c[0] * m) / ((np.sqrt(v) * c[1]) + p[2])))
+    w[...] = ((w - (c[2] * w)) - ((c[0] * m) / primitives.fma(np.sqrt(v), c[1], p[2])))
 
 
 def lion_update(w, g, s, c, p):
