@@ -28,6 +28,7 @@ FASTAE_INLINE void philox_block(uint32_t c[4], uint32_t key0, uint32_t key1) {
 #ifndef FASTAE_DEVICE  // vectors of blocks
 #if defined(__SSE2__)
 // One counter per 64-bit lane; only the low 32 bits of a lane count, what gathers above them is never read.
+// High halves come by shuffles: shifts share the multiplications' port.
 #if defined(__AVX512F__)
 typedef __m512i philox_lanes;
 constexpr int philox_blocks = 8;
@@ -37,7 +38,9 @@ FASTAE_INLINE philox_lanes philox_first(uint32_t x) {
   return _mm512_add_epi64(philox_all(x), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
 }
 FASTAE_INLINE philox_lanes philox_mul(philox_lanes a, philox_lanes b) { return _mm512_maskz_mul_epu32(0xff, a, b); }
-FASTAE_INLINE philox_lanes philox_high(philox_lanes a) { return _mm512_maskz_srli_epi64(0xff, a, 32); }
+FASTAE_INLINE philox_lanes philox_high(philox_lanes a) {
+  return _mm512_maskz_shuffle_epi32(0xffff, a, _MM_PERM_DDBB);
+}
 FASTAE_INLINE philox_lanes philox_xor(philox_lanes a, philox_lanes b, philox_lanes c) {
   return _mm512_ternarylogic_epi64(a, b, c, 0x96);
 }
@@ -57,7 +60,7 @@ FASTAE_INLINE philox_lanes philox_first(uint32_t x) {
   return _mm256_add_epi64(philox_all(x), _mm256_set_epi64x(3, 2, 1, 0));
 }
 FASTAE_INLINE philox_lanes philox_mul(philox_lanes a, philox_lanes b) { return _mm256_mul_epu32(a, b); }
-FASTAE_INLINE philox_lanes philox_high(philox_lanes a) { return _mm256_srli_epi64(a, 32); }
+FASTAE_INLINE philox_lanes philox_high(philox_lanes a) { return _mm256_shuffle_epi32(a, 0xf5); }
 FASTAE_INLINE philox_lanes philox_xor(philox_lanes a, philox_lanes b, philox_lanes c) {
   return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
 }
@@ -108,18 +111,25 @@ FASTAE_INLINE void philox_row(const PhiloxKeys& keys, uint32_t epoch, uint32_t s
   const int n_blocks = (n_columns + 3) / 4;
 #if defined(__SSE2__)
   const philox_lanes m0 = philox_all(philox_m0), m1 = philox_all(philox_m1);
-  for (int block = 0; block < n_blocks; block += philox_blocks) {
-    philox_lanes c0 = philox_first(first + (uint32_t)block), c1 = philox_all(row0), c2 = philox_all(row1);
-    philox_lanes c3 = philox_all(epoch);
-#pragma GCC unroll 10
-    for (uint32_t round = 0; round < 10; ++round) {
-      const philox_lanes p0 = philox_mul(m0, c0), p1 = philox_mul(m1, c2);
-      c0 = philox_xor(philox_high(p1), c1, philox_wide(keys.key[2 * round]));
-      c2 = philox_xor(philox_high(p0), c3, philox_wide(keys.key[2 * round + 1]));
-      c1 = p1;
-      c3 = p0;
+  constexpr int G = 2;  // side by side: a round waits for the one before
+  for (int block = 0; block < n_blocks; block += G * philox_blocks) {
+    philox_lanes c0[G], c1[G], c2[G], c3[G];
+    for (int g = 0; g < G; ++g) {
+      c0[g] = philox_first(first + (uint32_t)(block + g * philox_blocks));
+      c1[g] = philox_all(row0), c2[g] = philox_all(row1), c3[g] = philox_all(epoch);
     }
-    philox_store(out + 4 * block, c0, c1, c2, c3);
+#pragma GCC unroll 10
+    for (uint32_t round = 0; round < 10; ++round)
+#pragma GCC unroll 2
+      for (int g = 0; g < G; ++g) {
+        const philox_lanes p0 = philox_mul(m0, c0[g]), p1 = philox_mul(m1, c2[g]);
+        c0[g] = philox_xor(philox_high(p1), c1[g], philox_wide(keys.key[2 * round]));
+        c2[g] = philox_xor(philox_high(p0), c3[g], philox_wide(keys.key[2 * round + 1]));
+        c1[g] = p1;
+        c3[g] = p0;
+      }
+    for (int g = 0; g < G; ++g)
+      philox_store(out + 4 * (block + g * philox_blocks), c0[g], c1[g], c2[g], c3[g]);
   }
 #else
   for (int block = 0; block < n_blocks; ++block) {
