@@ -302,18 +302,42 @@ struct Lanes {
       lane[v] += V(__builtin_convertvector(x, V::native));
     }
   }
+  // adds x to the lanes from `first` on, a multiple of x.N
+  FASTAE_INLINE void add(Vec<double> x, int first) { lane[first / N] += x; }
+  FASTAE_INLINE void add(Vec<float> x, int first) {
+    V* const to = lane + first / N;
+#if defined(__AVX512F__)
+    to[0] += V(_mm512_maskz_cvtps_pd(0xff, _mm512_castps512_ps256(x.v)));
+    to[1] += V(_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, x.v, 1)));
+#elif defined(__AVX2__)
+    to[0] += V(_mm256_cvtps_pd(_mm256_castps256_ps128(x.v)));
+    to[1] += V(_mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1)));
+#else
+    for (int i = 0; i < Vec<float>::N; ++i) to[i / N].v[i % N] += x[i];
+#endif
+  }
   FASTAE_INLINE double sum() const {
     V s[kVectors];
     memcpy(s, lane, sizeof s);
 #pragma GCC unroll 4
     for (int h = kVectors / 2; h; h /= 2)
       for (int i = 0; i < h; ++i) s[i] += s[i + h];
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    const __m256d four = _mm512_castpd512_pd256(s[0].v) + _mm512_maskz_extractf64x4_pd(0xf, s[0].v, 1);
+#else
+    const __m256d four = s[0].v;
+#endif
+    const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+    return two[0] + two[1];
+#else
     double t[N];
     s[0].store(t);
 #pragma GCC unroll 4
     for (int h = N / 2; h; h /= 2)
       for (int i = 0; i < h; ++i) t[i] += t[i + h];
     return t[0];
+#endif
   }
 };
 
@@ -321,19 +345,14 @@ struct Lanes {
 template <class T, class F> FASTAE_INLINE double row_sum(int64_t n, const F& f) {
   constexpr int N = Vec<T>::N;
   Lanes sum;
-  T t[16];
-  for (int64_t j0 = 0; j0 < n; j0 += 16) {
+  for (int64_t j0 = 0; j0 < n; j0 += 16)
+#pragma GCC unroll 8
     for (int v = 0; v < 16; v += N) {
       const int lanes = (int)smaller(N, n - j0 - v);
-      if (lanes <= 0) {
-        Vec<T>(T(0)).store(t + v);
-        continue;
-      }
+      if (lanes <= 0) break;
       const Vec<T> x = f(j0 + v, lanes);
-      (lanes == N ? x : select(Mask<T>::first(lanes), x, Vec<T>(T(0)))).store(t + v);
+      sum.add(lanes == N ? x : select(Mask<T>::first(lanes), x, Vec<T>(T(0))), v);
     }
-    sum.add(t);
-  }
   return sum.sum();
 }
 
