@@ -285,6 +285,13 @@ template <class T> struct GradEpilogue {
 
 // ---- sums over a row: 16 virtual lanes in float64, then a fixed tree ---------------------------------------------------
 
+// The lower half of a register; GCC 12 warns at the intrinsic for it.
+template <class H, class V> FASTAE_INLINE H low_half(V v) {
+  H half;
+  memcpy(&half, &v, sizeof half);
+  return half;
+}
+
 struct Lanes {
   typedef Vec<double> V;
   static constexpr int N = V::N, kVectors = 16 / N;
@@ -307,7 +314,7 @@ struct Lanes {
   FASTAE_INLINE void add(Vec<float> x, int first) {
     V* const to = lane + first / N;
 #if defined(__AVX512F__)
-    to[0] += V(_mm512_maskz_cvtps_pd(0xff, _mm512_castps512_ps256(x.v)));
+    to[0] += V(_mm512_maskz_cvtps_pd(0xff, low_half<__m256>(x.v)));
     to[1] += V(_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, x.v, 1)));
 #elif defined(__AVX2__)
     to[0] += V(_mm256_cvtps_pd(_mm256_castps256_ps128(x.v)));
@@ -324,7 +331,7 @@ struct Lanes {
       for (int i = 0; i < h; ++i) s[i] += s[i + h];
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
-    const __m256d four = _mm512_castpd512_pd256(s[0].v) + _mm512_maskz_extractf64x4_pd(0xf, s[0].v, 1);
+    const __m256d four = low_half<__m256d>(s[0].v) + _mm512_maskz_extractf64x4_pd(0xf, s[0].v, 1);
 #else
     const __m256d four = s[0].v;
 #endif

@@ -38,9 +38,7 @@ FASTAE_INLINE philox_lanes philox_first(uint32_t x) {
   return _mm512_add_epi64(philox_all(x), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
 }
 FASTAE_INLINE philox_lanes philox_mul(philox_lanes a, philox_lanes b) { return _mm512_maskz_mul_epu32(0xff, a, b); }
-FASTAE_INLINE philox_lanes philox_high(philox_lanes a) {
-  return _mm512_maskz_shuffle_epi32(0xffff, a, _MM_PERM_DDBB);
-}
+FASTAE_INLINE philox_lanes philox_high(philox_lanes a) { return _mm512_maskz_shuffle_epi32(0xffff, a, _MM_PERM_DDBB); }
 FASTAE_INLINE philox_lanes philox_xor(philox_lanes a, philox_lanes b, philox_lanes c) {
   return _mm512_ternarylogic_epi64(a, b, c, 0x96);
 }
@@ -128,8 +126,7 @@ FASTAE_INLINE void philox_row(const PhiloxKeys& keys, uint32_t epoch, uint32_t s
         c1[g] = p1;
         c3[g] = p0;
       }
-    for (int g = 0; g < G; ++g)
-      philox_store(out + 4 * (block + g * philox_blocks), c0[g], c1[g], c2[g], c3[g]);
+    for (int g = 0; g < G; ++g) philox_store(out + 4 * (block + g * philox_blocks), c0[g], c1[g], c2[g], c3[g]);
   }
 #else
   for (int block = 0; block < n_blocks; ++block) {
