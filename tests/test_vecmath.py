@@ -51,6 +51,17 @@ def test_float32_within_two_ulp(native_backend, name):
     np.testing.assert_array_equal(np.isinf(y), ~finite)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["softplus", "sigmoid", "tanh", "elu", "gelu"])
+def test_no_bit_depends_on_the_other_lanes(name, dtype, native_backend):
+    """Registers whose lanes all lie where arithmetic is short take a way of their own."""
+    x = np.concatenate([np.linspace(-30, 30, 40_000), np.geomspace(1e-9, 1, 24_000), [0.0]]).astype(dtype)
+    mixed = x.copy()
+    mixed[::2] = np.nan
+    y, among_nan = (ops.activation(name, rows, backend=native_backend) for rows in (x, mixed))
+    np.testing.assert_array_equal(among_nan[1::2], y[1::2])
+
+
 def test_special_values(native_backend):
     inf = np.inf
     x = np.array([0.0, -0.0, inf, -inf, np.nan], np.float32)
