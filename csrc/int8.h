@@ -138,6 +138,7 @@ void pack_words(const float* w, int64_t ldw, int64_t columns, int64_t depth, int
 
 // A panel is two vectors wide (the last one perhaps one): at the usual depths it stays in the first-level cache.
 constexpr int64_t kWordColumns = 2 * Vec<float>::N;
+constexpr int64_t kWordRows = 384;  // that all panels pass: their words stay in the second-level cache, their pages are few
 FASTAE_INLINE int64_t word_panels(int64_t columns) { return ceil_div(columns, kWordColumns); }
 FASTAE_INLINE int word_vectors(int64_t columns, int64_t panel) {
   return columns - panel * kWordColumns > Vec<float>::N ? 2 : 1;
@@ -158,6 +159,10 @@ template <class W, int MR, int NV> __attribute__((noinline)) void word_tile(cons
   typedef Native<float>::ints ints;
   constexpr int N = Vec<float>::N;
   ints sum[MR][NV] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)  // what is written at the end comes meanwhile
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) __builtin_prefetch(t.c + i * t.ldc + v * N, 1);
   const int32_t* b = t.panel + NV * N;
   // three row pointers serve up to 12 rows with the offsets 0, rs, 2rs, 3rs
   const int64_t rs = t.rs, rs3 = 3 * rs;

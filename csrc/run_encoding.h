@@ -65,15 +65,17 @@ template <class E> void run_dense_int8(E& e, const OpRecord& o, const double* f)
       typedef decltype(kind) W;
       const int64_t words = ceil_div(depth, W::kParts);
       const int t = useful_threads(e.threads, (double)e.m * n * words);
-      parallel(t, word_panels(n), [&](int64_t panel) {
-        const int64_t j = panel * kWordColumns, width = smaller(kWordColumns, n - j);
-        for (int64_t r = 0; r < e.m;) {
+      const int64_t panels = word_panels(n);
+      parallel(t, panels * ceil_div(e.m, kWordRows), [&](int64_t task) {
+        const int64_t panel = task % panels, j = panel * kWordColumns, width = smaller(kWordColumns, n - j);
+        const int64_t first = task / panels * kWordRows, last = smaller(e.m, first + kWordRows);
+        for (int64_t r = first; r < last;) {
           const WordTile tile = {words,         (const int32_t*)q.at(r, 0),
                                  q.ld,          packed + j * (1 + words),
                                  row_scale + r, unit_scale + j,
                                  y.at(r, j),    y.ld,
                                  width};
-          const int taken = run_words<W>(word_vectors(n, panel), e.m - r, tile);
+          const int taken = run_words<W>(word_vectors(n, panel), last - r, tile);
           finish(r, taken, j, width);
           r += taken;
         }
