@@ -138,7 +138,8 @@ void pack_words(const float* w, int64_t ldw, int64_t columns, int64_t depth, int
 
 // A panel is two vectors wide (the last one perhaps one): at the usual depths it stays in the first-level cache.
 constexpr int64_t kWordColumns = 2 * Vec<float>::N;
-constexpr int64_t kWordRows = 384;  // that all panels pass: their words stay in the second-level cache, their pages are few
+constexpr int64_t kWordRows =
+    384;  // that all panels pass: their words stay in the second-level cache, their pages are few
 FASTAE_INLINE int64_t word_panels(int64_t columns) { return ceil_div(columns, kWordColumns); }
 FASTAE_INLINE int word_vectors(int64_t columns, int64_t panel) {
   return columns - panel * kWordColumns > Vec<float>::N ? 2 : 1;
@@ -152,6 +153,7 @@ struct WordTile {
   const float *row_scale, *unit_scale;
   float* c;
   int64_t ldc, width;
+  bool stream;  // whole vectors on cache lines, past the caches
 };
 
 // c[i,j] = (a[i,:] . panel[:,j] - correction[j]) (row_scale[i] unit_scale[j]) for MR rows and NV vectors of columns
@@ -159,10 +161,12 @@ template <class W, int MR, int NV> __attribute__((noinline)) void word_tile(cons
   typedef Native<float>::ints ints;
   constexpr int N = Vec<float>::N;
   ints sum[MR][NV] = {};
+  if (!t.stream) {  // what is written at the end is fetched meanwhile
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)  // what is written at the end comes meanwhile
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) __builtin_prefetch(t.c + i * t.ldc + v * N, 1);
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(t.c + i * t.ldc + v * N, 1);
+  }
   const int32_t* b = t.panel + NV * N;
   // three row pointers serve up to 12 rows with the offsets 0, rs, 2rs, 3rs
   const int64_t rs = t.rs, rs3 = 3 * rs;
@@ -181,17 +185,21 @@ template <class W, int MR, int NV> __attribute__((noinline)) void word_tile(cons
     b += NV * N;
     ++a0, ++a1, ++a2;
   }
+  const auto write = [&](auto store) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) {
-    const int n = (int)(t.width - v * N);
-    if (n <= 0) break;
-    const IntVec<float> correction = IntVec<float>::load(t.panel + v * N);
-    const Vec<float> scale = Vec<float>::load(t.unit_scale + v * N, n);
+    for (int v = 0; v < NV; ++v) {
+      const int n = (int)(t.width - v * N);
+      if (n <= 0) break;
+      const IntVec<float> correction = IntVec<float>::load(t.panel + v * N);
+      const Vec<float> scale = Vec<float>::load(t.unit_scale + v * N, n);
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-      (to_float(IntVec<float>(sum[i][v]) - correction) * (scale * Vec<float>(t.row_scale[i])))
-          .store(t.c + i * t.ldc + v * N, n);
-  }
+      for (int i = 0; i < MR; ++i)
+        store(to_float(IntVec<float>(sum[i][v]) - correction) * (scale * Vec<float>(t.row_scale[i])),
+              t.c + i * t.ldc + v * N, n);
+    }
+  };
+  if (t.stream) write([](Vec<float> x, float* to, int) { x.stream(to); });
+  else write([](Vec<float> x, float* to, int n) { x.store(to, n); });
 }
 
 template <class W, int NV> FASTAE_INLINE int run_words(int64_t rows, const WordTile& t) noexcept {

@@ -61,24 +61,32 @@ template <class E> void run_dense_int8(E& e, const OpRecord& o, const double* f)
                                          {(float)f[at::f_p0], (float)f[at::f_p1]},
                                          nullptr,
                                          e.registered(o)};
+    // a large result that nothing more is done to
+    const bool stream = finish.activation == kIdentity && !finish.b &&
+                        e.m * n * (int64_t)sizeof(float) >= kStreamBytes &&
+                        e.plan.buffers[o.slot[at::s_y]].space >= space::external && (uintptr_t)y.p % 64 == 0 &&
+                        y.ld % 16 == 0 && n % 16 == 0;
     visit_words(e.plan.vnni, [&](auto kind) {
       typedef decltype(kind) W;
-      const int64_t words = ceil_div(depth, W::kParts);
+      const int64_t words = ceil_div(depth, W::kParts), panels = word_panels(n);
       const int t = useful_threads(e.threads, (double)e.m * n * words);
-      const int64_t panels = word_panels(n);
       parallel(t, panels * ceil_div(e.m, kWordRows), [&](int64_t task) {
         const int64_t panel = task % panels, j = panel * kWordColumns, width = smaller(kWordColumns, n - j);
-        const int64_t first = task / panels * kWordRows, last = smaller(e.m, first + kWordRows);
-        for (int64_t r = first; r < last;) {
-          const WordTile tile = {words,         (const int32_t*)q.at(r, 0),
-                                 q.ld,          packed + j * (1 + words),
-                                 row_scale + r, unit_scale + j,
-                                 y.at(r, j),    y.ld,
-                                 width};
-          const int taken = run_words<W>(word_vectors(n, panel), last - r, tile);
+        const int64_t first = task / panels * kWordRows, rows = smaller(kWordRows, e.m - first);
+        const int32_t* const b = packed + j * (1 + words);
+        const char* const next = (const char*)(b + kWordColumns * (1 + words));
+        const int64_t bytes = panel + 1 < panels ? word_vectors(n, panel + 1) * FASTAE_VBYTES * (1 + words) : 0;
+        for (int64_t i = 0, fetched = 0; i < rows;) {
+          const int64_t r = first + i;
+          const WordTile tile = {
+              words, (const int32_t*)q.at(r, 0), q.ld, b, row_scale + r, unit_scale + j, y.at(r, j), y.ld, width,
+              stream};
+          for (; fetched < bytes * (i + 12) / rows; fetched += 64) __builtin_prefetch(next + fetched, 0, 2);
+          const int taken = run_words<W>(word_vectors(n, panel), rows - i, tile);
           finish(r, taken, j, width);
-          r += taken;
+          i += taken;
         }
+        if (stream) stream_fence();
       });
     });
   }

@@ -8,12 +8,12 @@ import fastae
 from fastae.catalog import INDEX
 from fastae.plan import schema
 from fastae.plan.build import inference_plan
-from fastae.plan.plan import Job, PlanBuilder, Source
+from fastae.plan.plan import Job, PlanBuilder, Source, aligned_bytes
 from fastae.spec.network import dense_network
 
 M = schema.BATCH_ROWS
 SIZES = [(1, 1, 1), (2, 3, 5), (3, 2, 4), (5, 63, 7), (7, 65, 13), (13, 7, 31), (31, 33, 63), (33, 5, 65),
-         (64, 200, 128), (6, 129, 770), (300, 17, 3)]  # fmt: skip
+         (64, 200, 128), (6, 129, 770), (300, 17, 3), (1000, 70, 11)]  # fmt: skip
 
 
 @pytest.fixture(params=[*BACKENDS, "avx512 without VNNI"])
@@ -34,7 +34,7 @@ def quantized(x):
     return q, scale
 
 
-def product(backend, x, w, b=None, activation="identity", threads=1):
+def product(backend, x, w, b=None, activation="identity", threads=1, y=None):
     (m, k), n = x.shape, len(w)
     builder = PlanBuilder(np.float32, m)
     rows = -(-n // 64) * 64
@@ -49,7 +49,7 @@ def product(backend, x, w, b=None, activation="identity", threads=1):
     builder.op("quantize", x="x", q="q", scale="x_scale")
     builder.op("dense_int8", q="q", x_scale="x_scale", packed="packed", w_scale="w_scale", y="y", depth=k,
                b=None if b is None else "b", activation=INDEX["activation"][activation])  # fmt: skip
-    plan, y = builder.build(), np.full((m, n), 7, np.float32)
+    plan, y = builder.build(), np.full((m, n), 7, np.float32) if y is None else y
     arrays = [x, w, *([] if b is None else [b[None]]), y]
     job = Job([*plan.allocate(), *arrays], (), m, n_threads=threads)
     assert backend.run(backend.compile(plan), job) == 1
@@ -80,6 +80,19 @@ def test_bias_and_activation(integers, activation):
     x, w, b = (rng.normal(size=s).astype(np.float32) for s in ((9, 50), (70, 50), (70,)))
     reference = product(backend_named("reference"), x, w, b, activation)
     assert_close(product(integers, x, w, b, activation), reference, length=8)
+
+
+@pytest.mark.parametrize("n, offset", [(1024, 0), (1040, 0), (1024, 4), (1050, 0)])
+def test_results_larger_than_caches(n, offset, native_backend):
+    """What is written past the caches, where vectors lie on its lines, is what is written into them."""
+    m = 4100
+    rng = np.random.default_rng(2)
+    x, w = rng.normal(size=(m, 9)).astype(np.float32), rng.normal(size=(n, 9)).astype(np.float32)
+    out = aligned_bytes(4 * (m * n + offset)).view(np.float32)[offset:].reshape(m, n)
+    assert out.nbytes > 1 << 24
+    product(native_backend, x, w, threads=2, y=out)
+    for rows in (slice(0, 800), slice(m - 7, m)):
+        np.testing.assert_array_equal(out[rows], product(native_backend, x[rows], w))
 
 
 def test_longest_sums_do_not_overflow(integers):
