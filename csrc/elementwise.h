@@ -77,14 +77,23 @@ template <class T> struct Dropout {
         scale((T)(1.0 / (1.0 - r))),
         rate(r),
         rows(ids) {}
-  // f(column, lanes, mask of those that stay) over n columns of row r from c on, c a multiple of 4; in blocks, the first
-  // of `head` columns, a multiple of 4
+  // f(column, lanes, mask of those that stay) over n columns of row r from c on, c a multiple of 4; the first `head`
+  // columns by themselves. Words that do not fill a vector yet lie before those that come next.
   template <class F> FASTAE_INLINE void over(int64_t r, int64_t c, int64_t n, const F& f, int64_t head = 0) const {
-    alignas(64) uint32_t words[kColumnBlock];
-    for (int64_t j0 = 0, width; j0 < n; j0 += width) {
-      width = smaller(j0 == 0 && head ? head : kColumnBlock, n - j0);
-      philox_row(keys, epoch, stream, (uint64_t)rows[r], (uint32_t)(c + j0), (int)width, words);
-      over_row<T>(width, [&](int64_t j, int lanes) { f(j0 + j, lanes, at_least_mask<T>(words + j, threshold)); });
+    constexpr int N = Vec<T>::N;
+    alignas(64) uint32_t memory[N + kColumnBlock], *const words = memory + N;
+    const auto some = [&](int64_t j, int lanes, const uint32_t* w) { f(j, lanes, at_least_mask<T>(w, threshold)); };
+    int64_t done = 0;
+    for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
+      const int64_t known = smaller(j0 + kColumnBlock, n);
+      philox_row(keys, epoch, stream, (uint64_t)rows[r], (uint32_t)(c + j0), (int)(known - j0), words);
+      if (j0 == 0 && head) {
+        done = smaller(head, n);
+        over_row<T>(done, [&](int64_t j, int lanes) { some(j, lanes, words + j); });
+      }
+      for (; done + N <= known; done += N) some(done, N, words + (done - j0));
+      if (known == n && done < n) some(done, (int)(n - done), words + (done - j0));
+      memcpy(memory, words + kColumnBlock - N, sizeof *words * N);
     }
   }
 };
@@ -174,6 +183,7 @@ template <class T> struct DenseEpilogue {
         const T* in = c.at(r, 0);
         T* out = y.at(r, 0);
         const int64_t head = before_line(out);
+        if (before_line(out + n)) __builtin_prefetch(out + n, 1);  // a line that two rows share
         dropout->over(
             r, 0, n,
             [&](int64_t j, int lanes, Mask<T> kept) {
@@ -182,7 +192,7 @@ template <class T> struct DenseEpilogue {
               if (lanes == Vec<T>::N && before_line(out + j) % Vec<T>::N == 0) v.stream(out + j);
               else v.store(out + j, lanes);
             },
-            head % 4 == 0 ? head : 0);
+            head);
       }
     } else {
       if (c.ld == n && y.ld == n) n *= rows, rows = 1;  // they follow each other
