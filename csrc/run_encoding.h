@@ -75,7 +75,9 @@ template <class E> void run_dense_int8(E& e, const OpRecord& o, const double* f)
         const int64_t first = task / panels * kWordRows, rows = smaller(kWordRows, e.m - first);
         const int32_t* const b = packed + j * (1 + words);
         const char* const next = (const char*)(b + kWordColumns * (1 + words));
-        const int64_t bytes = panel + 1 < panels ? word_vectors(n, panel + 1) * FASTAE_VBYTES * (1 + words) : 0;
+        // of the next panel, which comes little by little where there are rows enough
+        const int64_t bytes =
+            panel + 1 < panels && rows >= kWordRows / 4 ? word_vectors(n, panel + 1) * FASTAE_VBYTES * (1 + words) : 0;
         for (int64_t i = 0, fetched = 0; i < rows;) {
           const int64_t r = first + i;
           const WordTile tile = {
