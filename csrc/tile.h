@@ -17,7 +17,8 @@ constexpr int kMaxVectors = 4;  // 32 registers: 6 x 4 accumulators, 4 of b, 1 o
 constexpr int kMaxVectors = 2;  // 16 registers: 6 x 2 accumulators, 2 of b, 1 of a
 #endif
 constexpr int kPanelRows = 12;
-constexpr int kAhead = 4;  // steps of a chain that a panel is fetched ahead of, from the second-level cache
+constexpr int kAhead = 4;        // steps of a chain that a panel is fetched ahead of, from the second-level cache
+constexpr int kLongChain = 256;  // steps in which fetching a tile's lines costs nothing
 
 // How a chain begins and ends: at 0; at the value in c; or at 0 and added to c afterwards (segments of rows).
 enum TileMode { kSet, kContinue, kAddAfter };
@@ -143,6 +144,12 @@ __attribute__((noinline)) void chains(const TileArgs<T>& t) noexcept {
       for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, false>(t.c + i * t.ldc + v * N, t.width - v * N);
   }
 
+  if (MR >= 6 && t.depth >= kLongChain) {  // what is written at the end is fetched meanwhile
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(t.c + i * t.ldc + v * N, 1);
+  }
   const T* b = t.b;
   const int64_t rs = UPRIGHT ? 1 : t.rs;
   const int64_t cs = UPRIGHT ? t.rs : 1;
