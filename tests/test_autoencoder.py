@@ -1,5 +1,6 @@
 """The estimator: what it learns, what it promises, and what it refuses."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -113,6 +114,20 @@ def test_sample_weight_of_zero_is_absence():
     alone = quick(batch_size=300, shuffle=False).fit(X[:100].astype(float))
     for (a, _), (b, _) in zip(kept.weights_, alone.weights_, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_training_keeps_nothing_of_the_initial_weights():
+    """Held in float64 they would take as much memory as Adam's moments."""
+    held = []
+    X = np.random.default_rng(0).random((64, 600), np.float32)
+    callback = [lambda info: held.append(tracemalloc.get_traced_memory()[0])]
+    model = fastae.Autoencoder(500, max_iter=1, callbacks=callback)
+    model.fit(X)  # a backend may have to be imported and to compile
+    tracemalloc.start()
+    model.fit(X)
+    tracemalloc.stop()
+    weights = 4 * model.n_parameters_
+    assert held[1] < 5.5 * weights + (1 << 20)  # weights, gradients, two moments; the weights of the epoch's start
 
 
 def test_warm_start_and_partial_fit_go_on():

@@ -86,8 +86,9 @@ class FittedByBatches(TakesRows):
                 diagnostics.warn_before_fit(network, sources[0])
             rows, held_out = (None, None) if given.blocks else self._split(sources, settings)
             n_rows = given.n_rows if rows is None else len(rows)
-            start = None if warm else self._start(network, sources[0], rows)
-            state = self._begin(backend, network, sources[0], dtype, n_rows, start)
+            # no name for the initial weights: in float64, they would take as much as Adam's moments all the while
+            state = self._begin(backend, network, sources[0], dtype, n_rows,
+                                None if warm else self._start(network, sources[0], rows))  # fmt: skip
             state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
             validate = None if held_out is None else self._validator(backend, network, sources, held_out, state)
             sources = self._with_graph(network, sources, held_out)
@@ -128,8 +129,8 @@ class FittedByBatches(TakesRows):
             if live is None or live.key != key or self._state is None or (
                 self._state.memory is not live.state.spaces.share(schema.STATE)
             ):  # fmt: skip
-                start = self._random_start(network, source) if first else None
-                state = self._begin(backend, network, source, dtype, given.n_rows, start)
+                state = self._begin(backend, network, source, dtype, given.n_rows,
+                                    self._random_start(network, source) if first else None)  # fmt: skip
                 live = _Live(key, self.plan_, backend.compile(self.plan_), state)
             else:
                 weights.write(live.plan, live.state.spaces, network, self.weights_, self.norms_)  # the user's to change
