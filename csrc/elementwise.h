@@ -6,7 +6,7 @@
 namespace fastae {
 namespace {
 
-constexpr int64_t kColumnBlock = 64;  // columns whose random words are made at a time; a multiple of 4
+constexpr int64_t kColumnBlock = 64;  // columns whose random words are made at a time; a multiple of philox_row's 64
 
 // A matrix: first element and distance of its rows.
 template <class T> struct View {
@@ -81,7 +81,8 @@ template <class T> struct Dropout {
   // columns by themselves. Words that do not fill a vector yet lie before those that come next.
   template <class F> FASTAE_INLINE void over(int64_t r, int64_t c, int64_t n, const F& f, int64_t head = 0) const {
     constexpr int N = Vec<T>::N;
-    alignas(64) uint32_t memory[N + kColumnBlock], *const words = memory + N;
+    // a part of a vector of words is read as a whole one
+    alignas(64) uint32_t memory[N + kColumnBlock + N], *const words = memory + N;
     const auto some = [&](int64_t j, int lanes, const uint32_t* w) { f(j, lanes, at_least_mask<T>(w, threshold)); };
     int64_t done = 0;
     for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {

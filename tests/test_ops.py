@@ -64,10 +64,10 @@ def test_dense_with_relu(tested_backend, m, k, n, dtype):
     )
 
 
-@pytest.mark.parametrize("offset", [0, 1, 4])
-def test_results_larger_than_caches(native_backend, offset):
+@pytest.mark.parametrize("offset, width", [(0, 4003), (1, 4003), (4, 4003), (4, 4096), (15, 4082)])
+def test_results_larger_than_caches(native_backend, offset, width):
     """What is written past the caches is what is written into them."""
-    x = np.random.default_rng(3).normal(size=(1100, 4003)).astype(np.float32)
+    x = np.random.default_rng(3).normal(size=(1100, width)).astype(np.float32)
     out = np.empty(x.size + offset, np.float32)[offset:].reshape(x.shape)
     assert out.nbytes > 1 << 24
     for name in ("sigmoid", "relu"):

@@ -47,10 +47,11 @@ template <class T, class F> void sweep(const char* type, const char* name, const
   const T special[] = {T(0),      T(-0.0), T(1),      T(-1),  T(INFINITY), T(-INFINITY), T(NAN),  T(1e-40),
                        T(-1e-40), T(88.8), T(-103.9), T(710), T(-745),     T(1e-300),    T(3e38), T(-3e38)};
   if (!unit)
-    for (size_t s = 0; s < sizeof special / sizeof *special; s += 1) {
-      for (int i = 0; i < N; ++i) x[i] = special[(s + i) % (sizeof special / sizeof *special)];
-      check();
-    }
+    for (int step = 0; step < 2; ++step)  // the same in all lanes, and different ones
+      for (size_t s = 0; s < sizeof special / sizeof *special; s += 1) {
+        for (int i = 0; i < N; ++i) x[i] = special[(s + step * i) % (sizeof special / sizeof *special)];
+        check();
+      }
   uint32_t words[64];
   for (uint64_t block = 0; block < 30000; ++block) {
     philox_row(1, 2, 3, block, 0, 64, words);
