@@ -7,6 +7,7 @@ between epochs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -157,11 +158,11 @@ def step_scalars(settings: Settings, state: State, n_steps: int, fractions: np.n
         rates = np.full(n_steps, state.learning_rate)
     row = settings.rule._row
     names = {parameter.name: getattr(settings.rule, parameter.name) for parameter in row.parameters}
-    columns = [rates]
-    for _, text in row.step:
-        value = eval(_code(text), {"__builtins__": {}}, {"lr": rates, "t": t, **names})
-        columns.append(np.broadcast_to(value, t.shape))
-    return np.ascontiguousarray(np.stack(columns, axis=1))
+    table = np.empty((n_steps, 1 + len(row.step)))
+    table[:, 0] = rates
+    for column, (_, text) in enumerate(row.step, 1):
+        table[:, column] = eval(_code(text), {"__builtins__": {}}, {"lr": rates, "t": t, **names})
+    return table
 
 
 def _add(progress: Callable[[int], object], before: int, steps: int) -> object:
@@ -272,7 +273,7 @@ class Monitor:
         info = EpochInfo(state.epochs, loss, validation, rate, time.perf_counter() - self.begin, self.model)
         self.bar.epoch(info)
         # an improvement must be relative to what there is to improve
-        improved = watched < self.best - settings.tol * abs(self.best) or not np.isfinite(self.best)
+        improved = watched < self.best - settings.tol * abs(self.best) or not math.isfinite(self.best)
         self.stale = 0 if improved else self.stale + 1
         self.best = min(self.best, watched)
         if settings.callbacks and self.publish is not None:

@@ -8,6 +8,9 @@ row-local: only row-local ops may run on blocks of rows independently.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
 
 PREPARE, GRADIENT, UPDATE = 1, 2, 4
 PHASES = {"prepare": PREPARE, "gradient": GRADIENT, "update": UPDATE}
@@ -549,6 +552,14 @@ SOURCE_DTYPES = (
     "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
 )  # fmt: skip
 SOURCE_CODES = {name: code for code, name in enumerate(SOURCE_DTYPES)} | {"bool": SOURCE_DTYPES.index("uint8")}
+
+
+@cache  # a dtype's name is made anew each time that it is asked for
+def source_code(dtype: np.dtype) -> int | None:
+    """Code of a stored element type; None for what `gather` cannot read."""
+    return SOURCE_CODES.get(dtype.name)
+
+
 MULTINOMIAL, COSINE = -1, -2  # losses of a whole row
 SMALLEST_SIZE = 1e-30  # a row's mean is cut here before its logarithm is taken
 

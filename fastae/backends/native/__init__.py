@@ -107,7 +107,7 @@ class NativeBackend:
 
     def all_finite(self, array: np.ndarray, n_threads: int = 1) -> bool:
         """Whether a 2-D array with contiguous rows has neither NaN nor infinity."""
-        code = schema.SOURCE_CODES.get(array.dtype.name)
+        code = schema.source_code(array.dtype)
         if code is None:
             return bool(np.isfinite(array).all())
         return _core.all_finite(self.isa, array, code, n_threads)
@@ -138,12 +138,10 @@ def _registered(plan: Plan) -> list[tuple]:
 
 
 def _source_tuple(source: Source) -> tuple:
-    data = source.data
-    try:
-        code = schema.SOURCE_CODES[data.dtype.name]
-    except KeyError:
+    data, code = source.data, schema.source_code(source.data.dtype)
+    if code is None:
         known = ", ".join(schema.SOURCE_CODES)
-        raise TypeError(f"source has dtype {data.dtype}; convert it to one of {known}") from None
+        raise TypeError(f"source has dtype {data.dtype}; convert it to one of {known}")
     if source.indptr is None:
         return data, code, data.shape[1], None, None, source.weight
     return data, code, source.columns, source.indptr, source.indices, source.weight
