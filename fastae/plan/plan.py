@@ -214,6 +214,16 @@ class Source:
     def n_rows(self) -> int:
         return len(self.indptr) - 1 if self.indptr is not None else len(self.data)
 
+    @property
+    def code(self) -> int:
+        """Code of the stored element type. Raises TypeError for one that `gather` cannot read."""
+        code = schema.source_code(self.data.dtype)
+        if code is None:
+            raise TypeError(
+                f"source has dtype {self.data.dtype}; convert it to one of {', '.join(schema.SOURCE_CODES)}"
+            )
+        return code
+
 
 @dataclass
 class Job:

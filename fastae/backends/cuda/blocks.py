@@ -65,15 +65,6 @@ def on_device(array: Any) -> bool:
     return isinstance(array, DeviceArray) or hasattr(array, "__cuda_array_interface__")
 
 
-def code_of(data: Any) -> int:
-    try:
-        return schema.SOURCE_CODES[data.dtype.name]
-    except KeyError:
-        raise TypeError(
-            f"source has dtype {data.dtype}; convert it to one of {', '.join(schema.SOURCE_CODES)}"
-        ) from None
-
-
 def source_bytes(source: Source) -> int:
     """Bytes of a source's rows."""
     parts = (source.data, source.indptr, source.indices, source.weight)
@@ -125,7 +116,7 @@ class Rows:
         """(n,) `SOURCE` records as steps begin; addresses of rows that come in blocks are told by `block`."""
         out = np.zeros(len(self.job.sources), SOURCE)
         for i, source in enumerate(self.job.sources):
-            out[i]["dtype"], out[i]["columns"] = code_of(source.data), source.columns or source.data.shape[1]
+            out[i]["dtype"], out[i]["columns"] = source.code, source.columns or source.data.shape[1]
             if not self.resident:
                 continue
             data = source.data

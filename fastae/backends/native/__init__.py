@@ -138,10 +138,7 @@ def _registered(plan: Plan) -> list[tuple]:
 
 
 def _source_tuple(source: Source) -> tuple:
-    data, code = source.data, schema.source_code(source.data.dtype)
-    if code is None:
-        known = ", ".join(schema.SOURCE_CODES)
-        raise TypeError(f"source has dtype {data.dtype}; convert it to one of {known}")
+    data, code = source.data, source.code
     if source.indptr is None:
         return data, code, data.shape[1], None, None, source.weight
     return data, code, source.columns, source.indptr, source.indices, source.weight
