@@ -138,8 +138,8 @@ void pack_words(const float* w, int64_t ldw, int64_t columns, int64_t depth, int
 
 // A panel is two vectors wide (the last one perhaps one): at the usual depths it stays in the first-level cache.
 constexpr int64_t kWordColumns = 2 * Vec<float>::N;
-constexpr int64_t kWordRows =
-    384;  // that all panels pass: their words stay in the second-level cache, their pages are few
+// Rows that all panels pass: their words stay in the second-level cache, their pages are few.
+constexpr int64_t kWordRows = 384;
 FASTAE_INLINE int64_t word_panels(int64_t columns) { return ceil_div(columns, kWordColumns); }
 FASTAE_INLINE int word_vectors(int64_t columns, int64_t panel) {
   return columns - panel * kWordColumns > Vec<float>::N ? 2 : 1;
