@@ -23,7 +23,7 @@ from ..stream import DeviceRows
 from ..training import EpochInfo, Settings
 from .base import checked_callbacks, seed_of
 from .feed import Block, Feed, changes_within_epochs, check_repeatable, check_timing, on_one_side, open_checked
-from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, starting_arrays
+from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, start_weights
 from .sparse_state import SparseOptimizer, SparseState
 
 _NEVER = 2**62
@@ -179,9 +179,8 @@ class SparseFitting(SparseState):
         scale = input_scale(x) if self.normalization == "scale" else 1.0
         network = self._network(x.shape[1], y.shape[1], n_rows=feed.x.n_rows, input_scale=scale)
         trainer = self._trainer(network, feed, dtype, settings, backend)
-        start = starting_arrays(network, x, y, settings.seed, self.initializer, self.bias_initializer)
-        for name, array in start.items():
-            trainer.view(name)[...] = array
+        start_weights(network, trainer.view, x, y, settings.seed, self.initializer, self.bias_initializer,
+                      settings.n_threads)  # fmt: skip
         trainer.view("batch_threshold")[...] = -1.0
         if network.groups is not None:
             trainer.view("groups")[0] = network.groups

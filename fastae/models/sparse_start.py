@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from .sparse_memory import CompiledCode
 
 SAMPLE_ROWS = 16384  # that the bias and the input's scale are taken from
 _SCALE_ROWS = 512
+_BLOCK_ROWS = 1024  # latents that are drawn together; streams are numbered by it, so it decides what is drawn
 INITIALIZERS = ("random", "data")
 BIAS_INITIALIZERS = ("geometric_median", "mean", "zeros")
 
@@ -36,8 +39,13 @@ def geometric_median(x: np.ndarray, iterations: int = 100, tolerance: float = 1e
     centre = x.mean(axis=0)
     smallest = 1e-12 * (1.0 + np.abs(x).max(initial=0.0))
     for _ in range(iterations):
-        distance = np.maximum(np.linalg.norm(x - centre, axis=1), smallest)
-        new = (x / distance[:, None]).sum(axis=0) / (1.0 / distance).sum()
+        new, weights = np.zeros_like(centre), 0.0
+        for first in range(0, len(x), _BLOCK_ROWS):  # no copy of all rows
+            rows = x[first : first + _BLOCK_ROWS]
+            weight = 1.0 / np.maximum(np.linalg.norm(rows - centre, axis=1), smallest)
+            new += weight @ rows
+            weights += weight.sum()
+        new /= weights
         moved = np.linalg.norm(new - centre)
         centre = new
         if moved <= tolerance * (1e-30 + np.linalg.norm(centre)):
@@ -54,37 +62,48 @@ def in_training_units(network: SparseNetwork, x: np.ndarray) -> np.ndarray:
     return x * network.input_scale if network.normalization == "scale" else x
 
 
-def starting_arrays(
-    network: SparseNetwork, x: np.ndarray, y: np.ndarray, seed: int, initializer: str, bias: str
-) -> dict[str, np.ndarray]:
-    """Arrays by parameter, float64; x, y: a sample of inputs and targets in the data's units."""
-    rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0x5AE]))
+def start_weights(
+    network: SparseNetwork, view: Callable[[str], np.ndarray], x: np.ndarray, y: np.ndarray, seed: int,
+    initializer: str, bias: str, n_threads: int,
+) -> None:  # fmt: skip
+    """Fills the parameters, which are zeros.
+
+    view : name of a parameter -> its array; x, y : a sample of inputs and targets in the data's units. Latents are
+    drawn in blocks, each from a stream of its own, so that the number of threads changes nothing.
+    """
     x = in_training_units(network, x)
     if not (network.transcoder and network.normalization == "layer"):
         y = in_training_units(network, y)
-    n, p, q = network.n_components, network.n_features, network.n_targets
     centre = {"geometric_median": geometric_median, "mean": lambda a: a.mean(axis=0), "zeros": lambda a: a[0] * 0.0}
-    arrays = {name: np.zeros((rows, columns)) for name, rows, columns in network.parameters}
-    arrays["decoder_bias"][0] = centre[bias](y)
-    inner = x - arrays["decoder_bias"] if network.pre_bias else x
-    directions = rng.normal(size=(n, p))
-    if initializer == "data":
-        drawn = inner[rng.integers(len(inner), size=n)]
-        size = np.linalg.norm(drawn, axis=1, keepdims=True)
-        # a little noise tells latents of the same row apart
-        drawn = np.divide(drawn, size, out=np.zeros_like(drawn), where=size > 0)
-        directions = drawn + 0.01 * directions / np.sqrt(p) + (size == 0) * directions
-    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-300)
-    arrays["encoder"] = directions
-    if network.transcoder:  # inputs say nothing of the outputs' directions
-        decoder = rng.normal(size=(n, q))
-        arrays["decoder"] = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
-    else:
-        arrays["decoder"] = directions.copy()
+    decoder_bias = centre[bias](y)
+    view("decoder_bias")[0] = decoder_bias
+    inner = x - decoder_bias if network.pre_bias and initializer == "data" else x
+    encoder, decoder = view("encoder"), view("decoder")
+
+    @np.errstate(all="ignore")  # of this thread; what overflows here is found in the first loss
+    def begin(first: int) -> None:
+        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0x5AE], counter=[0, 0, 0, first // _BLOCK_ROWS]))
+        rows = slice(first, min(first + _BLOCK_ROWS, network.n_components))
+        directions = rng.normal(size=encoder[rows].shape)
+        if initializer == "data":
+            drawn = inner[rng.integers(len(inner), size=len(directions))]
+            size = np.linalg.norm(drawn, axis=1, keepdims=True)
+            # a little noise tells latents of the same row apart
+            drawn = np.divide(drawn, size, out=np.zeros_like(drawn), where=size > 0)
+            directions = drawn + 0.01 * directions / np.sqrt(network.n_features) + (size == 0) * directions
+        encoder[rows] = unit_rows(directions)
+        # a transcoder's inputs say nothing of its outputs' directions
+        decoder[rows] = unit_rows(rng.normal(size=decoder[rows].shape)) if network.transcoder else encoder[rows]
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(begin, range(0, network.n_components, _BLOCK_ROWS)))
     sparsity = network.sparsity
     if isinstance(sparsity, JumpReLU):
-        arrays["threshold"][...] = np.log(sparsity.threshold) if sparsity.logarithm else sparsity.threshold
-    return arrays
+        view("threshold")[...] = np.log(sparsity.threshold) if sparsity.logarithm else sparsity.threshold
+
+
+def unit_rows(directions: np.ndarray) -> np.ndarray:
+    return directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-300)
 
 
 def fit_scale(
