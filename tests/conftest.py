@@ -144,7 +144,8 @@ def launched_on_gpu(backends):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """Names of the kernels that a run without failures launched on a GPU, to the file FASTAE_GPU_LAUNCHED."""
+    """Names of the kernels that were launched on a GPU, behind what the file FASTAE_GPU_LAUNCHED has already."""
     file = os.environ.get("FASTAE_GPU_LAUNCHED")
-    if file and exitstatus == 0 and GPU:
-        Path(file).write_text("\n".join(sorted(launched_on_gpu([cuda_backend(0, way) for way in GPU.values()]))) + "\n")
+    if file and GPU:
+        with Path(file).open("a") as out:  # processes side by side add to it
+            out.write("\n".join(sorted(launched_on_gpu([cuda_backend(0, way) for way in GPU.values()]))) + "\n")

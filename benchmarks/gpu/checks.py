@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import os
 import subprocess
 import sys
@@ -27,20 +28,20 @@ def kernels(device: Device, left: float) -> dict[str, Any]:
     kept beside the result, also of a run that is ended because time is up.
     """
     chosen = ["-k", "cuda_host and dropout"] if device.rehearse else ["-k", "cuda_gpu or cuda_cublas"]
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-x" if device.rehearse else "--maxfail=60", "-p",
-               "no:cacheprovider", *chosen, "tests"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-x" if device.rehearse else "--maxfail=200", "-p",
+               "no:cacheprovider", *side_by_side(), *chosen, "tests"]  # fmt: skip
     log = Path(device.out).with_suffix(".tests.txt")
     with tempfile.TemporaryDirectory() as folder:
         launched = Path(folder) / "launched"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "FASTAE_GPU_LAUNCHED": str(launched)}
         with log.open("w") as file:
-            ended = ""
+            ended, status = "", 1
             try:
-                subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=max(left, 60),
-                               check=False, env=environment)  # fmt: skip
+                status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False,
+                                        timeout=max(left, 60), env=environment).returncode  # fmt: skip
             except subprocess.TimeoutExpired as error:
                 ended = f"ended after {error.timeout:.0f} s; "
-        names = launched.read_text().split() if launched.exists() else []
+        names = sorted(set(launched.read_text().split())) if launched.exists() and not status else []
     lines = log.read_text(errors="replace").splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     failed = failed or [line for line in lines if "] FAILED" in line or ") FAILED" in line]
@@ -50,6 +51,13 @@ def kernels(device: Device, left: float) -> dict[str, Any]:
         record_verified(names)
     summary = ended + (lines[-1] if lines else "nothing was said")
     return {"summary": summary, "passed": passed, "failed": failed, "verified": len(names), "log": str(log)}
+
+
+def side_by_side() -> list[str]:
+    """Options for tests in several processes, where pytest-xdist is installed."""
+    if importlib.util.find_spec("xdist") is None or (os.cpu_count() or 1) < 4:
+        return []
+    return ["-n", str(min(12, (os.cpu_count() or 1) - 2))]
 
 
 def record_verified(names: list[str]) -> None:

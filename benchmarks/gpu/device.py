@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +67,36 @@ class Device:
             last.record(driver.stream)
             last.synchronize()
             return cupy.cuda.get_elapsed_time(first, last) / 1e3 / count
+
+    def kernels_of(self, call: Callable[[], object]) -> dict[str, Any]:
+        """What the device does in a call, by PyTorch's profiler: name -> times, µs altogether; {} without it."""
+        if self.rehearse:
+            return {}
+        try:
+            import torch
+        except ImportError:
+            return {}
+        call()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            call()
+            torch.cuda.synchronize()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            events = json.loads(path.read_text())["traceEvents"]
+        table: dict[str, list[float]] = {}
+        for event in events:
+            if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+                entry = table.setdefault(event["name"][:60], [0, 0.0])
+                entry[0] += 1
+                entry[1] += event["dur"]
+        return dict(sorted(table.items(), key=lambda item: -item[1][1]))
+
+
+def show(title: str, table: dict[str, Any]) -> None:
+    print(title)
+    for name, (count, total) in list(table.items())[:25]:
+        print(f"  {total:10.1f} µs  {count:5d} x  {name}", flush=True)
 
 
 def torch_seconds(call: Callable[[], object], count: int) -> float:

@@ -12,7 +12,7 @@ import fastae
 from fastae.plan.plan import Source
 from fastae.training import Block
 
-from .device import Device, torch_seconds
+from .device import Device, show, torch_seconds
 
 
 def sizes(device: Device) -> tuple[int, int, int, int]:
@@ -30,13 +30,14 @@ def model_of(device: Device, precision: str = "float32") -> tuple[fastae.SparseA
     return model, X
 
 
-def step_seconds(device: Device, model: fastae.SparseAutoencoder, X: np.ndarray, batch: int) -> float:
-    """Of a step with rows and weights on the device; ``partial_fit`` brings the weights back each time."""
+def steps_of(device: Device, model: fastae.SparseAutoencoder, X: np.ndarray, batch: int) -> dict[str, Any]:
+    """A step with rows and weights on the device; ``partial_fit`` brings the weights back each time."""
     model.partial_fit(X[:batch])
     trainer: Any = model._live
     block = trainer.placed(Block((Source(X, columns=X.shape[1]),), len(X)))
     steps = len(X) // batch
-    return device.seconds(lambda: trainer.run(block, 0, steps), 3) / steps
+    seconds = device.seconds(lambda: trainer.run(block, 0, steps), 3) / steps
+    return {"seconds": seconds, "kernels": device.kernels_of(lambda: trainer.run(block, 0, 1))}
 
 
 def run(device: Device, left: float) -> dict[str, Any]:
@@ -46,16 +47,20 @@ def run(device: Device, left: float) -> dict[str, Any]:
     start = time.perf_counter()
     model.fit(X)
     out["first fit"] = {"seconds": time.perf_counter() - start, "fvu": model.fvu_curve_[-1]}
-    out["step"] = {"seconds": step_seconds(device, model, X, batch), "fvu": model.fvu_curve_[-1]}
-    print({name: entry for name, entry in out.items() if name != "sizes"}, flush=True)
+    print(out["first fit"], flush=True)
+    out["step"] = steps_of(device, model, X, batch)
+    print(f"step: {out['step']['seconds'] * 1e3:.2f} ms", flush=True)
+    show("a step's kernels", out["step"]["kernels"])
     resident = X
     if not device.rehearse:
         import cupy
 
         resident = cupy.asarray(X)
     seconds = device.seconds(lambda: model.encode(resident), 3)
-    out["encode"] = {"seconds": seconds, "rows/s": len(X) / seconds}
+    kernels = device.kernels_of(lambda: model.encode(resident))
+    out["encode"] = {"seconds": seconds, "rows/s": len(X) / seconds, "kernels": kernels}
     print(f"encode: {len(X) / seconds:.0f} rows/s", flush=True)
+    show("encode's kernels", kernels)
     if not device.rehearse:
         del model, resident
         gc.collect()
