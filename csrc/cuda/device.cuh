@@ -92,6 +92,12 @@ struct Launch {
   }                                                                                         \
   FASTAE_INLINE void NAME##_body(const Launch& o)
 
+// What a thread reads or writes at a time where memory lies on 16 bytes.
+constexpr int kPart = 16 / sizeof(T);
+struct alignas(16) Part {
+  T v[kPart];
+};
+
 constexpr int kThreads = 256;  // of a block, where nothing else is said
 constexpr int kLanes = 16;     // virtual lanes of a sum over a row
 

@@ -101,7 +101,10 @@ struct LatentFinish {
         n(o.slot[at_latent_grad::s_w].rows),
         p(o.slot[at_latent_grad::s_w].columns) {}
 
-  FASTAE_INLINE void operator()(int64_t j, bool any, const T* x, T* g) const {
+  // Whether there is anything to do; any: whether the latent has entries.
+  FASTAE_INLINE bool changes(bool any) const { return factor || (unit && any); }
+
+  FASTAE_INLINE void operator()(int64_t j, const T* x, T* g) const {
     __shared__ T along;
     __shared__ bool moved;
     if (factor) {
@@ -111,7 +114,7 @@ struct LatentFinish {
         if (f != 0) g[c] = mul_add((T)f, x[c], g[c]);
       }
     }
-    if (!unit || !(any || factor)) return;
+    if (!unit) return;
     __syncthreads();
     if (threadIdx.x < 32) {
       const int lane = threadIdx.x % kLanes;
@@ -131,7 +134,7 @@ FASTAE_KERNEL(latent_grad_finish, kThreads) {
   const View<T> w = o.real(at_latent_grad::s_w), dw = o.real(at_latent_grad::s_dw);
   const LatentFinish finish(o);
   for (int64_t j = blockIdx.x; j < w.rows; j += gridDim.x)
-    finish(j, code.start[j] < code.start[j + 1], w.at(j, 0), dw.at(j, 0));
+    if (finish.changes(code.start[j] < code.start[j + 1])) finish(j, w.at(j, 0), dw.at(j, 0));
 }
 
 // db (1,p) = sum of dy over rows

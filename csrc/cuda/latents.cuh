@@ -77,15 +77,20 @@ FASTAE_KERNEL(by_latent_count, kThreads) {
 
 // A block's counts become those of the blocks before it; start a latent's own, run the sum of kThreads latents'.
 FASTAE_KERNEL(by_latent_sum, kThreads) {
+  constexpr int kAhead = 16;  // counts that are on their way at a time
   const LatentLists l(o);
   for (int64_t i = blockIdx.x; i < l.runs; i += gridDim.x) {
     const int64_t j = i * kThreads + threadIdx.x;
     int32_t sum = 0;
-    for (int64_t b = 0; j < l.n && b < l.blocks; ++b) {
-      int32_t& count = l.counts[b * l.n + j];
-      const int32_t here = count;
-      count = sum;
-      sum += here;
+    for (int64_t b0 = 0; j < l.n && b0 < l.blocks; b0 += kAhead) {
+      int32_t here[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) here[k] = b0 + k < l.blocks ? l.counts[(b0 + k) * l.n + j] : 0;
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (b0 + k < l.blocks) l.counts[(b0 + k) * l.n + j] = sum;
+        sum += here[k];
+      }
     }
     int64_t all;
     block_prefix(sum, &all);
@@ -180,7 +185,10 @@ struct Listed {
       : coef(o.view<const T>(coef_slot)),
         start(o.view<const int64_t>(start_slot).p),
         entry(o.view<const int64_t>(entry_slot).p) {}
-  FASTAE_INLINE T at(int64_t e) const { return coef(entry[e] / coef.columns, entry[e] % coef.columns); }
+  FASTAE_INLINE T at(int64_t e) const {
+    const int64_t place = entry[e];
+    return coef.ld == coef.columns ? coef.p[place] : coef(place / coef.columns, place % coef.columns);
+  }
 
   // sum of f(coefficient) in the order of the entries, on a warp: numbers are fetched side by side
   template <class F> FASTAE_INLINE double sum(int64_t j, const F& f) const {

@@ -22,19 +22,30 @@ struct Groups {
 };
 
 // y (m,p), or block g of y (m, G p) = [b] + sum of val w[idx] over the entries, those of the groups up to g: a chain per
-// column, entries with val = 0 left out. A thread makes one column of all blocks; several entries' weights are on their
-// way at a time.
-FASTAE_KERNEL(decode, kThreads) {
+// column, entries with val = 0 left out. A thread makes N neighbouring columns of all blocks; several entries' weights
+// are on their way at a time. Blocks of threads lie over 16 N columns, and those of one such strip of w run one after
+// another, so that it is in the cache for all rows.
+template <int N> FASTAE_INLINE void decode_columns(const Launch& o) {
   namespace at = at_decode;
   constexpr int kAhead = 8;
+  struct alignas(N * sizeof(T)) Own {
+    T v[N];
+  };
   const View<T> val = o.real(at::s_val), w = o.real(at::s_w), y = o.real(at::s_y);
   const View<const int32_t> idx = o.view<const int32_t>(at::s_idx);
   const T* const b = o.real(at::s_b).p;
   const Entries entries(o, at::s_count, val.columns);
   const Groups groups(o, at::s_groups);
   const int64_t p = w.columns;
-  each_cell(o.m, p, [&](int64_t r, int64_t j) {
-    T sum = b ? b[j] : T(0);
+  each_cell(o.m, p / N, [&](int64_t r, int64_t part) {
+    const int64_t j = part * N;
+    Own sum = {};
+    if (b) sum = *(const Own*)(b + j);
+    const auto add = [&](T c, const Own& x) {
+#pragma unroll
+      for (int q = 0; q < N; ++q)
+        if (c != T(0)) sum.v[q] = mul_add(c, x.v[q], sum.v[q]);
+    };
     for (int64_t g = 0; g < groups.count(); ++g) {
       for (int64_t q = 0; q < entries.segments; ++q) {
         const int64_t n = entries.of(r, q);
@@ -43,37 +54,42 @@ FASTAE_KERNEL(decode, kThreads) {
         int64_t i = groups.end && g ? first_from(at, n, groups.end[g - 1]) : 0;
         const int64_t last = groups.end ? first_from(at, n, groups.end[g]) : n;
         for (; i + kAhead <= last; i += kAhead) {
-          T x[kAhead];
+          Own x[kAhead];
 #pragma unroll
-          for (int k = 0; k < kAhead; ++k) x[k] = w(at[i + k], j);
+          for (int k = 0; k < kAhead; ++k) x[k] = *(const Own*)w.at(at[i + k], j);
 #pragma unroll
-          for (int k = 0; k < kAhead; ++k)
-            if (c[i + k] != T(0)) sum = mul_add(c[i + k], x[k], sum);
+          for (int k = 0; k < kAhead; ++k) add(c[i + k], x[k]);
         }
-        for (; i < last; ++i)
-          if (c[i] != T(0)) sum = mul_add(c[i], w(at[i], j), sum);
+        for (; i < last; ++i) add(c[i], *(const Own*)w.at(at[i], j));
       }
-      y(r, g * p + j) = sum += T(0);  // -0 becomes +0
+#pragma unroll
+      for (int q = 0; q < N; ++q) sum.v[q] += T(0);  // -0 becomes +0
+      *(Own*)y.at(r, g * p + j) = sum;
     }
   });
 }
+FASTAE_KERNEL(decode, kThreads) { decode_columns<1>(o); }
+FASTAE_KERNEL(decode_parts, kThreads) { decode_columns<kPart>(o); }
 
-// dval = dy[r, block of the latent's group] . w[idx], sixteen threads an entry; 0 for latents of no group.
+// dval = dy[r, block of the latent's group] . w[idx], sixteen threads an entry; 0 for latents of no group. Blocks: x over
+// rows, y over runs of a row's places.
 FASTAE_KERNEL(code_grad, kThreads) {
   namespace at = at_code_grad;
   const View<T> dy = o.real(at::s_dy), w = o.real(at::s_w), dval = o.real(at::s_dval);
   const View<const int32_t> idx = o.view<const int32_t>(at::s_idx);
   const Entries entries(o, at::s_count, idx.columns);
   const Groups groups(o, at::s_groups);
-  const int64_t p = w.columns, width = idx.columns;
-  each_row(o.m * width, [&](int64_t e, int lane) {
-    const int64_t r = e < 0 ? 0 : e / width, c = e < 0 ? 0 : e % width;
-    const bool here = e >= 0 && entries.has(r, c);
-    const int64_t j = here ? idx(r, c) : 0, g = here ? groups.of(j) : 0;
-    const bool inside = here && g < groups.count();
-    const T product = dot(dy.at(r, inside ? g * p : 0), w.at(j, 0), inside ? p : 0, lane);
-    if (here && lane == 0) dval(r, c) = inside ? product : T(0);
-  });
+  const int64_t p = w.columns;
+  for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x)
+    for (int64_t first = (int64_t)blockIdx.y * blockDim.y; first < idx.columns; first += gridDim.y * blockDim.y) {
+      const int64_t c = first + threadIdx.y;
+      const bool here = c < idx.columns && entries.has(r, c);
+      if (!__any_sync(0xffffffffu, here)) continue;
+      const int64_t j = here ? idx(r, c) : 0, g = here ? groups.of(j) : 0;
+      const bool inside = here && g < groups.count();
+      const T product = dot(dy.at(r, inside ? g * p : 0), w.at(j, 0), inside ? p : 0, threadIdx.x);
+      if (here && threadIdx.x == 0) dval(r, c) = inside ? product : T(0);
+    }
 }
 
 // x (m, blocks p): block g += block g + 1, from the last but one down to 0

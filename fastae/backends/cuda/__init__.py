@@ -43,6 +43,10 @@ class CudaBackend:
     def __repr__(self) -> str:
         return f"CudaBackend({self.driver!r})"
 
+    def __deepcopy__(self, memo: dict) -> CudaBackend:
+        """Itself: a GPU has no copy, and estimators that are copied go on with the same one."""
+        return self
+
     def compile(self, plan: Plan) -> Program:
         """The plan with what the device keeps of it between runs."""
         if plan.dtype == np.float64 and any(op.ints.get("bf16") == 1 for op in plan.ops):

@@ -19,6 +19,7 @@ from .record import FORMULA_EXTRA, LAUNCH
 PRODUCTS = ("float32", "bfloat16", "tf32")  # what a record's ``bf16`` means
 
 THREADS, LANES, COLUMNS = 256, 16, 32
+PART = 16  # bytes that a thread reads or writes at a time: Part of device.cuh
 Grid = tuple[int, int, int]
 
 
@@ -126,6 +127,15 @@ class Binder:
 
     def address(self, slot: str) -> int:
         return self.locate(self.buffer(slot))[0]
+
+    def in_parts(self, *buffers: Any) -> bool:
+        """Whether all rows of some buffers are whole parts of 16 bytes, on 16 bytes; None for none."""
+        item, numbers = self.plan.dtype.itemsize, []
+        for buffer in buffers:
+            if buffer is not None:
+                address, ld = self.locate(buffer)
+                numbers += [address, ld * item, buffer.columns * item]
+        return not any(number % PART for number in numbers)
 
     # ---- launches ---
 

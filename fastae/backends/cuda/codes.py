@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...plan import schema
-from .binder import LANES, Binder, ceil_div, over, over_cells, over_rows
+from .binder import LANES, PART, THREADS, Binder, ceil_div, over, over_cells, over_rows, power
 
 ONE_BLOCK = ((1, 1, 1), (256, 1, 1))
 SUM, MEAN, BY_FACTOR, SCALED_MEAN = range(4)  # what code_value makes of the rows' sums
@@ -94,11 +94,20 @@ def restore(b: Binder, op) -> None:
 
 
 def decode(b: Binder, op) -> None:
-    b.launch("decode", over_cells(b.m, b.shape("w")[1]))
+    """Sixteen threads over columns: what all rows need of these columns of w stays in the device's cache."""
+    parts = b.in_parts(b.buffer("w"), b.buffer("y"), b.buffer("b"))
+    width = PART // b.plan.dtype.itemsize if parts else 1
+    x = ceil_div(b.shape("w")[1], width)
+    y = power(b.m, 2, THREADS // LANES)
+    grid = (max(1, min(ceil_div(b.m, y), 16384)), max(1, min(ceil_div(x, LANES), 65535)), 1)
+    b.launch("decode_parts" if parts else "decode", (grid, (LANES, y, 1)))
 
 
 def code_grad(b: Binder, op) -> None:
-    b.launch("code_grad", over_rows(b.m * b.shape("idx")[1]))
+    width = b.shape("idx")[1]
+    y = power(width, 2, THREADS // LANES)
+    grid = (max(1, min(b.m, 1 << 20)), max(1, min(ceil_div(width, y), 65535)), 1)
+    b.launch("code_grad", (grid, (LANES, y, 1)))
 
 
 def suffix_sum(b: Binder, op) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 from ...catalog import UPDATE_RULES
 from ...plan import schema
 from ...plan.plan import Op
-from .binder import THREADS, Binder, Grid, ceil_div, over, over_cells
+from .binder import PART, THREADS, Binder, Grid, ceil_div, over, over_cells
 from .dense import bias_sum
 
 ROWS_OF_A_BLOCK = 32  # rows of the batch whose entries one block of threads places
 MOST_COUNTS = 1 << 24  # counts of latents by blocks of rows
-MOST_OF_A_ROW = 20 << 10  # bytes of a latent's row, of which two fit the shared memory beside a kernel's own
+MOST_OF_A_ROW = 4 * THREADS * PART  # bytes of a latent's row in registers: kUpdateParts of latent_update.cuh
 WIDE, LATENT_BLOCK = 4, 64  # kWide, kLatentBlock of latent_grad.cuh and latents.cuh
 
 
@@ -83,7 +83,8 @@ def together(b: Binder) -> list[Op]:
     for op in reversed(gradients):
         if op.kind != "latent_grad" or not op.ints["fused"]:
             break
-        if b.plan.buffers[b.plan.index[op.slots["w"]]].columns * b.plan.dtype.itemsize > MOST_OF_A_ROW:
+        w, u = (b.plan.buffers[b.plan.index[op.slots[slot]]] for slot in ("w", "u"))
+        if w.columns * b.plan.dtype.itemsize > MOST_OF_A_ROW or not b.in_parts(w, u):
             break
         found.insert(0, op)
     return found
@@ -105,8 +106,8 @@ def latent_update(b: Binder, op: Op, n: int, p: int) -> None:
     update = next(o for o in b.plan.ops if o.kind == "update")
     gradient = schema.KIND["latent_grad"]
     unit = op.slots["w"] in brought_to_unit(b)
-    width = width_of_block(ceil_div(p, WIDE))
-    b.launch("latent_update", ((min(n, 1 << 20), 1, 1), (width, 1, 1)), shared=2 * p * b.plan.dtype.itemsize,
+    width = width_of_block(ceil_div(p * b.plan.dtype.itemsize, PART))
+    b.launch("latent_update", ((n, 1, 1), (width, 1, 1)), shared=2 * p * b.plan.dtype.itemsize,
              extra=(len(UPDATE_RULES[update.ints["rule"]].step), int(unit)))  # fmt: skip
     launch: Any = b.launches.pop()
     record = launch.record
