@@ -70,12 +70,35 @@ def run(device: Device, left: float) -> dict[str, Any]:
 
 
 def torch_figures(X: np.ndarray, p: int, n: int, k: int, batch: int) -> dict[str, Any]:
-    """The dense step by autograd with bfloat16 autocast and fused Adam, and encoding in float32, tf32 and bfloat16."""
+    """The dense step by autograd, sparsify's, and encoding in float32, tf32 and bfloat16."""
     import torch
 
     torch.manual_seed(0)
     x = torch.from_numpy(X[:batch]).cuda()
-    encoder = torch.randn(n, p, device="cuda").mul_(p**-0.5).requires_grad_()
+    out: dict[str, Any] = {}
+    for name, measure in (("dense step", torch_step), ("sparsify step", sparsify_step)):
+        try:
+            out[name] = measure(x, n, k)
+        except Exception as error:  # not installed, or not with this PyTorch
+            out[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        gc.collect()
+        torch.cuda.empty_cache()
+    encoder = torch.randn(n, p, device="cuda").mul_(p**-0.5)
+    for name, tf32, dtype in (("float32", False, torch.float32), ("tf32", True, torch.float32),
+                              ("bfloat16", False, torch.bfloat16)):  # fmt: skip
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        a, w = x.to(dtype), encoder.to(dtype)
+        seconds = torch_seconds(lambda a=a, w=w: (a @ w.T).topk(k, dim=1), 5)
+        out[f"encode {name}"] = {"rows/s": batch / seconds}
+    print(out, flush=True)
+    return out
+
+
+def torch_step(x: Any, n: int, k: int) -> float:
+    """Seconds of a dense step with bfloat16 autocast and fused Adam."""
+    import torch
+
+    encoder = torch.randn(n, x.shape[1], device="cuda").mul_(x.shape[1] ** -0.5).requires_grad_()
     decoder = encoder.detach().clone().requires_grad_()
     adam = torch.optim.Adam([encoder, decoder], lr=1e-4, fused=True)
 
@@ -89,12 +112,22 @@ def torch_figures(X: np.ndarray, p: int, n: int, k: int, batch: int) -> dict[str
         error.square().sum(1).mean().backward()
         adam.step()
 
-    out: dict[str, Any] = {"dense step": torch_seconds(step, 5)}
-    for name, tf32, dtype in (("float32", False, torch.float32), ("tf32", True, torch.float32),
-                              ("bfloat16", False, torch.bfloat16)):  # fmt: skip
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        a, w = x.to(dtype), encoder.detach().to(dtype)
-        seconds = torch_seconds(lambda a=a, w=w: (a @ w.T).topk(k, dim=1), 5)
-        out[f"encode {name}"] = {"rows/s": batch / seconds}
-    print(out, flush=True)
-    return out
+    return torch_seconds(step, 5)
+
+
+def sparsify_step(x: Any, n: int, k: int) -> float:
+    """Seconds of a step as EleutherAI's sparsify makes it: bfloat16 autocast, Triton decoder, unit rows, fused Adam."""
+    import torch
+    from sparsify import Sae, SaeConfig
+
+    sae = Sae(x.shape[1], SaeConfig(num_latents=n, k=k), device="cuda", dtype=torch.float32)
+    adam = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        adam.zero_grad(set_to_none=True)
+        sae(x).fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        adam.step()
+        sae.set_decoder_norm_to_unit_norm()
+
+    return torch_seconds(step, 5)
