@@ -1,6 +1,6 @@
-// The error of pre-activations by products in bfloat16, with a proven bound. Host and device.
+// The error of pre-activations by products in bfloat16 (CPU) or scaled float16 (GPU), with a proven bound.
 //
-// z is float32's chain plus bias, s = sum_p x^_p w^_p + b as the instructions make it, x^ and w^ rounded to bfloat16.
+// z is float32's chain plus bias, s = sum_p x^_p w^_p + b as the instructions make it, x^ and w^ rounded.
 // With u = 2^-24, norms |.|_2 and all sums over p terms:
 //
 //   |z - (x w + b)|      <= g1 |x||w| + 4u |b| + tiny        chain of fused multiply-adds, then one addition
@@ -9,7 +9,8 @@
 //
 //   B = |w| (|x - x^| + g1 |x|) + |x^| (|w - w^| + g2 |w^|) + 8u |b| + tiny  >=  |z - s|
 //
-// Products of bfloat16 numbers are exact in float32. An instruction adds p products to a sum in some tree, in at most
+// Products of such numbers are exact in float32, and a power of two that a row of x or w is multiplied by is lost from
+// no line above. An instruction adds p products to a sum in some tree, in at most
 // 1.25 p + 32 additions on the way of a product (AMX adds its even and its odd products apart; a GPU's tensor cores cut
 // the products of a block at the last place of the largest one, an addition more for each block); cutting instead of
 // rounding doubles u: g2 = 2u N / (1 - 2u N), N = 1.25 p + 32, the last few for the rounding of s + b and of s +- B.

@@ -83,12 +83,14 @@ def _array(at: Matrix, rows: int, columns: int, dtype: type) -> np.ndarray:
 
 def multiply(product: Product) -> None:
     """What cuBLASLt does, by NumPy."""
-    kind = {"float64": np.float64, "bfloat16": np.uint16}.get(product.kind, np.float32)
+    kind = {"float64": np.float64, "float16": np.float16, "bfloat16": np.uint16}.get(product.kind, np.float32)
     out = _array(product.out, product.rows, product.columns, np.float64 if product.kind == "float64" else np.float32)
     left = _array(product.left, product.rows, product.depth, kind)
     right = _array(product.right, product.depth, product.columns, kind)
     if product.kind == "bfloat16":
         left, right = ((a.astype(np.uint32) << 16).view(np.float32) for a in (left, right))
+    elif product.kind == "float16":
+        left, right = (a.astype(np.float32) for a in (left, right))
     with np.errstate(all="ignore"):
         value = left @ right
         if product.bias:

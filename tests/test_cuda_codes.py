@@ -103,6 +103,22 @@ def test_encode_has_the_same_bits_on_every_path(native, make, shape, products):
             assert certified == (path == 2 or (path == 0 and products == "cublas" and p >= 64 and n >= 1024))
 
 
+@pytest.mark.parametrize("kind", range(3))
+def test_encode_of_rows_of_every_size(native, kind):
+    """Scales of float16 as far apart as they can be; rows of zeros, and numbers that float16 has no room for."""
+    m, n, p, k = 12, 1201, 68, 7
+    arrays = real_numbers(m, n, p)
+    for name in ("x", "w"):
+        a = arrays[name]
+        a *= np.exp2(np.resize([0, -140, -90, -60, -30, 30, 60, 75, 90, 120], len(a)).astype(np.float32))[:, None]
+        a[3::7, 5] *= np.float32(1e-9)
+        a[10] = 0
+    want, _ = encoded_by(native, arrays, m, n, p, kind, k, 1, False)
+    for packed, products in ((True, "exact"), (False, "cublas")):
+        got, _ = encoded_by(device(kind, products=products), arrays, m, n, p, kind, k, 2, packed)
+        assert_same_codes(got, want)
+
+
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 256 latents."""

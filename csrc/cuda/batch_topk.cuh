@@ -1,7 +1,7 @@
 // The largest positive pre-activations of a whole batch. Chunks of latents go by as in encode.cuh; what reaches a limit
 // that all rows share joins its row's list. The limit is the lower end of the bin that the k m-th largest so far lies
 // in, by counts over the upper bits of what was seen. batch_select.cuh finds the exact number among the lists;
-// certified_batch.cuh makes these by products in bfloat16. Atomics add and compare integers only.
+// certified_batch.cuh makes these by products in float16. Atomics add and compare integers only.
 #pragma once
 #include "cuda/encode.cuh"
 #include "cuda/latents.cuh"

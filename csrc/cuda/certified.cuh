@@ -1,4 +1,4 @@
-// Kernels of encoders whose candidates come from products in bfloat16 (certify.cuh), and the float32 way of the rows that
+// Kernels of encoders whose candidates come from products in float16 (certify.cuh), and the float32 way of the rows that
 // these cannot serve.
 #pragma once
 #include "cuda/certify.cuh"
@@ -9,16 +9,14 @@ namespace fastae {
 FASTAE_KERNEL(certify_begin, kThreads) {
   const Certify e(o);
   const Bounds bounds(e.p);
-  each_row(o.m, [&](int64_t r, int lane) {
-    const bool fine = e.finite(r, lane);
-    float squares, residual;
-    round_row(e.x.at(r < 0 ? 0 : r, 0), r < 0 ? 0 : e.p, r < 0 ? 0 : e.depth, e.halves + (r < 0 ? 0 : r) * e.depth,
-              lane, &squares, &residual);
-    if (r < 0 || lane) return;
-    const float size = bounds.norm(squares, e.p), rest = bounds.norm(residual, e.p);
+  each_warp(o.m, [&](int64_t r) {
+    const Rounded row = round_row(e.x.at(r, 0), e.p, e.depth, e.halves + r * e.depth);
+    if (threadIdx.x % 32) return;
+    const float size = bounds.norm(row.squares, e.p), rest = bounds.norm(row.residual, e.p);
     e.row_a[r] = (rest + bounds.g1 * size) * bounds.more;
     e.row_size[r] = (size + rest) * bounds.more;
-    e.held[r] = fine ? 0 : -1;
+    e.row_back[r] = row.back;
+    e.held[r] = row.finite ? 0 : -1;
     if (!e.ragged()) e.limit[r] = 0;
   });
 }
@@ -39,10 +37,11 @@ FASTAE_KERNEL(certify_product, kThreads) {
   });
 }
 
-FASTAE_KERNEL(certify_filter, kSelectThreads) {
+FASTAE_KERNEL(certify_filter, kSelectThreads, 2) {
   const Certify e(o);
   if (e.k < 1) return;
-  for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) e.filter(r);
+  const int64_t warps = blockDim.x / 32;
+  for (int64_t top = blockIdx.x * warps; top < o.m; top += gridDim.x * warps) e.filter(top);
 }
 
 FASTAE_KERNEL(certify_ragged, kSelectThreads) {
@@ -50,7 +49,7 @@ FASTAE_KERNEL(certify_ragged, kSelectThreads) {
   for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) e.emit_chunk(r);
 }
 
-FASTAE_KERNEL(certify_finish, kSelectThreads) {
+FASTAE_KERNEL(certify_finish, kFinishThreads) {
   const Certify e(o);
   for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) e.finish_row(r);
 }

@@ -1,4 +1,4 @@
-// batch_topk by products in bfloat16. What is counted for the limit that all rows share are lower bounds, and what is
+// batch_topk by products in float16. What is counted for the limit that all rows share are lower bounds, and what is
 // listed are latents whose upper bound reaches it; in the end the float32 chains of those that are left, from which
 // batch_select.cuh selects. Records are those of an encode over the memory behind BatchHead.
 #pragma once
@@ -78,7 +78,7 @@ FASTAE_KERNEL(certify_batch_filter, kSelectThreads) {
   for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) e.filter(r);
 }
 
-FASTAE_KERNEL(certify_batch_finish, kSelectThreads) {
+FASTAE_KERNEL(certify_batch_finish, kFinishThreads) {
   const CertifyBatch e(o);
   for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) e.finish_row(r);
 }

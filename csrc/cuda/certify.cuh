@@ -1,5 +1,10 @@
-// Candidates of the largest pre-activations by products in bfloat16, with the bound of their error that bounds.h proves;
+// Candidates of the largest pre-activations by products in float16, with the bound of their error that bounds.h proves;
 // then the float32 chains of those that may be among them. The bits are those of encode.cuh.
+//
+// float16 rounds eight times finer than bfloat16, but its range is narrow: each row of x and of w is multiplied by a
+// power of two that brings its largest number to [2^14, 2^15), and products are multiplied by the inverses. This is
+// exact, and what then lies below the normal numbers becomes 0, so that nothing depends on denormal operands; what is
+// lost is measured with the rest.
 //
 // A row's list holds (high, low, latent): low <= score(z) <= high. The limit is the k-th largest low so far, which the
 // high of others has to pass. A chain that is made gives (z, score(z)) instead, so low == score(z) says that it is.
@@ -16,54 +21,100 @@
 
 namespace fastae {
 
-constexpr int kFallback = -2;  // held, of a row that goes the float32 way
+constexpr int kFallback = -2;        // held, of a row that goes the float32 way
+constexpr int kFinishThreads = 128;  // of a block that makes a row's chains: a warp has 32 of them
 
-FASTAE_INLINE float widened(uint16_t half) { return float_from_bits((uint32_t)half << 16); }
+// A float16 that is normal or 0.
+FASTAE_INLINE float widened(uint16_t half) {
+  const uint32_t size = half & 0x7fffu;
+  return same_bits<float>((uint32_t)(half & 0x8000u) << 16 | (size ? (size << 13) + (112u << 23) : 0));
+}
 
-// A row in bfloat16, zeros behind it, and sums of squares of what was rounded and of what was lost; sixteen threads.
-FASTAE_INLINE void round_row(const float* row, int64_t p, int64_t depth, uint16_t* out, int lane, float* squares,
-                             float* residual) {
-  float all = 0, rest = 0;
-  for (int64_t j = lane; j < depth; j += kLanes) {
-    const float v = j < p ? row[j] : 0.0f;
-    const uint16_t half = bf16_from(v);
-    const float lost = v - widened(half);
-    all = fmaf(v, v, all);
-    rest = fmaf(lost, lost, rest);
-    out[j] = half;
-  }
-  *squares = lanes_dot_sum(all);
-  *residual = lanes_dot_sum(rest);
+template <class V> FASTAE_INLINE V warp_sum(V x) {
+  for (int h = 16; h; h /= 2) x += __shfl_xor_sync(0xffffffffu, x, h);
+  return x;
+}
+
+// A row in float16: sums of squares of what was rounded and of what was lost, what undoes the scaling, and whether all
+// numbers are finite.
+struct Rounded {
+  float squares, residual, back;
+  bool finite;
+};
+
+template <bool Whole, class F>
+FASTAE_INLINE void each_four(const float* row, int64_t p, int64_t from, int64_t to, const F& f) {
+#pragma unroll 4
+  for (int64_t j = from + threadIdx.x % 32 * 4; j < to; j += 128) f(j, four_at<Whole>(row, j, p));
+}
+// f(j, numbers j to j + 3) over [0, n) by the lanes of a warp, zeros from p on; n is a multiple of four.
+template <class F> FASTAE_INLINE void each_four(const float* row, int64_t p, int64_t n, const F& f) {
+  const int64_t whole = aligned(row) ? p / 4 * 4 : 0;
+  each_four<true>(row, p, 0, whole, f);
+  each_four<false>(row, p, whole, n, f);
+}
+
+// By a warp, zeros behind the row up to depth.
+FASTAE_INLINE Rounded round_row(const float* row, int64_t p, int64_t depth, uint16_t* out) {
+  uint32_t most = 0;  // in the order of the magnitudes, those that are not finite last
+  each_four(row, p, depth, [&](int64_t, const Four& a) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) most = larger(most, same_bits<uint32_t>(a.v[e]) & 0x7fffffffu);
+  });
+  for (int h = 16; h; h /= 2) most = larger(most, __shfl_xor_sync(0xffffffffu, most, h));
+  // not further than the product of two such factors is normal
+  const int exponent = larger(-60, (int)(most >> 23) - 127 - 14);
+  const float scale = same_bits<float>((uint32_t)(127 - exponent) << 23);
+  Rounded r = {0, 0, same_bits<float>((uint32_t)(127 + exponent) << 23), most < 0x7f800000u};
+  each_four(row, p, depth, [&](int64_t j, const Four& a) {
+    uint64_t halves = 0;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      uint32_t u = same_bits<uint32_t>(a.v[e] * scale);
+      u = (u + 0xfffu + (u >> 13 & 1u)) & ~0x1fffu;
+      if ((u & 0x7fffffffu) < 113u << 23) u = 0;
+      const float lost = a.v[e] - same_bits<float>(u) * r.back;
+      const uint32_t half = u ? (u >> 16 & 0x8000u) | ((u - (112u << 23)) >> 13 & 0x7fffu) : 0;
+      r.squares = fmaf(a.v[e], a.v[e], r.squares);
+      r.residual = fmaf(lost, lost, r.residual);
+      halves |= (uint64_t)half << 16 * e;
+    }
+    *(uint64_t*)(out + j) = halves;
+  });
+  r.squares = warp_sum(r.squares);
+  r.residual = warp_sum(r.residual);
+  return r;
 }
 
 // Memory of a warp for 32 columns of 32 rows of w, and of x in the last row. Not in a template, whose every instance
-// would have its own.
-FASTAE_INLINE float (*warp_tile())[33] {
-  __shared__ float tile[kSelectThreads / 32][33][33];
+// would have its own. Rows are four numbers apart in the banks.
+typedef float WarpTile[33][36];
+FASTAE_INLINE WarpTile& warp_tile() {
+  alignas(16) __shared__ WarpTile tile[kSelectThreads / 32];
   return tile[threadIdx.x / 32];
 }
 
-// Rows of w in bfloat16 (n to a multiple of 64, depth), then their norms and errors.
+// Rows of w in float16 (n to a multiple of 64, depth), then their norms, errors and what undoes their scaling.
 struct Packed {
   uint16_t* rows;
-  float *norm, *error;
+  float *norm, *error, *back;
   int64_t p, depth;
   FASTAE_INLINE Packed(void* at, int64_t n, int64_t columns)
       : rows((uint16_t*)at), p(columns), depth(ceil_div(p, 64) * 64) {
     const int64_t all = ceil_div(n, 64) * 64;
     norm = (float*)(rows + all * depth);
     error = norm + all;
+    back = error + all;
   }
   FASTAE_INLINE void make(const View<T>& w, int64_t first, int64_t n) const {
     const Bounds bounds(p);
-    each_row(n, [&](int64_t i, int lane) {
-      float squares, residual;
-      round_row(w.at(first + (i < 0 ? 0 : i), 0), i < 0 ? 0 : p, i < 0 ? 0 : depth, rows + (i < 0 ? 0 : i) * depth,
-                lane, &squares, &residual);
-      if (i < 0 || lane) return;
-      const float size = bounds.norm(squares, p), rest = bounds.norm(residual, p);
+    each_warp(n, [&](int64_t i) {
+      const Rounded r = round_row(w.at(first + i, 0), p, depth, rows + i * depth);
+      if (threadIdx.x % 32) return;
+      const float size = bounds.norm(r.squares, p), rest = bounds.norm(r.residual, p);
       norm[i] = size;
       error[i] = (rest + bounds.g2 * (size + rest)) * bounds.more;
+      back[i] = r.back;
     });
   }
 };
@@ -75,7 +126,7 @@ FASTAE_KERNEL(pack_encoder, kThreads) {
 
 // Behind the arrays of Encode. extra[3]: 1 where w is packed for the whole run.
 struct Certify : Encode {
-  float *low, *row_a, *row_size;
+  float *low, *row_a, *row_size, *row_back;
   uint16_t* halves;
   int32_t *rows, *n_rows;  // those that go the float32 way
   Packed packed;
@@ -88,27 +139,33 @@ struct Certify : Encode {
     low = c.take<float>(o.m * room);
     row_a = c.take<float>(o.m);
     row_size = c.take<float>(o.m);
+    row_back = c.take<float>(o.m);
     halves = c.take<uint16_t>(o.m * depth);
     rows = c.take<int32_t>(o.m);
     n_rows = c.take<int32_t>(1);
     gathered = ragged() ? nullptr : c.take<T>(o.m * p);
     if (o.extra[3]) {
       packed = Packed(o.slot[at_encode::s_packed].p, n, p);
-      packed.norm += first, packed.error += first;
+      packed.norm += first, packed.error += first, packed.back += first;
     } else {
       packed = Packed(c.p, chunk, p);
     }
   }
   FASTAE_INLINE List bounds_of(int64_t r) const { return {list + r * room, low + r * room, latents + r * room}; }
-  FASTAE_INLINE int most() const { return (int)(4 * k + 128); }  // entries before a list is cut
+  FASTAE_INLINE int most() const { return (int)(8 * k + 512); }  // entries before a list is cut
   FASTAE_INLINE T score(T value) const { return magnitude ? fabs(Vec<T>(value)).v : value; }
 
   // s and its bound for column c of the chunk; false where they could overflow.
   FASTAE_INLINE bool bound(int64_t r, int64_t c, float tiny, float* s, float* width) const {
-    const float bias = b ? b[first + c] : 0.0f, size = packed.norm[c], far = bias < 0 ? -bias : bias;
-    *s = score(z[r * chunk + c] + bias);
-    *width = fmaf(row_a[r], size, fmaf(row_size[r], packed.error[c], far * 0x1p-21f + tiny));
-    return row_size[r] * size < kSafeSize && size < kSafeSize && far < kSafeSize;
+    return bound(z[r * chunk + c], row_a[r], row_size[r], row_back[r], packed.norm[c], packed.error[c], packed.back[c],
+                 b ? b[first + c] : 0.0f, tiny, s, width);
+  }
+  FASTAE_INLINE bool bound(float product, float a, float row, float row_back, float size, float error, float back,
+                           float bias, float tiny, float* s, float* width) const {
+    const float far = bias < 0 ? -bias : bias;
+    *s = score(fmaf(product, row_back * back, bias));
+    *width = fmaf(a, size, fmaf(row, error, far * 0x1p-21f + tiny));
+    return row * size < kSafeSize && size < kSafeSize && far < kSafeSize;
   }
 
   // The limit becomes the k-th largest low, and what cannot reach it goes.
@@ -120,53 +177,106 @@ struct Certify : Encode {
     return keep(own, n, 0, [&](T v, T) { return key_of(score(v)) >= limit; }, [](T, T) { return false; });
   }
 
-  FASTAE_INLINE void filter(int64_t r) const {
-    __shared__ int unsafe;
-    bool safe = true;
-    int n_held = held[r];
-    if (n_held < 0) return;
-    Key least = limit[r];
-    const List own = bounds_of(r);
-    const float tiny = Bounds(p).tiny;
-    if (threadIdx.x == 0) unsafe = 0;
-    __syncthreads();
-    for (int64_t c0 = 0; c0 < columns(); c0 += kStrips * blockDim.x) {
-      const int64_t some = columns() - c0;
-      const int strips = strips_of(some);
-      float s[kStrips], width[kStrips];
-      unsigned on = 0;
-#pragma unroll
+  // Which of the columns c + 128 t + 4 lane + e of a row's chunk may pass its limit: bit 4 t + e. whole: all of them are
+  // there, and lie as Four does. safe: as bound says.
+  FASTAE_INLINE unsigned marked(int64_t r, int64_t c, bool whole, Key least, float tiny, bool* safe) const {
+    const int64_t own = c + threadIdx.x % 32 * 4;
+    unsigned on = 0;
+    float s, width;
+    if (whole) {
+      const float a = row_a[r], row = row_size[r], back = row_back[r];
+#pragma unroll 2
       for (int t = 0; t < kStrips; ++t) {
-        const int64_t c = (int64_t)t * blockDim.x + threadIdx.x;
-        if (t >= strips || c >= some) continue;
-        safe = bound(r, c0 + c, tiny, &s[t], &width[t]) && safe;
-        on |= (unsigned)(key_of(s[t] + width[t]) > least) << t;
+        const int64_t j = own + 128 * t;
+        const Four product = *(const Four*)(z + r * chunk + j), bias = b ? *(const Four*)(b + first + j) : Four{};
+        const Four size = *(const Four*)(packed.norm + j), error = *(const Four*)(packed.error + j);
+        const Four backs = *(const Four*)(packed.back + j);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          *safe = bound(product.v[e], a, row, back, size.v[e], error.v[e], backs.v[e], bias.v[e], tiny, &s, &width) &&
+                  *safe;
+          on |= (unsigned)(key_of(s + width) > least) << (4 * t + e);
+        }
       }
-      n_held += each_marked(on, strips, [&](int t, int rank) {
-        own.z[n_held + rank] = s[t] + width[t];
-        own.low[n_held + rank] = s[t] - width[t];
-        own.latent[n_held + rank] = (int32_t)(first + c0 + (int64_t)t * blockDim.x + threadIdx.x);
-      });
-      if (n_held > most()) {
-        __syncthreads();
-        n_held = drop(own, n_held, &least);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < 4 * kStrips; ++i) {
+        const int64_t j = own + 128 * (i / 4) + i % 4;
+        if (j >= columns()) continue;
+        *safe = bound(r, j, tiny, &s, &width) && *safe;
+        on |= (unsigned)(key_of(s + width) > least) << i;
       }
-      if (n_held > most()) break;
     }
-    if (!safe) unsafe = 1;
-    __syncthreads();
-    if (threadIdx.x == 0) held[r] = unsafe || n_held > most() ? kFallback : n_held, limit[r] = least;
-    __syncthreads();
+    return on;
+  }
+
+  // The chunk's part of rows top, top + 1, ..., a warp each. A list that is full is cut by the block.
+  FASTAE_INLINE void filter(int64_t top) const {
+    __shared__ int n_of[kSelectThreads / 32];
+    __shared__ Key least_of[kSelectThreads / 32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const int64_t r = smaller(top + warp, o.m - 1);
+    const bool mine = top + warp < o.m && held[r] >= 0;
+    const bool whole = aligned(z + r * chunk) && aligned(packed.norm) && aligned(packed.error) &&
+                       aligned(packed.back) && aligned(b ? b + first : nullptr);
+    const float tiny = Bounds(p).tiny;
+    bool safe = true;
+    int n_held = mine ? held[r] : 0;
+    Key least = limit[r];
+    int c = mine ? 0 : (int)chunk;
+    for (bool again = true; again;) {
+      for (; c < columns() && n_held >= 0 && n_held <= most(); c += 128 * kStrips) {
+        const unsigned on = marked(r, c, whole && c + 128 * kStrips <= columns(), least, tiny, &safe);
+        if (!__any_sync(0xffffffffu, on != 0)) continue;
+#pragma unroll 1
+        for (int t = 0; t < kStrips; ++t) {
+          int place = n_held;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const unsigned mask = __ballot_sync(0xffffffffu, on >> (4 * t + e) & 1);
+            place += __popc(mask & ((1u << lane) - 1));
+            n_held += __popc(mask);
+          }
+#pragma unroll 1
+          for (int e = 0; e < 4; ++e) {
+            if (!(on >> (4 * t + e) & 1)) continue;
+            const int64_t j = c + 128 * t + 4 * lane + e;
+            float s, width;
+            bound(r, j, tiny, &s, &width);
+            list[r * room + place] = s + width;
+            low[r * room + place] = s - width;
+            latents[r * room + place++] = (int32_t)(first + j);
+          }
+        }
+      }
+      if (lane == 0) n_of[warp] = n_held, least_of[warp] = least;
+      __syncthreads();
+      again = false;
+      for (int i = 0; i < warps; ++i) {
+        const int n = n_of[i];
+        if (n <= most()) continue;
+        Key limit_now = least_of[i];
+        const int left = drop(bounds_of(top + i), n, &limit_now);
+        if (threadIdx.x == 0) n_of[i] = left > most() ? kFallback : left, least_of[i] = limit_now;
+        again = true;
+      }
+      __syncthreads();
+      n_held = n_of[warp], least = least_of[warp];
+      __syncwarp();
+    }
+    if (!__all_sync(0xffffffffu, safe)) n_held = kFallback;
+    if (mine && lane == 0) held[r] = n_held, limit[r] = least;
   }
 
   // The chains of a row's listed latents [0, n) that wanted(i) names, a warp for 32 of them: their weights come in
   // rows and are read in columns. done(i, z)
   template <class Wanted, class Done>
   FASTAE_INLINE void chains(int64_t r, int n, const Wanted& wanted, const Done& done) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float (*const own)[33] = warp_tile();
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = lane % 8 * 4;
+    WarpTile& own = warp_tile();
     const T* const row = x.at(r, 0);
     const int32_t* const name = latents + r * room;
+    const bool whole = p % 4 == 0 && w.ld % 4 == 0 && aligned(w.p);
     __syncthreads();
     for (int first = warp * 32; first < n; first += blockDim.x) {
       const int i = first + lane;
@@ -174,21 +284,46 @@ struct Certify : Encode {
       const unsigned all = __ballot_sync(0xffffffffu, mine);
       if (!all) continue;
       const int32_t j = mine ? name[i] : 0;
-      float sum = 0;
-      for (int64_t c = 0; c < p; c += 32) {
-        const bool inside = c + lane < p;
-        __syncwarp();
-        own[32][lane] = inside ? row[c + lane] : 0.0f;
-#pragma unroll 8
-        for (int l = 0; l < 32; ++l) {
-          const int32_t other = __shfl_sync(0xffffffffu, j, l);
-          if (all >> l & 1 && inside) own[l][lane] = w(other, c + lane);
+      // an eighth of a warp loads a row's 32 columns, those of the next round while this one's are multiplied
+      int32_t from[8];
+      Four next[8];
+      float next_x;
+#pragma unroll
+      for (int q = 0; q < 8; ++q) {
+        const int of = q * 4 + lane / 8;
+        const int32_t named = __shfl_sync(0xffffffffu, j, of);
+        from[q] = all >> of & 1 ? named : -1;
+        next[q] = {};
+      }
+      const auto fetch = [&](int64_t c) {
+        next_x = c + lane < p ? row[c + lane] : 0.0f;
+        if (whole && c + 32 <= p) {
+#pragma unroll
+          for (int q = 0; q < 8; ++q)
+            if (from[q] >= 0) next[q] = four_at<true>(w.at(from[q], 0), c + part, p);
+        } else {
+#pragma unroll
+          for (int q = 0; q < 8; ++q)
+            if (from[q] >= 0) next[q] = four_at<false>(w.at(from[q], 0), c + part, p);
         }
+      };
+      float sum = 0;
+      fetch(0);
+      for (int64_t c = 0; c < p; c += 32) {
         __syncwarp();
+        own[32][lane] = next_x;
+#pragma unroll
+        for (int q = 0; q < 8; ++q) *(Four*)&own[q * 4 + lane / 8][part] = next[q];
+        __syncwarp();
+        if (c + 32 < p) fetch(c + 32);
         if (!mine) continue;
         if (c + 32 <= p) {
 #pragma unroll
-          for (int d = 0; d < 32; ++d) sum = fmaf(own[32][d], own[lane][d], sum);
+          for (int d = 0; d < 32; d += 4) {
+            const Four u = *(const Four*)&own[32][d], v = *(const Four*)&own[lane][d];
+#pragma unroll
+            for (int e = 0; e < 4; ++e) sum = fmaf(u.v[e], v.v[e], sum);
+          }
         } else {
           for (int d = 0; d < (int)(p - c); ++d) sum = fmaf(own[32][d], own[lane][d], sum);
         }

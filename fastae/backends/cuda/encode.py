@@ -15,6 +15,7 @@ LATENTS = 256  # a chunk is a multiple of so many
 MOST_CERTIFIED = 1 << 18  # Bounds::possible
 GATHERED = 1 << 23  # numbers of the weights of a subset's chunk
 SELECT_THREADS, STRIPS = 256, 4  # kSelectThreads, kStrips of select.cuh
+FINISH_THREADS = 128  # kFinishThreads of certify.cuh
 DIGIT, BINS = 11, 1 << 11  # kDigit, kBins of batch_topk.cuh
 
 
@@ -39,6 +40,11 @@ def blocks_of_rows(rows: int, columns: int) -> tuple[Grid, Grid]:
     return (max(1, min(rows, 1 << 20)), 1, 1), (x, 1, 1)
 
 
+def by_warps(rows: int) -> tuple[Grid, Grid]:
+    """Grid and block for a warp a row."""
+    return (max(1, min(ceil_div(32 * rows, SELECT_THREADS), 1 << 20)), 1, 1), (SELECT_THREADS, 1, 1)
+
+
 def chunk_of(m: int, n: int, most: int) -> int:
     """Latents of a chunk, so that m numbers for each are no more than `most`."""
     return min(n, max(LATENTS, most // max(m, 1) // LATENTS * LATENTS))
@@ -61,10 +67,16 @@ def encode(b: Binder, op) -> None:
     for first in range(0, n, chunk):
         some = min(chunk, n - first)
         if subset:
-            b.launch("encode_gather", over_cells(some, p), extra=(first, chunk, room))
+            b.launch("encode_gather", few(b, over_cells(some, p)), extra=(first, chunk, room))
         chunk_product(b, some, (first, chunk, room, subset))
-        b.launch("encode_filter", rows, extra=(first, chunk, room))
+        b.launch("encode_filter", few(b, rows) if subset else rows, extra=(first, chunk, room))
     b.launch("encode_finish", rows, extra=(0, chunk, room))
+
+
+def few(b: Binder, threads: tuple[Grid, Grid]) -> tuple[Grid, Grid]:
+    """As many blocks as run at once: for what often has nothing to do, so that beginning costs most."""
+    (x, y, _), block = threads
+    return (max(1, min(x, 8 * b.n_multiprocessors // y)), y, 1), block
 
 
 def lists(b: Binder, chunk: int, room: int, start: int = 0) -> Memory:
@@ -81,11 +93,11 @@ def chunk_product(b: Binder, columns: int, extra: tuple[int, ...], start: int = 
     b.launch(f"chunk_product_{name}", threads, extra=extra, work=b.work + start)
 
 
-# ---- candidates by products in bfloat16, with proven bounds: csrc/cuda/certify.cuh ---
+# ---- candidates by products in float16, with proven bounds: csrc/cuda/certify.cuh ---
 
 
 def certifies(b: Binder, op) -> bool:
-    """Whether candidates come from products in bfloat16. The results are the same bits."""
+    """Whether candidates come from products in float16. The results are the same bits."""
     n, p = b.shape("w")
     path = schema.ENCODE_PATHS[op.ints["path"]]
     if b.plan.dtype.itemsize != 4 or b.has("subset") or p >= MOST_CERTIFIED or path == "float32":
@@ -94,24 +106,30 @@ def certifies(b: Binder, op) -> bool:
     return path == "bfloat16" or (b.cublas and p >= 64 and n >= 1024 and (ragged or n >= 16 * op.ints["k"]))
 
 
+def most(k: int) -> int:
+    """Entries of a list before it is cut, as in certify.cuh: a few times more than bounds leave undecided."""
+    return 8 * k + 512
+
+
 class Certified:
-    """The launches that an op by products in bfloat16 has in common: of an encode over memory from ``start`` on."""
+    """The launches that an op by products in float16 has in common: of an encode over memory from ``start`` on."""
 
     def __init__(self, b: Binder, room: int, start: int = 0, packed: bool = False, ragged: bool = False):
         n, p = b.shape("w")
         self.b, self.n, self.p, self.start, self.packed = b, n, p, start, packed
         self.chunk, self.depth = chunk_of(b.m, n, PRODUCTS), ceil_div(p, 64) * 64
         self.rows = blocks_of_rows(b.m, self.chunk)
+        self.finishing = (self.rows[0], (FINISH_THREADS, 1, 1))
         self.common = (self.chunk, room, int(packed))
         memory = lists(b, self.chunk, room, start)
-        for count, size in ((b.m * room, 4), (b.m, 4), (b.m, 4)):
+        for count, size in ((b.m * room, 4), (b.m, 4), (b.m, 4), (b.m, 4)):
             memory.take(count, size)
         self.x = memory.take(b.m * self.depth, 2)
         memory.take(b.m, 4)
         memory.take(1, 4)
         if not ragged:
             memory.take(b.m * p, 4)
-        self.w = 0 if packed else memory.take(ceil_div(self.chunk, 64) * 64 * (2 * self.depth + 8), 1)
+        self.w = 0 if packed else memory.take(ceil_div(self.chunk, 64) * 64 * (2 * self.depth + 12), 1)
         self.bytes = memory.bytes
 
     def launch(self, kernel: str, threads: tuple[Grid, Grid], first: int = 0) -> None:
@@ -122,14 +140,14 @@ class Certified:
         """The rounded products of the chunk from latent ``first`` on."""
         b, some = self.b, min(self.chunk, self.n - first)
         if not self.packed:
-            self.launch("certify_pack", over_rows(some), first)
+            self.launch("certify_pack", by_warps(some), first)
         if not b.cublas:
             self.launch("certify_product", over_cells(b.m, some), first)
             return
         at = b.address("packed") + 2 * first * self.depth if self.packed else b.work + self.w
         left, right = Matrix(b.work + self.x, self.depth), Matrix(at, self.depth, True)
         out = Matrix(b.work + self.start, self.chunk)
-        b.launches.append(Product("bfloat16", left, right, out, b.m, some, self.depth))
+        b.launches.append(Product("float16", left, right, out, b.m, some, self.depth))
 
     def fallback(self, kernel: str) -> None:
         """The float32 way of the rows that need it; kernel : which filters their products"""
@@ -146,16 +164,16 @@ def certified(b: Binder, op) -> None:
     n = b.shape("w")[0]
     threads = blocks_of_rows(b.m, chunk_of(b.m, n, PRODUCTS))[1][0]
     ragged = schema.CODE_KINDS[op.ints["kind"]] == "threshold"
-    room = threads * STRIPS if ragged else min(n, 4 * op.ints["k"] + 128 + threads * STRIPS)
+    room = threads * STRIPS if ragged else min(n, most(op.ints["k"]) + threads * STRIPS)
     c = Certified(b, min(chunk_of(b.m, n, PRODUCTS), room) if ragged else room, 0, b.has("packed"), ragged)
-    c.launch("certify_begin", over_rows(b.m))
+    c.launch("certify_begin", by_warps(b.m))
     for first in range(0, n, c.chunk):
         c.products(first)
-        c.launch("certify_ragged" if ragged else "certify_filter", c.rows, first)
+        c.launch(*("certify_ragged", c.rows) if ragged else ("certify_filter", by_warps(b.m)), first)
     if ragged:
         c.launch("encode_finish", c.rows)
         return
-    c.launch("certify_finish", c.rows)
+    c.launch("certify_finish", c.finishing)
     c.fallback("fallback_filter")
     c.launch("fallback_finish", ((4 * b.n_multiprocessors, 1, 1), c.rows[1]))
 
@@ -163,7 +181,7 @@ def certified(b: Binder, op) -> None:
 def pack_encoder(b: Binder, op) -> None:
     n, p = b.shape("w")
     if b.plan.dtype.itemsize == 4 and p < MOST_CERTIFIED:
-        b.launch("pack_encoder", over_rows(n))
+        b.launch("pack_encoder", by_warps(n))
 
 
 def batch_topk(b: Binder, op) -> None:
@@ -175,7 +193,7 @@ def batch_topk(b: Binder, op) -> None:
     for count, size in ((1, 64), (BINS, 8), (b.m, 8)):
         head.take(count, size)
     if b.cublas and b.plan.dtype.itemsize == 4 and 64 <= p < MOST_CERTIFIED and n >= max(1024, 16 * op.ints["k"]):
-        room = min(n, 4 * capacity + 128 + rows[1][0] * STRIPS)
+        room = min(n, most(capacity) + rows[1][0] * STRIPS)
         common = (0, chunk, room)
         certified_batch(b, op, Certified(b, room, head.bytes), common)
     else:
@@ -197,13 +215,13 @@ def certified_batch(b: Binder, op, c: Certified, common: tuple[int, int, int]) -
     for first in (-1, *range(0, c.n, c.chunk)):
         with b.as_op("encode", **meanwhile):
             if first < 0:
-                c.launch("certify_begin", over_rows(b.m))
+                c.launch("certify_begin", by_warps(b.m))
                 continue
             c.products(first)
             c.launch("certify_batch_filter", c.rows, first)
         b.launch("batch_raise", ONE_BLOCK, extra=common)
     with b.as_op("encode", **meanwhile):
-        c.launch("certify_batch_finish", c.rows)
+        c.launch("certify_batch_finish", c.finishing)
         c.fallback("fallback_batch_filter")
 
 

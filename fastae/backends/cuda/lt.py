@@ -21,7 +21,7 @@ _log = logging.getLogger("fastae")
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper; of our own, so that results don't depend on other users
 
 # cudaDataType, cublasComputeType_t
-REAL32, REAL64, BFLOAT16 = 0, 1, 14
+REAL32, REAL64, FLOAT16, BFLOAT16 = 0, 1, 2, 14
 COMPUTE32, COMPUTE_TF32, COMPUTE64 = 68, 77, 70
 # attributes of cublasLtMatmulDesc_t, cublasLtMatmulPreference_t
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
@@ -33,6 +33,7 @@ RELU, BIAS = 2, 4  # cublasLtEpilogue_t, by bits: what is done to a product befo
 KINDS = {
     "float32": (REAL32, COMPUTE32, REAL32),
     "tf32": (REAL32, COMPUTE_TF32, REAL32),
+    "float16": (FLOAT16, COMPUTE32, REAL32),
     "bfloat16": (BFLOAT16, COMPUTE32, REAL32),
     "float64": (REAL64, COMPUTE64, REAL64),
 }
@@ -140,7 +141,7 @@ class Descriptors:
         self.out = self._layout(real, product.out, product.rows, product.columns)
         self.preference = self._make("cublasLtMatmulPreferenceCreate")
         self._set("MatmulPreference", self.preference, MAX_WORKSPACE, c_uint64(WORKSPACE_BYTES))
-        size, out_size = {REAL32: 4, REAL64: 8, BFLOAT16: 2}[element], 8 if real == REAL64 else 4
+        size, out_size = {REAL32: 4, REAL64: 8, FLOAT16: 2, BFLOAT16: 2}[element], 8 if real == REAL64 else 4
         for i, (matrix, item) in enumerate(((product.right, size), (product.left, size), (product.out, out_size),
                                             (product.out, out_size))):  # fmt: skip
             bytes_ = c_uint32(alignment(matrix.address, matrix.ld * item))
