@@ -238,29 +238,58 @@ FASTAE_KERNEL(weight_grad_sum, kThreads) {
   const T* const part = (const T*)o.work;
   each_cell(n, k, [&](int64_t j, int64_t c) {
     T& g = transposed ? dw(c, j) : dw(j, c);
-    T sum = add ? g + part[j * k + c] : part[j * k + c];
-    for (int64_t s = 1; s < segments; ++s) sum += part[(s * n + j) * k + c];
-    g = sum;
+    const T first = add ? g + part[j * k + c] : part[j * k + c];
+    g = add_in_order(first, 1, segments, 1, [&](int64_t s) { return part[(s * n + j) * k + c]; });
   });
 }
 
-// Sums over a segment of rows of each column: work (segments, n) <- a column's chain, or the column at once where
-// there is one segment.
-FASTAE_INLINE void column_segments(const View<T>& d, int64_t m, T* work) {
-  each_cell(ceil_div(m, kSegment), d.columns, [&](int64_t s, int64_t j) {
-    T sum = T(0);
-    for (int64_t r = s * kSegment; r < smaller(m, (s + 1) * kSegment); ++r) sum += d(r, j);
-    work[s * d.columns + j] = sum;
-  });
+// Sums over the rows of each column, as chains over segments of rows. A block has `kChains` of them in shared memory:
+// those of as many columns and a segment, or of a quarter of the columns and four segments, by its width.
+constexpr int kChains = 128 / sizeof(T);
+
+// work (segments, n) <- the chains; out (n), where not null, their sums at once: blocks then have all segments.
+FASTAE_INLINE void column_segments(const View<T>& d, int64_t m, T* work, T* out, bool add) {
+  __shared__ T panel[kChains][kSegment + 1], part[kChains];
+  constexpr int kAhead = kChains * kSegment / kThreads;  // elements of a thread
+  const int width = blockDim.x, height = blockDim.y, x = threadIdx.x, id = threadIdx.y * width + x;
+  const int64_t s0 = (int64_t)blockIdx.x * (kChains / width), j0 = (int64_t)blockIdx.y * width, first = s0 * kSegment;
+  T value[kAhead];
+#pragma unroll
+  for (int q = 0; q < kAhead; ++q) {
+    const int64_t r = first + threadIdx.y + q * height;
+    value[q] = r < m && j0 + x < d.columns ? d(r, j0 + x) : T(0);
+  }
+#pragma unroll
+  for (int q = 0; q < kAhead; ++q) {
+    const int r = threadIdx.y + q * height;
+    panel[r / kSegment * width + x][r % kSegment] = value[q];
+  }
+  __syncthreads();
+  const int64_t s = s0 + id / width, j = j0 + x;
+  const int rows = (int)smaller<int64_t>(kSegment, m - s * kSegment);
+  if (id < kChains && rows > 0 && j < d.columns) {
+    const T sum = add_in_order(T(0), 0, rows, 1, [&](int64_t r) { return panel[id][r]; });
+    part[id] = sum;
+    if (!out) work[s * d.columns + j] = sum;
+  }
+  __syncthreads();
+  if (!out || id >= width || j >= d.columns) return;
+  const int segments = (int)ceil_div(m, kSegment);
+  T sum = add ? out[j] + part[x] : part[x];
+  for (int q = 1; q < segments; ++q) sum += part[q * width + x];
+  out[j] = sum;
 }
 FASTAE_INLINE void add_segments(const T* work, int64_t m, int64_t n, T* out, bool add) {
   each(n, [&](int64_t j) {
-    T sum = add ? out[j] + work[j] : work[j];
-    for (int64_t s = 1; s < ceil_div(m, kSegment); ++s) sum += work[s * n + j];
-    out[j] = sum;
+    const T first = add ? out[j] + work[j] : work[j];
+    out[j] = add_in_order(first, 1, ceil_div(m, kSegment), 1, [&](int64_t s) { return work[s * n + j]; });
   });
 }
-FASTAE_KERNEL(dense_bias_segments, kThreads) { column_segments(o.real(at_dense_grad::s_dz), o.m, (T*)o.work); }
+FASTAE_KERNEL(dense_bias_segments, kThreads) {
+  namespace at = at_dense_grad;
+  column_segments(o.real(at::s_dz), o.m, (T*)o.work, o.extra[0] ? o.real(at::s_db).p : nullptr,
+                  o.i[at::i_add_bias] != 0);
+}
 FASTAE_KERNEL(dense_bias_sum, kThreads) {
   namespace at = at_dense_grad;
   add_segments((const T*)o.work, o.m, o.slot[at::s_dz].columns, o.real(at::s_db).p, o.i[at::i_add_bias] != 0);

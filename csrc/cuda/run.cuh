@@ -90,9 +90,7 @@ FASTAE_KERNEL(find_not_finite, kThreads) {
 // extra[1] numbers times a factor (extra[2]: the bits of a float64).
 FASTAE_INLINE double work_sum(const Launch& o, int64_t n) {
   const double* v = (const double*)o.work;
-  double sum = 0;
-  for (int64_t r = threadIdx.x; r < n; r += blockDim.x) sum += v[r];
-  return block_sum(sum);
+  return block_sum(add_in_order(0.0, threadIdx.x, n, blockDim.x, [&](int64_t r) { return v[r]; }));
 }
 FASTAE_KERNEL(mean_value, 1024) {
   const double sum = work_sum(o, o.m);

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...catalog import INDEX
-from .binder import Binder, Grid, ceil_div, over, over_cells
+from .binder import THREADS, Binder, Grid, ceil_div, over_cells
 from .lt import Matrix
 
 SEGMENT = 256  # rows of a chain of a weight's gradient
@@ -114,11 +114,15 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
 
 
 def bias_sum(b: Binder, kernel: str, n: int) -> None:
-    """The two launches of a sum over rows: chains over segments, then those in order."""
-    segments = ceil_div(b.m, SEGMENT)
-    work = segments * n * b.plan.dtype.itemsize
-    b.launch(f"{kernel}_segments", over_cells(segments, n), work_bytes=work)
-    b.launch(f"{kernel}_sum", over(n), work_bytes=work)
+    """A sum over rows: chains over segments, then those in order, in one launch where a block has all of them."""
+    segments, item = ceil_div(b.m, SEGMENT), b.plan.dtype.itemsize
+    chains, together = 128 // item, segments <= 4
+    width = chains // 4 if together else chains
+    grid = (1 if together else segments, ceil_div(n, width), 1)
+    work = segments * n * item * (not together)
+    b.launch(f"{kernel}_segments", (grid, (width, THREADS // width, 1)), work_bytes=work, extra=(int(together),))
+    if not together:
+        b.launch(f"{kernel}_sum", ((ceil_div(n, 32), 1, 1), (32, 1, 1)), work_bytes=work)
 
 
 def activation(b: Binder, op) -> None:
