@@ -241,12 +241,20 @@ struct Dropout {
         threshold(rate_threshold(rate)),
         scale((T)(1.0 / (1.0 - rate))),
         back((T)(1.0 - rate)) {}
-  FASTAE_INLINE bool kept(int64_t r, int64_t j) const {
+  // The words that decide about four columns.
+  FASTAE_INLINE void words(int64_t r, int64_t j, uint32_t w[4]) const { random_words(step, stream, rows[r], j, w); }
+  FASTAE_INLINE T dropped(uint32_t word, T x) const { return word >= threshold ? x * scale : T(0); }
+  FASTAE_INLINE T operator()(int64_t r, int64_t j, T x) const {
     uint32_t w[4];
-    random_words(step, stream, rows[r], j, w);
-    return w[j & 3] >= threshold;
+    words(r, j, w);
+    return dropped(w[j & 3], x);
   }
-  FASTAE_INLINE T operator()(int64_t r, int64_t j, T x) const { return kept(r, j) ? x * scale : T(0); }
+  FASTAE_INLINE void four(int64_t r, int64_t j, Four& x) const {
+    uint32_t w[4];
+    words(r, j, w);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) x.v[q] = dropped(w[q], x.v[q]);
+  }
 };
 
 }  // namespace fastae

@@ -186,7 +186,7 @@ template <class Tiles> FASTAE_INLINE void dense_product(const Launch& o) {
   const Operand right = weight_side(o.real(at::s_w), o.i[at::i_transposed] != 0, rounded);
   Tiles::multiply(
       {x.p, x.ld, 1, rounded}, right, y, o.m, y.columns, x.columns,
-      [&](int64_t r, int64_t j) { finish_dense<Activation>(o, dropped, y(r, j), r, j); }, o.extra[0] != 0);
+      [&](int64_t r, int64_t j) { finish_dense(o, dropped, y(r, j), r, j); }, o.extra[0] != 0);
 }
 FASTAE_KERNEL(dense_small, 256) { dense_product<SmallTile>(o); }
 FASTAE_KERNEL(dense_middle, 256) { dense_product<MiddleTile>(o); }
@@ -202,7 +202,7 @@ template <class Tiles> FASTAE_INLINE void input_product(const Launch& o) {
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
   Tiles::multiply(
       {dz.p, dz.ld, 1, rounded}, right, dx, o.m, dx.columns, dz.columns,
-      [&](int64_t r, int64_t j) { dx(r, j) = finish_grad<Activation>(o, dropped, dx(r, j), r, j); }, o.extra[0] != 0);
+      [&](int64_t r, int64_t j) { dx(r, j) = finish_grad(o, dropped, dx(r, j), r, j); }, o.extra[0] != 0);
 }
 FASTAE_KERNEL(input_grad_small, 256) { input_product<SmallTile>(o); }
 FASTAE_KERNEL(input_grad_middle, 256) { input_product<MiddleTile>(o); }

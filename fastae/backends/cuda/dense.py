@@ -44,11 +44,11 @@ def dense(b: Binder, op) -> None:
         own = b.registered() > 0
         b.launch(f"dense_{name}", threads, extra=(int(own),))
         if own:  # only this kernel knows formulas of run time
-            b.cells("dense_finish", "y")
+            b.fours("dense_finish", "y")
         return
     x, w = b.operands(("x", False), ("w", not op.ints["transposed"]))
     fused = epilogue(b, op)
-    b.cells("dense_finish", "y")
+    b.fours("dense_finish", "y", extra=b.copy("y") if fused is None else ())
     finish = b.launches.pop()
     wanted = any((fused or {}).values())
     b.product(x, w, b.matrix("y"), b.m, n, k, **fused or {}, instead=finish if wanted else None)
@@ -81,7 +81,7 @@ def dense_grad(b: Binder, op) -> None:
         own = b.registered() > 0
         b.launch(f"input_grad_{name}", threads, extra=(int(own),))
         if own:
-            b.cells("dense_grad_finish", "dx")
+            b.fours("dense_grad_finish", "dx")
 
 
 def weight_gradient(b: Binder, n: int, k: int) -> None:
@@ -110,7 +110,7 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
     if b.has("dx"):
         b.product(dz, others[0], b.matrix("dx"), b.m, k, n)
         if b.has("saved"):
-            b.cells("dense_grad_finish", "dx")
+            b.fours("dense_grad_finish", "dx", extra=b.copy("dx"))
 
 
 def bias_sum(b: Binder, kernel: str, n: int) -> None:
@@ -126,15 +126,15 @@ def bias_sum(b: Binder, kernel: str, n: int) -> None:
 
 
 def activation(b: Binder, op) -> None:
-    b.cells("activation", "x")
+    b.fours("activation", "x")
 
 
 def activation_grad(b: Binder, op) -> None:
-    b.cells("activation_grad", "dy")
+    b.fours("activation_grad", "dy")
 
 
 def add(b: Binder, op) -> None:
-    b.cells("add", "x")
+    b.fours("add", "x")
 
 
 def maxout(b: Binder, op) -> None:
