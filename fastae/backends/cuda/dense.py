@@ -15,11 +15,11 @@ TILES = {"large": (128, 128), "middle": (64, 64), "small": (32, 32)}
 
 
 def gather(b: Binder, op) -> None:
-    b.launch("gather", over_cells(b.m, b.shape("x")[1])[0:2])
+    b.fours("gather", "x", extra=b.copy("x"))
 
 
 def take(b: Binder, op) -> None:
-    b.launch("take", over_cells(b.m, b.shape("x")[1]))
+    b.fours("take", "x", extra=b.copy("x"))
 
 
 def pack(b: Binder, op) -> None:
