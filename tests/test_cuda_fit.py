@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 import fastae
 from fastae import arrays, ops
 from fastae.backends.cuda import CudaBackend, binder, blocks, latents
+from fastae.backends.cuda import dense as dense_ops
 from fastae.backends.cuda.memory import DeviceSpaces
 from fastae.exceptions import NonFiniteLossError
 from fastae.models import base, feed, sparse_fitting
@@ -433,6 +434,20 @@ def test_products_by_cublaslt_are_close(native):
         other = dense(native, precision="float32").fit(X)
         for (w, _), (v, _) in zip(model.weights_, other.weights_, strict=True):
             np.testing.assert_allclose(w, v, atol=within)
+
+
+@pytest.mark.parametrize("m, parts", [(700, None), (1500, None), (1500, 2), (1500, 0)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_over_segments_keep_their_order(cuda, native, monkeypatch, m, parts, dtype):
+    n, k = 45, 70
+    rng = np.random.default_rng(m)
+    shapes = ((m, n), (m, n), (m, k), (n, k))
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    if parts is not None:  # so many segments at a time
+        monkeypatch.setattr(dense_ops, "PARTS_BYTES", parts * n * k * np.dtype(dtype).itemsize)
+    got, want = (ops.dense_grad(*arrays, "tanh", backend=backend) for backend in (cuda, native))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 class Never(set):

@@ -29,8 +29,7 @@ struct Rounded {
 };
 
 // dropout'(dy) a'(saved): saved = y after dropout, or z, as the catalogue says; dropped(dy) where the mask is not in it
-template <class A, class F>
-FASTAE_INLINE T chained(const A& a, T dy, T saved, const Dropout* drop, const F& dropped) {
+template <class A, class F> FASTAE_INLINE T chained(const A& a, T dy, T saved, const Dropout* drop, const F& dropped) {
   if (drop) {
     dy = a.masks() ? dy * drop->scale : dropped(dy);
     if (!a.from_x()) saved = saved * drop->back;

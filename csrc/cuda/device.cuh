@@ -140,7 +140,8 @@ FASTAE_INLINE void store_four(T* p, const Four& x, bool whole, int n) {
 
 // f(row, column, n) for every four neighbours of a row, or the n that are left of them, laid out as for each_cell.
 template <class F> FASTAE_INLINE void each_four(int64_t rows, int64_t columns, const F& f) {
-  each_cell(rows, ceil_div(columns, 4), [&](int64_t r, int64_t q) { f(r, 4 * q, (int)smaller<int64_t>(4, columns - 4 * q)); });
+  each_cell(rows, ceil_div(columns, 4),
+            [&](int64_t r, int64_t q) { f(r, 4 * q, (int)smaller<int64_t>(4, columns - 4 * q)); });
 }
 
 // sum + f(from) + f(from + by) + ... below `to`, in that order; sixteen numbers are fetched before they are added.

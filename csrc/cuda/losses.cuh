@@ -217,7 +217,8 @@ FASTAE_KERNEL(loss_wide, kThreads, 1) {
         }
       });
       __syncthreads();
-      if (id < kLanes) sum = add_in_order(sum, lane, count, kLanes, [&](int64_t c) { return (double)value[c / 4].v[c % 4]; });
+      if (id < kLanes)
+        sum = add_in_order(sum, lane, count, kLanes, [&](int64_t c) { return (double)value[c / 4].v[c % 4]; });
       __syncthreads();
     }
     if (id >= 32) continue;

@@ -151,18 +151,18 @@ template <int BM, int BN, int TM, int TN, class Kind = Reals> struct Tile {
     }
   }
 
-  // The same in chains over segments of the depth: block z makes segments z, z + gridDim.z, ..., f(value, row, column,
-  // segment) takes each.
+  // The same in chains over the segments [first, last) of the depth: block z makes every gridDim.z-th of them from
+  // first + z on, f(segment)(value, row, column) takes each.
   template <class F>
   static FASTAE_INLINE void segments(const Side& a, const Side& b, int64_t rows, int64_t columns, int64_t depth,
-                                     const F& f) {
+                                     int64_t first, int64_t last, const F& f) {
     __shared__ Panel left, right;
     T sum[TM][TN];
     const int64_t column = (int64_t)blockIdx.x * BN;
     for (int64_t row = (int64_t)blockIdx.y * BM; row < rows; row += (int64_t)gridDim.y * BM)
-      for (int64_t s = blockIdx.z; s * kSegment < depth; s += gridDim.z) {
+      for (int64_t s = first + blockIdx.z; s < last; s += gridDim.z) {
         chain(a, b, row, rows, column, columns, s * kSegment, smaller(depth, (s + 1) * kSegment), left, right, sum);
-        each_output(sum, row, rows, column, columns, [&](T v, int64_t r, int64_t c) { f(v, r, c, s); });
+        each_output(sum, row, rows, column, columns, f(s));
       }
   }
 };
@@ -208,33 +208,35 @@ FASTAE_KERNEL(input_grad_small, 256) { input_product<SmallTile>(o); }
 FASTAE_KERNEL(input_grad_middle, 256) { input_product<MiddleTile>(o); }
 FASTAE_KERNEL(input_grad_large, 256) { input_product<LargeTile>(o); }
 
-// dw (n,k) = dzT x by segments. extra[0]: 1 where each segment goes to `work`, to be added later.
+// dw (n,k) = dzT x by segments: those from extra[1] on, extra[2] of them, each to `work`, to be added later, where
+// extra[0] is 1; else all.
 template <class Tiles> FASTAE_INLINE void weight_product(const Launch& o) {
   namespace at = at_dense_grad;
   const View<T> dz = o.real(at::s_dz), x = o.real(at::s_x), dw = o.real(at::s_dw);
   const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, rounded = o.i[at::i_bf16] == 1;
-  const int64_t n = dz.columns, k = x.columns;
-  T* const part = o.extra[0] ? (T*)o.work : nullptr;
-  Tiles::segments({dz.p, 1, dz.ld, rounded}, {x.p, 1, x.ld, rounded}, n, k, o.m,
-                  [&](T v, int64_t j, int64_t c, int64_t s) {
-                    if (part) {
-                      part[(s * n + j) * k + c] = v;
-                      return;
-                    }
-                    T& g = transposed ? dw(c, j) : dw(j, c);
-                    g = s || add ? g + v : v;
-                  });
+  const int64_t n = dz.columns, k = x.columns, first = o.extra[1];
+  T* const parts = o.extra[0] ? (T*)o.work : nullptr;
+  const int64_t last = parts ? first + o.extra[2] : ceil_div(o.m, kSegment);
+  Tiles::segments({dz.p, 1, dz.ld, rounded}, {x.p, 1, x.ld, rounded}, n, k, o.m, first, last, [&](int64_t s) {
+    const bool onto = !parts && (s || add);
+    const View<T> to = parts ? View<T>{parts + (s - first) * n * k, k, n, k} : dw;
+    const bool turned = transposed && !parts;
+    return [=](T v, int64_t j, int64_t c) {
+      T& g = turned ? to(c, j) : to(j, c);
+      g = onto ? g + v : v;
+    };
+  });
 }
 FASTAE_KERNEL(weight_grad_small, 256) { weight_product<SmallTile>(o); }
-FASTAE_KERNEL(weight_grad_middle, 256) { weight_product<MiddleTile>(o); }
+FASTAE_KERNEL(weight_grad_middle, 256, sizeof(T) == 4 ? 2 : 1) { weight_product<MiddleTile>(o); }
 FASTAE_KERNEL(weight_grad_large, 256) { weight_product<LargeTile>(o); }
 
-// The segments of weight_grad in their order.
+// The segments of weight_grad in their order, after those before them.
 FASTAE_KERNEL(weight_grad_sum, kThreads) {
   namespace at = at_dense_grad;
   const View<T> dw = o.real(at::s_dw);
-  const int64_t n = o.slot[at::s_dz].columns, k = o.slot[at::s_x].columns, segments = ceil_div(o.m, kSegment);
-  const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0;
+  const int64_t n = o.slot[at::s_dz].columns, k = o.slot[at::s_x].columns, segments = o.extra[2];
+  const bool transposed = o.i[at::i_transposed] != 0, add = o.extra[1] || o.i[at::i_add] != 0;
   const T* const part = (const T*)o.work;
   each_cell(n, k, [&](int64_t j, int64_t c) {
     T& g = transposed ? dw(c, j) : dw(j, c);

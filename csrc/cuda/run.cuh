@@ -11,7 +11,8 @@ template <> constexpr bool kToReals<const T*> = true;
 // Row `place` of a source into row r of x, and into its copy in bfloat16 where there is one, on the threads along x of
 // the blocks along y.
 FASTAE_INLINE void read_row(const DeviceSource& s, int64_t place, const View<T>& x, int64_t r, const Rounded& rounded) {
-  const int64_t first = 4 * ((int64_t)blockIdx.y * blockDim.x + threadIdx.x), step = 4 * (int64_t)gridDim.y * blockDim.x;
+  const int64_t first = 4 * ((int64_t)blockIdx.y * blockDim.x + threadIdx.x),
+                step = 4 * (int64_t)gridDim.y * blockDim.x;
   visit_dtype(s.dtype, [&](auto* type) {
     const auto* data = typed(s.data, type);
     constexpr bool same = kToReals<decltype(type)>;

@@ -27,7 +27,7 @@ struct UpdateNumbers {
 };
 
 // extra[1], [2]: first parameter and number of them
-FASTAE_KERNEL(update, kThreads) {
+FASTAE_KERNEL(update, kThreads, 1) {
   namespace at = at_update;
   const int64_t first = o.extra[1];
   T* const w = o.real(at::s_w).p;

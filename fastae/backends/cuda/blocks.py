@@ -27,6 +27,7 @@ WRITTEN = {
     "narrow": ("val_out", "idx_out", "count_out"), "gated_code": ("val",), "dropout": ("y",), "noise": ("y",),
 }  # fmt: skip
 
+
 @dataclass(frozen=True)
 class DeviceArray:
     """Rows (N, p) that lie on the device without gaps."""

@@ -11,6 +11,7 @@ from .binder import THREADS, Binder, Grid, ceil_div, over_cells
 from .lt import Matrix
 
 SEGMENT = 256  # rows of a chain of a weight's gradient
+PARTS_BYTES = 1 << 28  # of segments of a weight's gradient that wait to be added
 TILES = {"large": (128, 128), "middle": (64, 64), "small": (32, 32)}
 
 
@@ -26,13 +27,13 @@ def pack(b: Binder, op) -> None:
     """Nothing to do: products take weights as they lie."""
 
 
-def tile(b: Binder, rows: int, columns: int) -> tuple[str, tuple[Grid, Grid]]:
-    """The largest tile that gives every multiprocessor a block, with its grid."""
+def tile(b: Binder, rows: int, columns: int, times: int = 1) -> tuple[str, tuple[Grid, Grid]]:
+    """The largest tile that gives every multiprocessor a block, with its grid, for so many products side by side."""
     for name, (height, width) in TILES.items():
         if name == "large" and b.plan.dtype == np.float64:
             width = 64
         x, y = ceil_div(columns, width), ceil_div(rows, height)
-        if x * y >= b.n_multiprocessors or name == "small":
+        if x * y * times >= b.n_multiprocessors or name == "small":
             break
     return name, ((max(1, x), max(1, min(y, 65535)), 1), (256, 1, 1))
 
@@ -86,14 +87,18 @@ def dense_grad(b: Binder, op) -> None:
 
 def weight_gradient(b: Binder, n: int, k: int) -> None:
     """dw by segments of rows: within a block, or side by side where the blocks are too few for the GPU."""
-    segments = ceil_div(b.m, SEGMENT)
+    segments, size = ceil_div(b.m, SEGMENT), n * k * b.plan.dtype.itemsize
     name, ((x, y, _), block) = tile(b, n, k)
-    split = segments > 1 and x * y * 2 <= b.n_multiprocessors
-    depth = min(segments, ceil_div(2 * b.n_multiprocessors, x * y)) if split else 1
-    work = segments * n * k * b.plan.dtype.itemsize * split
-    b.launch(f"weight_grad_{name}", ((x, y, depth), block), work_bytes=work, extra=(int(split),))
-    if split:
-        b.launch("weight_grad_sum", over_cells(n, k), work_bytes=work)
+    if segments == 1 or (x * y >= b.n_multiprocessors and name != "small"):
+        b.launch(f"weight_grad_{name}", ((x, y, 1), block))
+        return
+    most = max(1, min(segments, PARTS_BYTES // size))
+    name, ((x, y, _), block) = tile(b, n, k, most)
+    for first in range(0, segments, most):
+        count = min(most, segments - first)
+        more: dict[str, Any] = {"work_bytes": count * size, "extra": (1, first, count)}
+        b.launch(f"weight_grad_{name}", ((x, y, count), block), **more)
+        b.launch("weight_grad_sum", over_cells(n, k), **more)
 
 
 def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
