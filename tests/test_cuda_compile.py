@@ -24,7 +24,7 @@ FLOAT64 = {
     "sums over rows, columns or features, and a step's values, as on the CPU": """
         activity batch_norm_grad_sums batch_norm_statistics centre_columns check clip_factor clip_squares column_means
         contractive contractive_norms contractive_sums decorrelation_rest kl_means layer_norm layer_norm_grad
-        layer_norm_grad_sums likelihood loss mean_value orthogonality_rest pair project_max_norm project_unit
+        layer_norm_grad_sums likelihood loss loss_wide mean_value orthogonality_rest pair project_max_norm project_unit
         projector_rest size_factor softmax softmax_grad sum_value weight_penalty code_penalty code_statistics code_value
         error_factor gated_grad jumprelu_count jumprelu_grad jumprelu_l0 latent_grad_bias latent_sum norm_factor
         norms_make squared_error squares_by_column""",

@@ -8,7 +8,8 @@ from scipy.sparse import csr_array
 
 import fastae
 from fastae import arrays, ops
-from fastae.backends.cuda import CudaBackend, blocks, latents
+from fastae.backends.cuda import CudaBackend, binder, blocks, latents
+from fastae.backends.cuda import dense as dense_ops
 from fastae.backends.cuda.memory import DeviceSpaces
 from fastae.exceptions import NonFiniteLossError
 from fastae.models import base, feed, sparse_fitting
@@ -433,6 +434,51 @@ def test_products_by_cublaslt_are_close(native):
         other = dense(native, precision="float32").fit(X)
         for (w, _), (v, _) in zip(model.weights_, other.weights_, strict=True):
             np.testing.assert_allclose(w, v, atol=within)
+
+
+@pytest.mark.parametrize("m, parts", [(700, None), (1500, None), (1500, 2), (1500, 0)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_over_segments_keep_their_order(cuda, native, monkeypatch, m, parts, dtype):
+    n, k = 45, 70
+    rng = np.random.default_rng(m)
+    shapes = ((m, n), (m, n), (m, k), (n, k))
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    if parts is not None:  # so many segments at a time
+        monkeypatch.setattr(dense_ops, "PARTS_BYTES", parts * n * k * np.dtype(dtype).itemsize)
+    got, want = (ops.dense_grad(*arrays, "tanh", backend=backend) for backend in (cuda, native))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Never(set):
+    def __contains__(self, name):
+        return False
+
+
+@pytest.mark.parametrize(
+    "options, times",
+    [
+        ({"activation": "relu"}, 4),  # theta, and what products with bias and relu wrote
+        ({"activation": "sigmoid"}, 2),
+        ({"activation": "sigmoid", "dropout": 0.3, "normalization": "batch"}, None),
+        ({"activation": "relu", "tied_weights": True, "noise": fastae.GaussianNoise(0.2)}, None),
+    ],
+    ids=str,
+)
+def test_operands_are_rounded_once(monkeypatch, options, times):
+    rows = np.random.default_rng(1).standard_normal((150, 300)).astype(np.float32)
+    device = CudaBackend(HostDriver(products="cublas"))
+    model = dense(device, **options, precision="bfloat16", batch_size=150).partial_fit(rows)
+    if times is not None:
+        assert device.driver.launched["round_bf16"] == times
+    monkeypatch.setattr(binder.Binder, "copy", lambda self, slot: (0, 0, 0))
+    monkeypatch.setattr(binder, "set", Never, raising=False)
+    again = CudaBackend(HostDriver(products="cublas"))
+    other = dense(again, **options, precision="bfloat16", batch_size=150).partial_fit(rows)
+    assert again.driver.launched["round_bf16"] > (times or 3)
+    for (w, c), (v, d) in zip(model.weights_, other.weights_, strict=True):
+        np.testing.assert_array_equal(w, v)
+        np.testing.assert_array_equal(c, d)
 
 
 @pytest.mark.parametrize(

@@ -147,13 +147,14 @@ def test_activation_derivatives_by_finite_differences(name):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [row.name for row in LOSSES] + ["multinomial"])
-def test_losses(tested_backend, name, dtype):
+@pytest.mark.parametrize("columns", [29, 2303])
+def test_losses(tested_backend, name, columns, dtype):
     rng = np.random.default_rng(3)
-    y, t = rng.normal(size=(37, 29)).astype(dtype) * 3, rng.uniform(size=(37, 29)).astype(dtype)
+    y, t = rng.normal(size=(37, columns)).astype(dtype) * 3, rng.uniform(size=(37, columns)).astype(dtype)
     value, dy = ops.loss(name, y, t, backend=tested_backend)
     expected, slope = ops.loss(name, y.astype(float), t.astype(float), backend="reference")
     assert value == pytest.approx(expected, rel=32 * float(np.finfo(dtype).eps))
-    assert_close(dy, slope, length=29)
+    assert_close(dy, slope, length=columns)
 
 
 @pytest.mark.parametrize("name", [row.name for row in LOSSES] + ["multinomial"])

@@ -4,28 +4,62 @@
 
 namespace fastae {
 
-// dropout'(dy) a'(saved): saved = y after dropout, or z, as the catalogue says
-template <class A> FASTAE_INLINE T chained(const A& a, T dy, T saved, const Dropout* drop, int64_t r, int64_t j) {
+// A row's copy in bfloat16, where the record has one at extra[2]: its elements are as far apart as those of `of`, a
+// matrix that products in bfloat16 read.
+struct Rounded {
+  uint16_t* p;
+  int64_t ld;
+  FASTAE_INLINE Rounded(const Launch& o, const View<T>& of) : p((uint16_t*)o.extra[2]), ld(of.ld) {}
+  FASTAE_INLINE void operator()(int64_t r, int64_t j, const Four& x, int n) const {
+    struct alignas(8) Halves {
+      uint16_t v[4];
+    } to;
+    if (!p) return;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) to.v[q] = bf16_from((float)x.v[q]);
+    uint16_t* const at = p + r * ld + j;
+    if (n == 4 && aligned(at)) {
+      *(Halves*)at = to;
+      return;
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q)
+      if (q < n) at[q] = to.v[q];
+  }
+};
+
+// dropout'(dy) a'(saved): saved = y after dropout, or z, as the catalogue says; dropped(dy) where the mask is not in it
+template <class A, class F> FASTAE_INLINE T chained(const A& a, T dy, T saved, const Dropout* drop, const F& dropped) {
   if (drop) {
-    dy = a.masks() ? dy * drop->scale : (*drop)(r, j, dy);
+    dy = a.masks() ? dy * drop->scale : dropped(dy);
     if (!a.from_x()) saved = saved * drop->back;
   }
   return dy * a.dy(saved);
 }
 
-// An operand of a product in bfloat16, rounded to nearest even (a NaN stays one): slot extra[0], densely to extra[1]
-// bytes into the work memory.
+// The same for four neighbours.
+template <class A>
+FASTAE_INLINE void chain_four(const A& a, Four& dy, const Four& saved, const Dropout* drop, int64_t r, int64_t j) {
+  uint32_t w[4] = {};
+  if (drop && !a.masks()) drop->words(r, j, w);
+#pragma unroll
+  for (int q = 0; q < 4; ++q)
+    dy.v[q] = chained(a, dy.v[q], saved.v[q], drop, [&](T x) { return drop->dropped(w[q], x); });
+}
+
+// A matrix in bfloat16, rounded to nearest even (a NaN stays one): slot 0.
 FASTAE_KERNEL(round_bf16, kThreads) {
-  const View<T> x = o.real((int)o.extra[0]);
-  uint16_t* const out = (uint16_t*)((char*)o.work + o.extra[1]);
-  each_cell(x.rows, x.columns, [&](int64_t r, int64_t j) { out[r * x.columns + j] = bf16_from((float)x(r, j)); });
+  const View<T> x = o.real(0);
+  const Rounded rounded(o, x);
+  each_four(x.rows, x.columns, [&](int64_t r, int64_t j, int n) {
+    rounded(r, j, load_four(x.at(r, j), n == 4 && aligned(x.at(r, j)), n), n);
+  });
 }
 
 // What follows a layer's product, which lies in y: z = y + [b] (kept if asked for), y = dropout(a(z)).
-template <class A>
 FASTAE_INLINE void finish_dense(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
   namespace at = at_dense;
-  const A a(o, o.i[at::i_activation], o.f + at::f_p0);
+  const Activation a(o, o.i[at::i_activation], o.f + at::f_p0);
   T z = product;
   if (o.has(at::s_b)) z += o.real(at::s_b).p[j];
   if (o.has(at::s_z)) o.real(at::s_z)(r, j) = z;
@@ -36,27 +70,52 @@ FASTAE_INLINE void finish_dense(const Launch& o, const Dropout* drop, T product,
 
 FASTAE_KERNEL(dense_finish, kThreads, 1) {
   namespace at = at_dense;
+  const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
-  const View<T> y = o.real(at::s_y);
-  each_cell(o.m, y.columns, [&](int64_t r, int64_t j) {
-    finish_dense<AnyActivation>(o, o.f[at::f_rate] > 0 ? &drop : nullptr, y(r, j), r, j);
+  const View<T> y = o.real(at::s_y), z = o.real(at::s_z);
+  const T* const b = o.real(at::s_b).p;
+  const bool drops = o.f[at::f_rate] > 0;
+  const Rounded rounded(o, y);
+  each_four(o.m, y.columns, [&](int64_t r, int64_t j, int n) {
+    const bool whole = n == 4 && aligned(y.at(r, j)) && aligned(b + j) && (!z || aligned(z.at(r, j)));
+    Four x = load_four(y.at(r, j), whole, n);
+    if (b) {
+      const Four offset = load_four(b + j, whole, n);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) x.v[q] += offset.v[q];
+    }
+    if (z) store_four(z.at(r, j), x, whole, n);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) x.v[q] = a.y(x.v[q]);
+    if (drops) drop.four(r, j, x);
+    store_four(y.at(r, j), x, whole, n);
+    rounded(r, j, x, n);
   });
 }
 
 // The same behind dense_grad's product, which lies in dx.
-template <class A> FASTAE_INLINE T finish_grad(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
+FASTAE_INLINE T finish_grad(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
   namespace at = at_dense_grad;
   if (!o.has(at::s_saved)) return product;
-  const A a(o, o.i[at::i_activation], o.f + at::f_p0);
-  return chained(a, product, o.real(at::s_saved)(r, j), drop, r, j);
+  const Activation a(o, o.i[at::i_activation], o.f + at::f_p0);
+  return chained(a, product, o.real(at::s_saved)(r, j), drop, [&](T x) { return (*drop)(r, j, x); });
 }
 
 FASTAE_KERNEL(dense_grad_finish, kThreads, 1) {
   namespace at = at_dense_grad;
+  if (!o.has(at::s_saved)) return;
+  const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
-  const View<T> dx = o.real(at::s_dx);
-  each_cell(o.m, dx.columns, [&](int64_t r, int64_t j) {
-    dx(r, j) = finish_grad<AnyActivation>(o, o.f[at::f_rate] > 0 ? &drop : nullptr, dx(r, j), r, j);
+  const View<T> dx = o.real(at::s_dx), saved = o.real(at::s_saved);
+  const bool drops = o.f[at::f_rate] > 0;
+  const Rounded rounded(o, dx);
+  each_four(o.m, dx.columns, [&](int64_t r, int64_t j, int n) {
+    const bool whole = n == 4 && aligned(dx.at(r, j)) && aligned(saved.at(r, j));
+    Four x = load_four(dx.at(r, j), whole, n);
+    const Four s = load_four(saved.at(r, j), whole, n);
+    chain_four(a, x, s, drops ? &drop : nullptr, r, j);
+    store_four(dx.at(r, j), x, whole, n);
+    rounded(r, j, x, n);
   });
 }
 
@@ -64,17 +123,27 @@ FASTAE_KERNEL(activation, kThreads, 1) {
   namespace at = at_activation;
   const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
   const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
-  each_cell(o.m, x.columns, [&](int64_t r, int64_t j) { y(r, j) = a.y(x(r, j)); });
+  each_four(o.m, x.columns, [&](int64_t r, int64_t j, int n) {
+    const bool whole = n == 4 && aligned(x.at(r, j)) && aligned(y.at(r, j));
+    Four v = load_four(x.at(r, j), whole, n);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) v.v[q] = a.y(v.v[q]);
+    store_four(y.at(r, j), v, whole, n);
+  });
 }
 
 FASTAE_KERNEL(activation_grad, kThreads, 1) {
   namespace at = at_activation_grad;
-  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
-  const View<T> dy = o.real(at::s_dy), saved = o.real(at::s_saved), dz = o.real(at::s_dz);
   const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
-  const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
-  each_cell(o.m, dy.columns, [&](int64_t r, int64_t j) {
-    dz(r, j) = chained(a, dy(r, j), saved ? saved(r, j) : dy(r, j), dropped, r, j);
+  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
+  const View<T> dy = o.real(at::s_dy), dz = o.real(at::s_dz), saved = o.has(at::s_saved) ? o.real(at::s_saved) : dy;
+  const bool drops = o.f[at::f_rate] > 0;
+  each_four(o.m, dy.columns, [&](int64_t r, int64_t j, int n) {
+    const bool whole = n == 4 && aligned(dy.at(r, j)) && aligned(saved.at(r, j)) && aligned(dz.at(r, j));
+    Four x = load_four(dy.at(r, j), whole, n);
+    const Four s = load_four(saved.at(r, j), whole, n);
+    chain_four(a, x, s, drops ? &drop : nullptr, r, j);
+    store_four(dz.at(r, j), x, whole, n);
   });
 }
 
@@ -82,13 +151,25 @@ FASTAE_KERNEL(dropout, kThreads) {
   namespace at = at_dropout;
   const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
   const View<T> x = o.real(at::s_x), y = o.real(at::s_y);
-  each_cell(o.m, x.columns, [&](int64_t r, int64_t j) { y(r, j) = drop(r, j, x(r, j)); });
+  each_four(o.m, x.columns, [&](int64_t r, int64_t j, int n) {
+    const bool whole = n == 4 && aligned(x.at(r, j)) && aligned(y.at(r, j));
+    Four v = load_four(x.at(r, j), whole, n);
+    drop.four(r, j, v);
+    store_four(y.at(r, j), v, whole, n);
+  });
 }
 
 FASTAE_KERNEL(add, kThreads) {
   namespace at = at_add;
   const View<T> x = o.real(at::s_x), y = o.real(at::s_y), sum = o.real(at::s_sum);
-  each_cell(o.m, x.columns, [&](int64_t r, int64_t j) { sum(r, j) = x(r, j) + y(r, j); });
+  each_four(o.m, x.columns, [&](int64_t r, int64_t j, int n) {
+    const bool whole = n == 4 && aligned(x.at(r, j)) && aligned(y.at(r, j)) && aligned(sum.at(r, j));
+    Four v = load_four(x.at(r, j), whole, n);
+    const Four other = load_four(y.at(r, j), whole, n);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) v.v[q] += other.v[q];
+    store_four(sum.at(r, j), v, whole, n);
+  });
 }
 
 FASTAE_KERNEL(softmax, kThreads) {

@@ -121,6 +121,51 @@ template <class F> FASTAE_INLINE void each(int64_t n, const F& f) {
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) f(i);
 }
 
+// Four neighbouring elements.
+struct alignas(16) Four {
+  T v[4];
+};
+template <class E> FASTAE_INLINE bool aligned(const E* p) { return ((uintptr_t)p & (sizeof(E) == 2 ? 7 : 15)) == 0; }
+// The first n of four elements at p; whole: all four, at a place that is `aligned`.
+FASTAE_INLINE Four load_four(const T* p, bool whole, int n) {
+  if (whole) return *(const Four*)p;
+  Four x;
+#pragma unroll
+  for (int q = 0; q < 4; ++q) x.v[q] = q < n ? p[q] : T(0);
+  return x;
+}
+FASTAE_INLINE void store_four(T* p, const Four& x, bool whole, int n) {
+  if (whole) {
+    *(Four*)p = x;
+    return;
+  }
+#pragma unroll
+  for (int q = 0; q < 4; ++q)
+    if (q < n) p[q] = x.v[q];
+}
+
+// f(row, column, n) for every four neighbours of a row, or the n that are left of them, laid out as for each_cell.
+template <class F> FASTAE_INLINE void each_four(int64_t rows, int64_t columns, const F& f) {
+  each_cell(rows, ceil_div(columns, 4),
+            [&](int64_t r, int64_t q) { f(r, 4 * q, (int)smaller<int64_t>(4, columns - 4 * q)); });
+}
+
+// sum + f(from) + f(from + by) + ... below `to`, in that order; sixteen numbers are fetched before they are added.
+template <class A, class F> FASTAE_INLINE A add_in_order(A sum, int64_t from, int64_t to, int64_t by, const F& f) {
+  constexpr int kAhead = 16;
+#pragma unroll 1
+  for (; from + (kAhead - 1) * by < to; from += kAhead * by) {
+    A x[kAhead];
+#pragma unroll
+    for (int q = 0; q < kAhead; ++q) x[q] = f(from + q * by);
+#pragma unroll
+    for (int q = 0; q < kAhead; ++q) sum += x[q];
+  }
+#pragma unroll 1
+  for (; from < to; from += by) sum += f(from);
+  return sum;
+}
+
 // f(row, lane) on sixteen threads a row, for blocks of (16, rows); all sixteen arrive together. Rows beyond the last
 // are given as -1, so that every thread of a warp takes part in what follows.
 template <class F> FASTAE_INLINE void each_row(int64_t rows, const F& f) {
@@ -203,12 +248,20 @@ struct Dropout {
         threshold(rate_threshold(rate)),
         scale((T)(1.0 / (1.0 - rate))),
         back((T)(1.0 - rate)) {}
-  FASTAE_INLINE bool kept(int64_t r, int64_t j) const {
+  // The words that decide about four columns.
+  FASTAE_INLINE void words(int64_t r, int64_t j, uint32_t w[4]) const { random_words(step, stream, rows[r], j, w); }
+  FASTAE_INLINE T dropped(uint32_t word, T x) const { return word >= threshold ? x * scale : T(0); }
+  FASTAE_INLINE T operator()(int64_t r, int64_t j, T x) const {
     uint32_t w[4];
-    random_words(step, stream, rows[r], j, w);
-    return w[j & 3] >= threshold;
+    words(r, j, w);
+    return dropped(w[j & 3], x);
   }
-  FASTAE_INLINE T operator()(int64_t r, int64_t j, T x) const { return kept(r, j) ? x * scale : T(0); }
+  FASTAE_INLINE void four(int64_t r, int64_t j, Four& x) const {
+    uint32_t w[4];
+    words(r, j, w);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) x.v[q] = dropped(w[q], x.v[q]);
+  }
 };
 
 }  // namespace fastae

@@ -85,6 +85,11 @@ template <int part> FASTAE_INLINE T activation_part(int id, T x, T p0, T p1) {
   return y;
 }
 
+// The same as a call, for kernels in which it stands more than once.
+template <int part> __device__ __noinline__ T call_activation(int id, T x, T p0, T p1) {
+  return activation_part<part>(id, x, p0, p1);
+}
+
 // An activation of the catalogue, parameters at f.
 struct Activation {
   int id;
@@ -103,8 +108,11 @@ struct AnyActivation : Activation {
   const DeviceFormula* formula;
   FASTAE_INLINE AnyActivation(const Launch& o, int64_t i, const double* f)
       : Activation(o, i, f), formula(registered(o)) {}
-  FASTAE_INLINE T y(T x) const { return formula ? run_program(formula->part[0], x, x, p0, p1) : Activation::y(x); }
-  FASTAE_INLINE T dy(T s) const { return formula ? run_program(formula->part[1], s, s, p0, p1) : Activation::dy(s); }
+  template <int part> FASTAE_INLINE T called(T x) const {
+    return formula ? run_program(formula->part[part], x, x, p0, p1) : call_activation<part>(id, x, p0, p1);
+  }
+  FASTAE_INLINE T y(T x) const { return formula || id ? called<0>(x) : x; }
+  FASTAE_INLINE T dy(T s) const { return formula || id ? called<1>(s) : T(1); }
   FASTAE_INLINE T d2y(T s) const { return formula ? run_program(formula->part[2], s, s, p0, p1) : Activation::d2y(s); }
   FASTAE_INLINE bool from_x() const { return formula ? formula->from_x != 0 : Activation::from_x(); }
   FASTAE_INLINE bool masks() const { return !formula && Activation::masks(); }

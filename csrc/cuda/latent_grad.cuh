@@ -138,7 +138,10 @@ FASTAE_KERNEL(latent_grad_finish, kThreads) {
 }
 
 // db (1,p) = sum of dy over rows
-FASTAE_KERNEL(bias_grad_segments, kThreads) { column_segments(o.real(at_bias_grad::s_dy), o.m, (T*)o.work); }
+FASTAE_KERNEL(bias_grad_segments, kThreads) {
+  namespace at = at_bias_grad;
+  column_segments(o.real(at::s_dy), o.m, (T*)o.work, o.extra[0] ? o.real(at::s_db).p : nullptr, o.i[at::i_add] != 0);
+}
 FASTAE_KERNEL(bias_grad_sum, kThreads) {
   namespace at = at_bias_grad;
   add_segments((const T*)o.work, o.m, o.slot[at::s_dy].columns, o.real(at::s_db).p, o.i[at::i_add] != 0);

@@ -174,6 +174,61 @@ FASTAE_KERNEL(loss, kThreads, 1) {
             });
 }
 
+// The same for the losses that are sums over columns, with a block a row: threads make values, and sixteen lanes add
+// them. Four columns are read before any is written: dy may be y.
+FASTAE_KERNEL(loss_wide, kThreads, 1) {
+  namespace at = at_loss;
+  constexpr int kTile = 2048;  // columns whose values wait in shared memory
+  __shared__ Four value[kTile / 4];
+  const View<T> y = o.real(at::s_y), t = o.real(at::s_target), dy = o.real(at::s_dy), weight = o.real(at::s_weight);
+  const View<double> out = o.view<double>(at::s_row_value);
+  const T p[2] = {(T)o.f[at::f_p0], (T)o.f[at::f_p1]};
+  const bool masked = o.i[at::i_masked] != 0;
+  const Rounded rounded(o, dy);
+  const int id = threadIdx.x, lane = id % kLanes;
+  for (int64_t r = blockIdx.x; r < o.m; r += gridDim.x) {
+    const LossRow row = {y.at(r, 0), t.at(r, 0), nullptr, t.columns, lane, masked};
+    const double w = weight ? (double)weight(r, 0) : 1.0;
+    const double size = masked_scale(row, o.i[at::i_masked], o.f[at::f_scale]);
+    const T slope = (T)(w / (double)o.m * size);
+    double sum = 0;
+    for (int64_t first = 0; first < t.columns; first += kTile) {
+      const int count = (int)smaller<int64_t>(kTile, t.columns - first);
+      visit_loss<Vec<T>, T>((int)o.i[at::i_loss], [&](auto formula) {
+#pragma unroll 1
+        for (int c = 4 * id; c < count; c += 4 * kThreads) {
+          const int64_t j = first + c;
+          const int n = smaller(4, count - c);
+          const bool whole = n == 4 && aligned(y.at(r, j)) && aligned(t.at(r, j)) && (!dy || aligned(dy.at(r, j)));
+          const Four a = load_four(y.at(r, j), whole, n), b = load_four(t.at(r, j), whole, n);
+          Four v, change = {};
+#pragma unroll
+          for (int q = 0; q < 4; ++q) {
+            const bool counts = !masked || b.v[q] == b.v[q];
+            const Vec<T> of = a.v[q], target = counts ? b.v[q] : T(0);
+            if (dy) change.v[q] = counts ? slope * formula.dy(of, target, p).v : T(0);
+            v.v[q] = counts ? formula.value(of, target, p).v : T(0);
+          }
+          if (dy) {
+            store_four(dy.at(r, j), change, whole, n);
+            rounded(r, j, change, n);
+          }
+          value[c / 4] = v;
+        }
+      });
+      __syncthreads();
+      if (id < kLanes)
+        sum = add_in_order(sum, lane, count, kLanes, [&](int64_t c) { return (double)value[c / 4].v[c % 4]; });
+      __syncthreads();
+    }
+    if (id >= 32) continue;
+    const double total = size * lanes_sum(sum);
+    if (id) continue;
+    if (out) out(r, 0) = o.i[at::i_accumulate] > 0 ? out(r, 0) + total : total;
+    if (o.extra[0]) ((double*)o.work)[r] = weight ? total * w : total;
+  }
+}
+
 FASTAE_KERNEL(likelihood, kThreads, 1) {
   namespace at = at_likelihood;
   const T p[2] = {(T)o.f[at::f_p0], (T)o.f[at::f_p1]};

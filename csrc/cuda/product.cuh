@@ -151,18 +151,18 @@ template <int BM, int BN, int TM, int TN, class Kind = Reals> struct Tile {
     }
   }
 
-  // The same in chains over segments of the depth: block z makes segments z, z + gridDim.z, ..., f(value, row, column,
-  // segment) takes each.
+  // The same in chains over the segments [first, last) of the depth: block z makes every gridDim.z-th of them from
+  // first + z on, f(segment)(value, row, column) takes each.
   template <class F>
   static FASTAE_INLINE void segments(const Side& a, const Side& b, int64_t rows, int64_t columns, int64_t depth,
-                                     const F& f) {
+                                     int64_t first, int64_t last, const F& f) {
     __shared__ Panel left, right;
     T sum[TM][TN];
     const int64_t column = (int64_t)blockIdx.x * BN;
     for (int64_t row = (int64_t)blockIdx.y * BM; row < rows; row += (int64_t)gridDim.y * BM)
-      for (int64_t s = blockIdx.z; s * kSegment < depth; s += gridDim.z) {
+      for (int64_t s = first + blockIdx.z; s < last; s += gridDim.z) {
         chain(a, b, row, rows, column, columns, s * kSegment, smaller(depth, (s + 1) * kSegment), left, right, sum);
-        each_output(sum, row, rows, column, columns, [&](T v, int64_t r, int64_t c) { f(v, r, c, s); });
+        each_output(sum, row, rows, column, columns, f(s));
       }
   }
 };
@@ -186,7 +186,7 @@ template <class Tiles> FASTAE_INLINE void dense_product(const Launch& o) {
   const Operand right = weight_side(o.real(at::s_w), o.i[at::i_transposed] != 0, rounded);
   Tiles::multiply(
       {x.p, x.ld, 1, rounded}, right, y, o.m, y.columns, x.columns,
-      [&](int64_t r, int64_t j) { finish_dense<Activation>(o, dropped, y(r, j), r, j); }, o.extra[0] != 0);
+      [&](int64_t r, int64_t j) { finish_dense(o, dropped, y(r, j), r, j); }, o.extra[0] != 0);
 }
 FASTAE_KERNEL(dense_small, 256) { dense_product<SmallTile>(o); }
 FASTAE_KERNEL(dense_middle, 256) { dense_product<MiddleTile>(o); }
@@ -202,65 +202,96 @@ template <class Tiles> FASTAE_INLINE void input_product(const Launch& o) {
   const Dropout* const dropped = o.f[at::f_rate] > 0 ? &drop : nullptr;
   Tiles::multiply(
       {dz.p, dz.ld, 1, rounded}, right, dx, o.m, dx.columns, dz.columns,
-      [&](int64_t r, int64_t j) { dx(r, j) = finish_grad<Activation>(o, dropped, dx(r, j), r, j); }, o.extra[0] != 0);
+      [&](int64_t r, int64_t j) { dx(r, j) = finish_grad(o, dropped, dx(r, j), r, j); }, o.extra[0] != 0);
 }
 FASTAE_KERNEL(input_grad_small, 256) { input_product<SmallTile>(o); }
 FASTAE_KERNEL(input_grad_middle, 256) { input_product<MiddleTile>(o); }
 FASTAE_KERNEL(input_grad_large, 256) { input_product<LargeTile>(o); }
 
-// dw (n,k) = dzT x by segments. extra[0]: 1 where each segment goes to `work`, to be added later.
+// dw (n,k) = dzT x by segments: those from extra[1] on, extra[2] of them, each to `work`, to be added later, where
+// extra[0] is 1; else all.
 template <class Tiles> FASTAE_INLINE void weight_product(const Launch& o) {
   namespace at = at_dense_grad;
   const View<T> dz = o.real(at::s_dz), x = o.real(at::s_x), dw = o.real(at::s_dw);
   const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0, rounded = o.i[at::i_bf16] == 1;
-  const int64_t n = dz.columns, k = x.columns;
-  T* const part = o.extra[0] ? (T*)o.work : nullptr;
-  Tiles::segments({dz.p, 1, dz.ld, rounded}, {x.p, 1, x.ld, rounded}, n, k, o.m,
-                  [&](T v, int64_t j, int64_t c, int64_t s) {
-                    if (part) {
-                      part[(s * n + j) * k + c] = v;
-                      return;
-                    }
-                    T& g = transposed ? dw(c, j) : dw(j, c);
-                    g = s || add ? g + v : v;
-                  });
+  const int64_t n = dz.columns, k = x.columns, first = o.extra[1];
+  T* const parts = o.extra[0] ? (T*)o.work : nullptr;
+  const int64_t last = parts ? first + o.extra[2] : ceil_div(o.m, kSegment);
+  Tiles::segments({dz.p, 1, dz.ld, rounded}, {x.p, 1, x.ld, rounded}, n, k, o.m, first, last, [&](int64_t s) {
+    const bool onto = !parts && (s || add);
+    const View<T> to = parts ? View<T>{parts + (s - first) * n * k, k, n, k} : dw;
+    const bool turned = transposed && !parts;
+    return [=](T v, int64_t j, int64_t c) {
+      T& g = turned ? to(c, j) : to(j, c);
+      g = onto ? g + v : v;
+    };
+  });
 }
 FASTAE_KERNEL(weight_grad_small, 256) { weight_product<SmallTile>(o); }
-FASTAE_KERNEL(weight_grad_middle, 256) { weight_product<MiddleTile>(o); }
+FASTAE_KERNEL(weight_grad_middle, 256, sizeof(T) == 4 ? 2 : 1) { weight_product<MiddleTile>(o); }
 FASTAE_KERNEL(weight_grad_large, 256) { weight_product<LargeTile>(o); }
 
-// The segments of weight_grad in their order.
+// The segments of weight_grad in their order, after those before them.
 FASTAE_KERNEL(weight_grad_sum, kThreads) {
   namespace at = at_dense_grad;
   const View<T> dw = o.real(at::s_dw);
-  const int64_t n = o.slot[at::s_dz].columns, k = o.slot[at::s_x].columns, segments = ceil_div(o.m, kSegment);
-  const bool transposed = o.i[at::i_transposed] != 0, add = o.i[at::i_add] != 0;
+  const int64_t n = o.slot[at::s_dz].columns, k = o.slot[at::s_x].columns, segments = o.extra[2];
+  const bool transposed = o.i[at::i_transposed] != 0, add = o.extra[1] || o.i[at::i_add] != 0;
   const T* const part = (const T*)o.work;
   each_cell(n, k, [&](int64_t j, int64_t c) {
     T& g = transposed ? dw(c, j) : dw(j, c);
-    T sum = add ? g + part[j * k + c] : part[j * k + c];
-    for (int64_t s = 1; s < segments; ++s) sum += part[(s * n + j) * k + c];
-    g = sum;
+    const T first = add ? g + part[j * k + c] : part[j * k + c];
+    g = add_in_order(first, 1, segments, 1, [&](int64_t s) { return part[(s * n + j) * k + c]; });
   });
 }
 
-// Sums over a segment of rows of each column: work (segments, n) <- a column's chain, or the column at once where
-// there is one segment.
-FASTAE_INLINE void column_segments(const View<T>& d, int64_t m, T* work) {
-  each_cell(ceil_div(m, kSegment), d.columns, [&](int64_t s, int64_t j) {
-    T sum = T(0);
-    for (int64_t r = s * kSegment; r < smaller(m, (s + 1) * kSegment); ++r) sum += d(r, j);
-    work[s * d.columns + j] = sum;
-  });
+// Sums over the rows of each column, as chains over segments of rows. A block has `kChains` of them in shared memory:
+// those of as many columns and a segment, or of a quarter of the columns and four segments, by its width.
+constexpr int kChains = 128 / sizeof(T);
+
+// work (segments, n) <- the chains; out (n), where not null, their sums at once: blocks then have all segments.
+FASTAE_INLINE void column_segments(const View<T>& d, int64_t m, T* work, T* out, bool add) {
+  __shared__ T panel[kChains][kSegment + 1], part[kChains];
+  constexpr int kAhead = kChains * kSegment / kThreads;  // elements of a thread
+  const int width = blockDim.x, height = blockDim.y, x = threadIdx.x, id = threadIdx.y * width + x;
+  const int64_t s0 = (int64_t)blockIdx.x * (kChains / width), j0 = (int64_t)blockIdx.y * width, first = s0 * kSegment;
+  T value[kAhead];
+#pragma unroll
+  for (int q = 0; q < kAhead; ++q) {
+    const int64_t r = first + threadIdx.y + q * height;
+    value[q] = r < m && j0 + x < d.columns ? d(r, j0 + x) : T(0);
+  }
+#pragma unroll
+  for (int q = 0; q < kAhead; ++q) {
+    const int r = threadIdx.y + q * height;
+    panel[r / kSegment * width + x][r % kSegment] = value[q];
+  }
+  __syncthreads();
+  const int64_t s = s0 + id / width, j = j0 + x;
+  const int rows = (int)smaller<int64_t>(kSegment, m - s * kSegment);
+  if (id < kChains && rows > 0 && j < d.columns) {
+    const T sum = add_in_order(T(0), 0, rows, 1, [&](int64_t r) { return panel[id][r]; });
+    part[id] = sum;
+    if (!out) work[s * d.columns + j] = sum;
+  }
+  __syncthreads();
+  if (!out || id >= width || j >= d.columns) return;
+  const int segments = (int)ceil_div(m, kSegment);
+  T sum = add ? out[j] + part[x] : part[x];
+  for (int q = 1; q < segments; ++q) sum += part[q * width + x];
+  out[j] = sum;
 }
 FASTAE_INLINE void add_segments(const T* work, int64_t m, int64_t n, T* out, bool add) {
   each(n, [&](int64_t j) {
-    T sum = add ? out[j] + work[j] : work[j];
-    for (int64_t s = 1; s < ceil_div(m, kSegment); ++s) sum += work[s * n + j];
-    out[j] = sum;
+    const T first = add ? out[j] + work[j] : work[j];
+    out[j] = add_in_order(first, 1, ceil_div(m, kSegment), 1, [&](int64_t s) { return work[s * n + j]; });
   });
 }
-FASTAE_KERNEL(dense_bias_segments, kThreads) { column_segments(o.real(at_dense_grad::s_dz), o.m, (T*)o.work); }
+FASTAE_KERNEL(dense_bias_segments, kThreads) {
+  namespace at = at_dense_grad;
+  column_segments(o.real(at::s_dz), o.m, (T*)o.work, o.extra[0] ? o.real(at::s_db).p : nullptr,
+                  o.i[at::i_add_bias] != 0);
+}
 FASTAE_KERNEL(dense_bias_sum, kThreads) {
   namespace at = at_dense_grad;
   add_segments((const T*)o.work, o.m, o.slot[at::s_dz].columns, o.real(at::s_db).p, o.i[at::i_add_bias] != 0);

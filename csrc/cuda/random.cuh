@@ -20,22 +20,22 @@ FASTAE_KERNEL(noise, kThreads) {
   const uint32_t stream = (uint32_t)o.i[at::i_stream], threshold = rate_threshold(o.f[at::f_amount]);
   const int kind = (int)o.i[at::i_kind];
   const T low = (T)o.f[at::f_low], high = (T)o.f[at::f_high], deviation = (T)o.f[at::f_amount];
-  each_cell(o.m, x.columns, [&](int64_t r, int64_t j) {
-    uint32_t w[4];
+  each_four(o.m, x.columns, [&](int64_t r, int64_t j, int n) {
+    const bool whole = n == 4 && aligned(x.at(r, j)) && aligned(y.at(r, j));
+    Four v = load_four(x.at(r, j), whole, n);
+    uint32_t w[4], other[4];
     random_words(o.step, stream, rows[r], j, w);
-    const uint32_t word = w[j & 3];
-    T v = x(r, j);
-    if (kind == noise_kind::gaussian) {
-      v = v + gaussian(w, j, deviation);
-    } else if (kind == noise_kind::masking) {
-      if (word < threshold) v = T(0);
-    } else if (kind == noise_kind::salt_and_pepper) {
-      v = word < threshold / 2 ? low : word < threshold ? high : v;
-    } else if (word < threshold) {
-      random_words(o.step, stream + 1, rows[r], j, w);
-      v = x((int64_t)(((uint64_t)w[j & 3] * (uint64_t)o.m) >> 32), j);
+    const bool swaps = kind == noise_kind::swap;
+    if (swaps) random_words(o.step, stream + 1, rows[r], j, other);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const bool hit = w[q] < threshold;
+      if (kind == noise_kind::gaussian) v.v[q] = v.v[q] + gaussian(w, q, deviation);
+      else if (kind == noise_kind::masking) v.v[q] = hit ? T(0) : v.v[q];
+      else if (kind == noise_kind::salt_and_pepper) v.v[q] = w[q] < threshold / 2 ? low : hit ? high : v.v[q];
+      else if (hit && q < n) v.v[q] = x((int64_t)(((uint64_t)other[q] * (uint64_t)o.m) >> 32), j + q);
     }
-    y(r, j) = v;
+    store_four(y.at(r, j), v, whole, n);
   });
 }
 

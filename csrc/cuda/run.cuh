@@ -1,35 +1,60 @@
 // What a run itself needs: rows in, and the step's end.
 #pragma once
-#include "cuda/device.cuh"
+#include "cuda/dense.cuh"
 
 namespace fastae {
 
 template <class S> FASTAE_INLINE const S* typed(const void* p, const S*) { return (const S*)p; }
+template <class P> constexpr bool kToReals = false;
+template <> constexpr bool kToReals<const T*> = true;
 
-// Row `place` of a source into out, on the threads of a row of the block (blockDim.x of them).
-FASTAE_INLINE void read_row(const DeviceSource& s, int64_t place, T* out) {
+// Row `place` of a source into row r of x, and into its copy in bfloat16 where there is one, on the threads along x of
+// the blocks along y.
+FASTAE_INLINE void read_row(const DeviceSource& s, int64_t place, const View<T>& x, int64_t r, const Rounded& rounded) {
+  const int64_t first = 4 * ((int64_t)blockIdx.y * blockDim.x + threadIdx.x),
+                step = 4 * (int64_t)gridDim.y * blockDim.x;
   visit_dtype(s.dtype, [&](auto* type) {
     const auto* data = typed(s.data, type);
+    constexpr bool same = kToReals<decltype(type)>;
     if (!s.indptr) {
       data += place * s.row_stride;
-      for (int64_t j = threadIdx.x; j < s.columns; j += blockDim.x) out[j] = convert<T>(data[j]);
-    } else if (threadIdx.x == 0) {  // duplicates add up, in their order
+#pragma unroll 1
+      for (int64_t j = first; j < s.columns; j += step) {
+        const int n = (int)smaller<int64_t>(4, s.columns - j);
+        const bool whole = n == 4 && aligned(x.at(r, j));
+        Four v;
+        if constexpr (same) {
+          v = load_four(data + j, whole && aligned(data + j), n);
+        } else {
+#pragma unroll
+          for (int q = 0; q < 4; ++q) v.v[q] = q < n ? convert<T>(data[j + q]) : T(0);
+        }
+        store_four(x.at(r, j), v, whole, n);
+        rounded(r, j, v, n);
+      }
+    } else if (first == 0) {  // duplicates add up, in their order
+      T* const out = x.at(r, 0);
       for (int64_t j = 0; j < s.columns; ++j) out[j] = T(0);
       for (int64_t q = s.indptr[place]; q < s.indptr[place + 1]; ++q) out[s.indices[q]] += convert<T>(data[q]);
+      for (int64_t j = 0; j < s.columns; j += 4) {
+        const int n = (int)smaller<int64_t>(4, s.columns - j);
+        rounded(r, j, load_four(out + j, false, n), n);
+      }
     }
   });
 }
 
-FASTAE_KERNEL(gather, kThreads) {
+FASTAE_KERNEL(gather, kThreads, 1) {
   namespace at = at_gather;
   const Step& step = *o.step;
   const DeviceSource& s = step.source[o.i[at::i_source]];
   const View<T> x = o.real(at::s_x);
+  const Rounded rounded(o, x);
   for (int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; r < o.m; r += (int64_t)gridDim.x * blockDim.y) {
     const int64_t position = step.start + r, id = step.order ? step.order[position] : position;
     const int64_t place = step.first >= 0 ? position - step.first : id;
-    read_row(s, place, x.at(r, 0));
-    if (threadIdx.x == 0) {
+    read_row(s, place, x, r, rounded);
+    if (threadIdx.x == 0 && blockIdx.y == 0) {
       if (o.has(at::s_rows)) ((int64_t*)o.slot[at::s_rows].p)[r] = step.first_row + id;
       if (o.has(at::s_weight))
         o.real(at::s_weight).p[r * o.slot[at::s_weight].ld] = s.weight ? (T)s.weight[place] : T(1);
@@ -37,12 +62,14 @@ FASTAE_KERNEL(gather, kThreads) {
   }
 }
 
-FASTAE_KERNEL(take, kThreads) {
+FASTAE_KERNEL(take, kThreads, 1) {
   namespace at = at_take;
   const DeviceSource& s = o.step->source[o.i[at::i_source]];
   const int64_t* rows = (const int64_t*)o.slot[at::s_rows].p;
+  const View<T> x = o.real(at::s_x);
+  const Rounded rounded(o, x);
   for (int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; r < o.m; r += (int64_t)gridDim.x * blockDim.y)
-    read_row(s, rows[r], o.real(at::s_x).at(r, 0));
+    read_row(s, rows[r], x, r, rounded);
 }
 
 // The sources of the next block of rows: source q is told by slots 2 q and 2 q + 1 (data and weight, indptr and indices
@@ -90,9 +117,7 @@ FASTAE_KERNEL(find_not_finite, kThreads) {
 // extra[1] numbers times a factor (extra[2]: the bits of a float64).
 FASTAE_INLINE double work_sum(const Launch& o, int64_t n) {
   const double* v = (const double*)o.work;
-  double sum = 0;
-  for (int64_t r = threadIdx.x; r < n; r += blockDim.x) sum += v[r];
-  return block_sum(sum);
+  return block_sum(add_in_order(0.0, threadIdx.x, n, blockDim.x, [&](int64_t r) { return v[r]; }));
 }
 FASTAE_KERNEL(mean_value, 1024) {
   const double sum = work_sum(o, o.m);

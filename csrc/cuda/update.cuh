@@ -27,7 +27,7 @@ struct UpdateNumbers {
 };
 
 // extra[1], [2]: first parameter and number of them
-FASTAE_KERNEL(update, kThreads) {
+FASTAE_KERNEL(update, kThreads, 1) {
   namespace at = at_update;
   const int64_t first = o.extra[1];
   T* const w = o.real(at::s_w).p;
@@ -36,12 +36,24 @@ FASTAE_KERNEL(update, kThreads) {
   const UpdateNumbers numbers(o, o.i[at::i_scalar]);
   visit_update<Vec<T>, T>((int)o.i[at::i_rule], [&](auto formula) {
     constexpr int S = decltype(formula)::n_states;
-    each(o.extra[2], [&](int64_t k) {
+    each_four(1, o.extra[2], [&](int64_t, int64_t k, int n) {
       const int64_t i = first + k;
-      Vec<T> s[S + 1];
-      for (int q = 0; q < S; ++q) s[q] = state[q][i];
-      w[i] = numbers.apply(formula, w[i], g[i], s);
-      for (int q = 0; q < S; ++q) state[q][i] = s[q].v;
+      bool whole = n == 4 && aligned(w + i) && aligned(g + i);
+      for (int q = 0; q < S; ++q) whole = whole && aligned(state[q] + i);
+      Four x = load_four(w + i, whole, n), s[S + 1];
+      const Four slope = load_four(g + i, whole, n);
+#pragma unroll
+      for (int q = 0; q < S; ++q) s[q] = load_four(state[q] + i, whole, n);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        Vec<T> mine[S + 1];
+        for (int q = 0; q < S; ++q) mine[q] = s[q].v[e];
+        x.v[e] = numbers.apply(formula, x.v[e], slope.v[e], mine);
+        for (int q = 0; q < S; ++q) s[q].v[e] = mine[q].v;
+      }
+      store_four(w + i, x, whole, n);
+#pragma unroll
+      for (int q = 0; q < S; ++q) store_four(state[q] + i, s[q], whole, n);
     });
   });
 }

@@ -20,6 +20,17 @@ PRODUCTS = ("float32", "bfloat16", "tf32")  # what a record's ``bf16`` means
 
 THREADS, LANES, COLUMNS = 256, 16, 32
 PART = 16  # bytes that a thread reads or writes at a time: Part of device.cuh
+THETA = ""  # the name of all of theta, among names of buffers
+
+# slots that an op reads and does not write: an array that is in no others is what it was
+READ = {
+    "noise": ("x", "rows"), "dropout": ("x", "rows"), "activation": ("x",), "softmax": ("z",),
+    "activation_grad": ("dy", "saved", "rows"), "loss": ("y", "target", "weight"),
+    "dense": ("x", "w", "b", "packed", "rows"), "dense_grad": ("dz", "x", "w", "saved", "rows"),
+    "encode": ("x", "w", "b", "threshold", "packed", "subset", "n_subset"), "batch_topk": ("x", "w", "b"),
+    "decode": ("val", "idx", "count", "w", "b", "groups"), "code_grad": ("dy", "idx", "count", "w", "groups"),
+    "by_latent": ("idx", "count"), "latent_grad": ("coef", "start", "entry", "u", "w", "factor", "groups"),
+}  # fmt: skip
 Grid = tuple[int, int, int]
 
 
@@ -54,6 +65,11 @@ def over_cells(rows: int, columns: int) -> tuple[Grid, Grid]:
     x = power(columns, 1, THREADS)
     y = power(rows, 1, THREADS // x)
     return (max(1, min(ceil_div(rows, y), 16384)), max(1, min(ceil_div(columns, x), 65535)), 1), (x, y, 1)
+
+
+def over_fours(rows: int, columns: int) -> tuple[Grid, Grid]:
+    """Grid and block for ``each_four``."""
+    return over_cells(rows, ceil_div(columns, 4))
 
 
 def over(n: int) -> tuple[Grid, Grid]:
@@ -91,15 +107,25 @@ class Binder:
         self, plan: Plan, m: int, step: int, bases: list[int], start: int, work: int, driver: Any,
         formula: Callable[[int], int], both: bool = False,
     ):  # fmt: skip
-        self.plan, self.m, self.step, self.bases, self.start, self.work = plan, m, step, bases, start, work
+        self.plan, self.m, self.step, self.bases, self.start = plan, m, step, bases, start
         self.formula, self.both = formula, both
         self.n_multiprocessors = driver.n_multiprocessors
         self.cublas = driver.products == "cublas"
         self.driver = driver
         self.launches: list[Launch | Product] = []
         self.deferred: list[Launch | Product] = []  # to the update phase
-        self.work_bytes = 0
         self.op: Op | None = None
+        # Copies in bfloat16 of what products read, at half the distances of arena and theta: a place is written to
+        # again when the buffer there is no longer needed. They live in the first part of the work memory.
+        self.operand_names = self._operand_names()
+        self.copies: dict[int, int] = {}  # space → where its copies are
+        kept = 0
+        for space in (schema.ARENA, schema.THETA) if self.operand_names else ():
+            self.copies[space] = work + kept
+            kept += ceil_div(plan.sizes[space], 512) * 256
+        self.work, self.kept, self.work_bytes = work + kept, kept, kept
+        self.current: set[str] = set()  # buffers whose copies are what they are, THETA for all of that space
+        self.made: set[str] = set()  # those that the op at hand writes with the buffers
 
     # ---- buffers ---
 
@@ -177,7 +203,7 @@ class Binder:
         extra: tuple[int, ...] = (), shared: int = 0,
     ) -> None:  # fmt: skip
         """Adds a launch. work : address of a kernel's memory; work_bytes : so much of the memory that ops share"""
-        self.work_bytes = max(self.work_bytes, work_bytes)
+        self.work_bytes = max(self.work_bytes, self.kept + work_bytes)
         record = self.record(self.work if work is None else work, extra)
         formula = FORMULAS.get(self.registered())
         linked = formula.index if formula is not None and formula.functions else 0
@@ -195,13 +221,34 @@ class Binder:
         kind = "float64" if self.plan.dtype == np.float64 else PRODUCTS[self.op.ints.get("bf16", 0)]  # type: ignore[union-attr]
         self.launches.append(Product(kind, left, right, out, rows, columns, depth, **more))
 
-    def rounded(self, slot: str, offset: int, transposed: bool = False) -> tuple[Matrix, int]:
-        """A slot's buffer as bfloat16 operand, at ``offset`` of the work memory; and where the next one can lie."""
-        kind = schema.KIND[self.op.kind]  # type: ignore[union-attr]
-        rows, columns = self.shape(slot)
-        end = offset + ceil_div(2 * rows * columns, 256) * 256
-        self.launch("round_bf16", over_cells(rows, columns), work_bytes=end, extra=(kind.slots.index(slot), offset))
-        return Matrix(self.work + offset, columns, transposed), end
+    # ---- operands in bfloat16 ---
+
+    def _operand_names(self) -> set[str]:
+        """Names of the buffers that products read in bfloat16."""
+        products = [op for op in self.plan.ops if op.ints.get("bf16", 0) == 1] if self.cublas else []
+        return {op.slots[slot] for op in products for slot in ("x", "w", "dz") if slot in op.slots}
+
+    def _root(self, name: str) -> str:
+        """The buffer that another is a part of; one name for all of theta."""
+        buffer = self.plan.buffers[self.plan.index[name]] if name != THETA else None
+        return THETA if buffer is None or buffer.space == schema.THETA else buffer.parent or name
+
+    def _copy_of(self, space: int, address: int) -> int:
+        return self.copies[space] + (address - self.bases[space]) // 2
+
+    def copy(self, slot: str) -> tuple[int, int, int]:
+        """What a kernel gets as `extra` that writes a slot's buffer and its copy, where products read one."""
+        buffer = self.buffer(slot)
+        if buffer.space != schema.ARENA or buffer.name not in self.operand_names:
+            return (0, 0, 0)
+        self.current.add(buffer.name)
+        self.made.add(buffer.name)
+        return (0, 0, self._copy_of(buffer.space, self.locate(buffer)[0]))
+
+    def round(self, address: int, ld: int, rows: int, columns: int, to: int, work_bytes: int = 0) -> None:
+        """A launch that rounds a matrix to bfloat16."""
+        self.launch("round_bf16", over_fours(rows, columns), work_bytes=work_bytes, extra=(0, 0, to))
+        self.launches[-1].record["slot"][0, 0] = (address, ld, rows, columns)  # type: ignore[union-attr]
 
     def operands(self, *slots: tuple[str, bool]) -> list[Matrix]:
         """Buffers, each with whether it is read transposed, as operands in the precision of the op at hand."""
@@ -209,9 +256,27 @@ class Binder:
             return [self.matrix(slot, transposed) for slot, transposed in slots]
         out, offset = [], 0
         for slot, transposed in slots:
-            matrix, offset = self.rounded(slot, offset, transposed)
-            out.append(matrix)
+            buffer = self.buffer(slot)
+            (address, ld), (rows, columns), space = self.locate(buffer), self.shape(slot), buffer.space
+            if space in self.copies:
+                name = THETA if space == schema.THETA else buffer.name
+                to = self._copy_of(space, address)
+                if name == THETA and name not in self.current:
+                    n = self.plan.sizes[space] // self.plan.dtype.itemsize
+                    self.round(self.bases[space], n, 1, n, self.copies[space])
+                elif name not in self.current:
+                    self.round(address, ld, rows, columns, to)
+                self.current.add(name)
+            else:
+                to = self.work + offset
+                offset += ceil_div(2 * rows * ld, 256) * 256
+                self.round(address, ld, rows, columns, to, offset)
+            out.append(Matrix(to, ld, transposed))
         return out
+
+    def fours(self, kernel: str, slot: str, **more: Any) -> None:
+        """A launch with a thread for every four neighbours of a slot's buffer."""
+        self.launch(kernel, over_fours(*self.shape(slot)), **more)
 
     def cells(self, kernel: str, slot: str, **more: Any) -> None:
         """A launch with a thread for every element of a slot's buffer."""
@@ -245,6 +310,9 @@ class Binder:
             self.launches, self.deferred = self.deferred, []
         for op in self.plan.ops:
             if op.phase & phases:
-                self.op = op
+                self.op, self.made = op, set()
                 kernels[op.kind](self, op)
+                read = READ.get(op.kind, ())
+                written = {self._root(name) for slot, name in op.slots.items() if slot not in read}
+                self.current -= {name for name in self.current if self._root(name) in written} - self.made
         return self.launches

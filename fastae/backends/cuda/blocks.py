@@ -14,7 +14,7 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source
-from .binder import Launch
+from .binder import READ, Launch
 from .record import LAUNCH, SOURCE
 
 BLOCK_BYTES = 1 << 28  # of rows and results that are in flight at a time
@@ -25,16 +25,6 @@ WRITTEN = {
     "store_int8": ("out", "scale"), "loss": ("row_value",), "likelihood": ("row_value",), "distribution": ("out",),
     "gather": ("x", "weight", "rows"), "encode": ("val", "pre", "idx", "count"), "decode": ("y",), "restore": ("out",),
     "narrow": ("val_out", "idx_out", "count_out"), "gated_code": ("val",), "dropout": ("y",), "noise": ("y",),
-}  # fmt: skip
-
-# slots that an op reads and does not write: an array that is in no others need not come back
-READ = {
-    "noise": ("x", "rows"), "dropout": ("x", "rows"), "activation": ("x",), "softmax": ("z",),
-    "activation_grad": ("dy", "saved", "rows"), "loss": ("y", "target", "weight"),
-    "dense": ("x", "w", "b", "packed", "rows"), "dense_grad": ("dz", "x", "w", "saved", "rows"),
-    "encode": ("x", "w", "b", "threshold", "packed", "subset", "n_subset"), "batch_topk": ("x", "w", "b"),
-    "decode": ("val", "idx", "count", "w", "b", "groups"), "code_grad": ("dy", "idx", "count", "w", "groups"),
-    "by_latent": ("idx", "count"), "latent_grad": ("coef", "start", "entry", "u", "w", "factor", "groups"),
 }  # fmt: skip
 
 

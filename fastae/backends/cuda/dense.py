@@ -7,32 +7,33 @@ from typing import Any
 import numpy as np
 
 from ...catalog import INDEX
-from .binder import Binder, Grid, ceil_div, over, over_cells
+from .binder import THREADS, Binder, Grid, ceil_div, over_cells
 from .lt import Matrix
 
 SEGMENT = 256  # rows of a chain of a weight's gradient
+PARTS_BYTES = 1 << 28  # of segments of a weight's gradient that wait to be added
 TILES = {"large": (128, 128), "middle": (64, 64), "small": (32, 32)}
 
 
 def gather(b: Binder, op) -> None:
-    b.launch("gather", over_cells(b.m, b.shape("x")[1])[0:2])
+    b.fours("gather", "x", extra=b.copy("x"))
 
 
 def take(b: Binder, op) -> None:
-    b.launch("take", over_cells(b.m, b.shape("x")[1]))
+    b.fours("take", "x", extra=b.copy("x"))
 
 
 def pack(b: Binder, op) -> None:
     """Nothing to do: products take weights as they lie."""
 
 
-def tile(b: Binder, rows: int, columns: int) -> tuple[str, tuple[Grid, Grid]]:
-    """The largest tile that gives every multiprocessor a block, with its grid."""
+def tile(b: Binder, rows: int, columns: int, times: int = 1) -> tuple[str, tuple[Grid, Grid]]:
+    """The largest tile that gives every multiprocessor a block, with its grid, for so many products side by side."""
     for name, (height, width) in TILES.items():
         if name == "large" and b.plan.dtype == np.float64:
             width = 64
         x, y = ceil_div(columns, width), ceil_div(rows, height)
-        if x * y >= b.n_multiprocessors or name == "small":
+        if x * y * times >= b.n_multiprocessors or name == "small":
             break
     return name, ((max(1, x), max(1, min(y, 65535)), 1), (256, 1, 1))
 
@@ -44,11 +45,11 @@ def dense(b: Binder, op) -> None:
         own = b.registered() > 0
         b.launch(f"dense_{name}", threads, extra=(int(own),))
         if own:  # only this kernel knows formulas of run time
-            b.cells("dense_finish", "y")
+            b.fours("dense_finish", "y")
         return
     x, w = b.operands(("x", False), ("w", not op.ints["transposed"]))
     fused = epilogue(b, op)
-    b.cells("dense_finish", "y")
+    b.fours("dense_finish", "y", extra=b.copy("y") if fused is None else ())
     finish = b.launches.pop()
     wanted = any((fused or {}).values())
     b.product(x, w, b.matrix("y"), b.m, n, k, **fused or {}, instead=finish if wanted else None)
@@ -81,19 +82,23 @@ def dense_grad(b: Binder, op) -> None:
         own = b.registered() > 0
         b.launch(f"input_grad_{name}", threads, extra=(int(own),))
         if own:
-            b.cells("dense_grad_finish", "dx")
+            b.fours("dense_grad_finish", "dx")
 
 
 def weight_gradient(b: Binder, n: int, k: int) -> None:
     """dw by segments of rows: within a block, or side by side where the blocks are too few for the GPU."""
-    segments = ceil_div(b.m, SEGMENT)
+    segments, size = ceil_div(b.m, SEGMENT), n * k * b.plan.dtype.itemsize
     name, ((x, y, _), block) = tile(b, n, k)
-    split = segments > 1 and x * y * 2 <= b.n_multiprocessors
-    depth = min(segments, ceil_div(2 * b.n_multiprocessors, x * y)) if split else 1
-    work = segments * n * k * b.plan.dtype.itemsize * split
-    b.launch(f"weight_grad_{name}", ((x, y, depth), block), work_bytes=work, extra=(int(split),))
-    if split:
-        b.launch("weight_grad_sum", over_cells(n, k), work_bytes=work)
+    if segments == 1 or (x * y >= b.n_multiprocessors and name != "small"):
+        b.launch(f"weight_grad_{name}", ((x, y, 1), block))
+        return
+    most = max(1, min(segments, PARTS_BYTES // size))
+    name, ((x, y, _), block) = tile(b, n, k, most)
+    for first in range(0, segments, most):
+        count = min(most, segments - first)
+        more: dict[str, Any] = {"work_bytes": count * size, "extra": (1, first, count)}
+        b.launch(f"weight_grad_{name}", ((x, y, count), block), **more)
+        b.launch("weight_grad_sum", over_cells(n, k), **more)
 
 
 def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
@@ -110,27 +115,31 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
     if b.has("dx"):
         b.product(dz, others[0], b.matrix("dx"), b.m, k, n)
         if b.has("saved"):
-            b.cells("dense_grad_finish", "dx")
+            b.fours("dense_grad_finish", "dx", extra=b.copy("dx"))
 
 
 def bias_sum(b: Binder, kernel: str, n: int) -> None:
-    """The two launches of a sum over rows: chains over segments, then those in order."""
-    segments = ceil_div(b.m, SEGMENT)
-    work = segments * n * b.plan.dtype.itemsize
-    b.launch(f"{kernel}_segments", over_cells(segments, n), work_bytes=work)
-    b.launch(f"{kernel}_sum", over(n), work_bytes=work)
+    """A sum over rows: chains over segments, then those in order, in one launch where a block has all of them."""
+    segments, item = ceil_div(b.m, SEGMENT), b.plan.dtype.itemsize
+    chains, together = 128 // item, segments <= 4
+    width = chains // 4 if together else chains
+    grid = (1 if together else segments, ceil_div(n, width), 1)
+    work = segments * n * item * (not together)
+    b.launch(f"{kernel}_segments", (grid, (width, THREADS // width, 1)), work_bytes=work, extra=(int(together),))
+    if not together:
+        b.launch(f"{kernel}_sum", ((ceil_div(n, 32), 1, 1), (32, 1, 1)), work_bytes=work)
 
 
 def activation(b: Binder, op) -> None:
-    b.cells("activation", "x")
+    b.fours("activation", "x")
 
 
 def activation_grad(b: Binder, op) -> None:
-    b.cells("activation_grad", "dy")
+    b.fours("activation_grad", "dy")
 
 
 def add(b: Binder, op) -> None:
-    b.cells("add", "x")
+    b.fours("add", "x")
 
 
 def maxout(b: Binder, op) -> None:

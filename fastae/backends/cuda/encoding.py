@@ -21,7 +21,7 @@ def dense_int8(b: Binder, op) -> None:
     if own:  # only this kernel knows formulas of run time
         given = {name: op.slots.get(name) for name in ("b", "y")} | op.floats
         with b.as_op("dense", activation=op.ints["activation"], **given):
-            b.cells("dense_finish", "y")
+            b.fours("dense_finish", "y")
 
 
 def store_half(b: Binder, op) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .binder import Binder
+from .binder import THREADS, Binder
+
+WIDE = 256  # columns from which a block takes a row of a loss
 
 
 def transform_input(b: Binder, op) -> None:
@@ -10,7 +12,15 @@ def transform_input(b: Binder, op) -> None:
 
 
 def loss(b: Binder, op) -> None:
-    b.valued_rows("loss")
+    by_columns = op.ints["loss"] >= 0  # not a function of the whole row
+    if not by_columns or b.registered() or b.shape("target")[1] < WIDE:
+        b.valued_rows("loss")
+        return
+    valued = op.ints["value"] >= 0
+    copy = b.copy("dy")[2] if b.has("dy") else 0
+    b.launch("loss_wide", ((max(1, min(b.m, 16384)), 1, 1), (THREADS, 1, 1)), work_bytes=8 * b.m * valued,
+             extra=(int(valued), 0, copy))  # fmt: skip
+    b.mean_value(op.ints["value"])
 
 
 def likelihood(b: Binder, op) -> None:

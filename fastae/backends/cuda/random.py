@@ -6,11 +6,11 @@ from .binder import Binder, over
 
 
 def noise(b: Binder, op) -> None:
-    b.cells("noise", "x")
+    b.fours("noise", "x")
 
 
 def dropout(b: Binder, op) -> None:
-    b.cells("dropout", "x")
+    b.fours("dropout", "x")
 
 
 def neighbour(b: Binder, op) -> None:

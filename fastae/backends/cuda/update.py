@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...catalog import UPDATE_RULES
 from ...plan import schema
-from .binder import Binder, ceil_div, in_one_block, over
+from .binder import Binder, ceil_div, in_one_block, over, over_fours
 from .latents import together
 from .regularisers import FLAT_BLOCK, over_blocks
 
@@ -31,5 +31,5 @@ def update(b: Binder, op) -> None:
     for start, count in [*places, (rows * columns, 0)]:
         if start > first:
             extra = (len(UPDATE_RULES[op.ints["rule"]].step), first, start - first)
-            b.launch("update", over(start - first), extra=extra)
+            b.launch("update", over_fours(1, start - first), extra=extra)
         first = start + count
