@@ -10,7 +10,7 @@ FASTAE_KERNEL(certify_begin, kThreads) {
   const Certify e(o);
   const Bounds bounds(e.p);
   each_warp(o.m, [&](int64_t r) {
-    const Rounded row = round_row(e.x.at(r, 0), e.p, e.depth, e.halves + r * e.depth);
+    const RoundedRow row = round_row(e.x.at(r, 0), e.p, e.depth, e.halves + r * e.depth);
     if (threadIdx.x % 32) return;
     const float size = bounds.norm(row.squares, e.p), rest = bounds.norm(row.residual, e.p);
     e.row_a[r] = (rest + bounds.g1 * size) * bounds.more;

@@ -37,27 +37,27 @@ template <class V> FASTAE_INLINE V warp_sum(V x) {
 
 // A row in float16: sums of squares of what was rounded and of what was lost, what undoes the scaling, and whether all
 // numbers are finite.
-struct Rounded {
+struct RoundedRow {
   float squares, residual, back;
   bool finite;
 };
 
 template <bool Whole, class F>
-FASTAE_INLINE void each_four(const float* row, int64_t p, int64_t from, int64_t to, const F& f) {
+FASTAE_INLINE void each_of_row(const float* row, int64_t p, int64_t from, int64_t to, const F& f) {
 #pragma unroll 4
   for (int64_t j = from + threadIdx.x % 32 * 4; j < to; j += 128) f(j, four_at<Whole>(row, j, p));
 }
 // f(j, numbers j to j + 3) over [0, n) by the lanes of a warp, zeros from p on; n is a multiple of four.
-template <class F> FASTAE_INLINE void each_four(const float* row, int64_t p, int64_t n, const F& f) {
+template <class F> FASTAE_INLINE void each_of_row(const float* row, int64_t p, int64_t n, const F& f) {
   const int64_t whole = aligned(row) ? p / 4 * 4 : 0;
-  each_four<true>(row, p, 0, whole, f);
-  each_four<false>(row, p, whole, n, f);
+  each_of_row<true>(row, p, 0, whole, f);
+  each_of_row<false>(row, p, whole, n, f);
 }
 
 // By a warp, zeros behind the row up to depth.
-FASTAE_INLINE Rounded round_row(const float* row, int64_t p, int64_t depth, uint16_t* out) {
+FASTAE_INLINE RoundedRow round_row(const float* row, int64_t p, int64_t depth, uint16_t* out) {
   uint32_t most = 0;  // in the order of the magnitudes, those that are not finite last
-  each_four(row, p, depth, [&](int64_t, const Four& a) {
+  each_of_row(row, p, depth, [&](int64_t, const Four& a) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) most = larger(most, same_bits<uint32_t>(a.v[e]) & 0x7fffffffu);
   });
@@ -65,8 +65,8 @@ FASTAE_INLINE Rounded round_row(const float* row, int64_t p, int64_t depth, uint
   // not further than the product of two such factors is normal
   const int exponent = larger(-60, (int)(most >> 23) - 127 - 14);
   const float scale = same_bits<float>((uint32_t)(127 - exponent) << 23);
-  Rounded r = {0, 0, same_bits<float>((uint32_t)(127 + exponent) << 23), most < 0x7f800000u};
-  each_four(row, p, depth, [&](int64_t j, const Four& a) {
+  RoundedRow r = {0, 0, same_bits<float>((uint32_t)(127 + exponent) << 23), most < 0x7f800000u};
+  each_of_row(row, p, depth, [&](int64_t j, const Four& a) {
     uint64_t halves = 0;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -109,7 +109,7 @@ struct Packed {
   FASTAE_INLINE void make(const View<T>& w, int64_t first, int64_t n) const {
     const Bounds bounds(p);
     each_warp(n, [&](int64_t i) {
-      const Rounded r = round_row(w.at(first + i, 0), p, depth, rows + i * depth);
+      const RoundedRow r = round_row(w.at(first + i, 0), p, depth, rows + i * depth);
       if (threadIdx.x % 32) return;
       const float size = bounds.norm(r.squares, p), rest = bounds.norm(r.residual, p);
       norm[i] = size;

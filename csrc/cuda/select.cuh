@@ -19,12 +19,6 @@ FASTAE_INLINE T number_of(Key key) {
   return same_bits<T>(key & top ? key ^ top : ~key);
 }
 
-// Four numbers that are loaded and stored at once.
-struct alignas(16) Four {
-  T v[4];
-};
-FASTAE_INLINE bool aligned(const void* p) { return (uintptr_t)p % 16 == 0; }
-
 // Numbers j, ..., j + 3 of a row that has n. Whole: they exist, and lie on 16 bytes; else zeros follow.
 template <bool Whole> FASTAE_INLINE Four four_at(const T* row, int64_t j, int64_t n) {
   if constexpr (Whole) {
