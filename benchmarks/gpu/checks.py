@@ -28,12 +28,15 @@ def kernels(device: Device, left: float) -> dict[str, Any]:
     kept beside the result, also of a run that is ended because time is up.
     """
     chosen = ["-k", "cuda_host and dropout"] if device.rehearse else ["-k", "cuda_gpu or cuda_cublas"]
+    # all of them, and with other libraries' versions than tests are usually run with
+    everything = [] if device.rehearse else ["-m", "slow or not slow", "-W", "default::DeprecationWarning"]
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-x" if device.rehearse else "--maxfail=200", "-p",
-               "no:cacheprovider", *side_by_side(), *chosen, "tests"]  # fmt: skip
+               "no:cacheprovider", *side_by_side(), *everything, *chosen, "tests"]  # fmt: skip
     log = Path(device.out).with_suffix(".tests.txt")
     with tempfile.TemporaryDirectory() as folder:
         launched = Path(folder) / "launched"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "FASTAE_GPU_LAUNCHED": str(launched)}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "FASTAE_GPU_LAUNCHED": str(launched)}
         with log.open("w") as file:
             ended, status = "", 1
             try:

@@ -19,13 +19,13 @@ def sizes(device: Device) -> tuple[int, int, int, int]:
     return (4096, 131_072, 64, 8192) if not device.rehearse else (48, 256, 8, 32)
 
 
-def model_of(device: Device, precision: str = "float32") -> tuple[fastae.SparseAutoencoder, np.ndarray]:
+def model_of(device: Device) -> tuple[fastae.SparseAutoencoder, np.ndarray]:
     p, n, k, batch = sizes(device)
     rng = np.random.default_rng(0)
     X = rng.standard_normal((4 * batch, p), dtype=np.float32)
     model = fastae.SparseAutoencoder(
-        n, k=k, batch_size=batch, max_iter=1, random_state=0, backend=device.backend(), shuffle=False,
-        learning_rate=1e-4,
+        n, sparsity=fastae.TopK(k, aux=None), batch_size=batch, max_iter=1, random_state=0, backend=device.backend(),
+        shuffle=False, learning_rate=1e-4,
     )  # fmt: skip
     return model, X
 

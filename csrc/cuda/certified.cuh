@@ -40,8 +40,7 @@ FASTAE_KERNEL(certify_product, kThreads) {
 FASTAE_KERNEL(certify_filter, kSelectThreads, 2) {
   const Certify e(o);
   if (e.k < 1) return;
-  const int64_t warps = blockDim.x / 32;
-  for (int64_t top = blockIdx.x * warps; top < o.m; top += gridDim.x * warps) e.filter(top);
+  e.filter((int64_t)blockIdx.x * (blockDim.x / 32));
 }
 
 FASTAE_KERNEL(certify_ragged, kSelectThreads) {

@@ -177,34 +177,55 @@ struct Certify : Encode {
     return keep(own, n, 0, [&](T v, T) { return key_of(score(v)) >= limit; }, [](T, T) { return false; });
   }
 
+  // The largest norm, error and bias of the chunk's columns, by a block; infinity where a bound could overflow.
+  struct Largest {
+    float size, error, far;
+  };
+  FASTAE_INLINE Largest largest_of_chunk() const {
+    __shared__ Largest part[kSelectThreads / 32];
+    const auto join = [](Largest* all, const Largest& other) {
+      all->size = larger(all->size, other.size);
+      all->error = larger(all->error, other.error);
+      all->far = larger(all->far, other.far);
+    };
+    Largest all = {0, 0, 0};
+    for (int64_t c = threadIdx.x; c < columns(); c += blockDim.x) {
+      const float bias = b ? b[first + c] : 0.0f, far = bias < 0 ? -bias : bias, size = packed.norm[c];
+      const bool fine = size < kSafeSize && far < kSafeSize;
+      join(&all, fine ? Largest{size, packed.error[c], far} : Largest{Format<float>::inf, 0, 0});
+    }
+    for (int h = 16; h; h /= 2)
+      join(&all, {__shfl_xor_sync(0xffffffffu, all.size, h), __shfl_xor_sync(0xffffffffu, all.error, h),
+                  __shfl_xor_sync(0xffffffffu, all.far, h)});
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = all;
+    __syncthreads();
+    for (int i = 0; i < (int)blockDim.x / 32; ++i) join(&all, part[i]);
+    return all;
+  }
+
   // Which of the columns c + 128 t + 4 lane + e of a row's chunk may pass its limit: bit 4 t + e. whole: all of them are
-  // there, and lie as Four does. safe: as bound says.
-  FASTAE_INLINE unsigned marked(int64_t r, int64_t c, bool whole, Key least, float tiny, bool* safe) const {
+  // there, and lie as Four does. wide: no bound of the row is wider.
+  FASTAE_INLINE unsigned marked(int64_t r, int64_t c, bool whole, float limit, float wide) const {
     const int64_t own = c + threadIdx.x % 32 * 4;
+    const float row = row_back[r];
+    const auto passes = [&](float product, float back, float bias) {
+      return (unsigned)!(score(fmaf(product, row * back, bias)) + wide <= limit);
+    };
     unsigned on = 0;
-    float s, width;
     if (whole) {
-      const float a = row_a[r], row = row_size[r], back = row_back[r];
-#pragma unroll 2
+#pragma unroll
       for (int t = 0; t < kStrips; ++t) {
         const int64_t j = own + 128 * t;
-        const Four product = *(const Four*)(z + r * chunk + j), bias = b ? *(const Four*)(b + first + j) : Four{};
-        const Four size = *(const Four*)(packed.norm + j), error = *(const Four*)(packed.error + j);
-        const Four backs = *(const Four*)(packed.back + j);
+        const Four product = *(const Four*)(z + r * chunk + j), backs = *(const Four*)(packed.back + j);
+        const Four bias = b ? *(const Four*)(b + first + j) : Four{};
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          *safe = bound(product.v[e], a, row, back, size.v[e], error.v[e], backs.v[e], bias.v[e], tiny, &s, &width) &&
-                  *safe;
-          on |= (unsigned)(key_of(s + width) > least) << (4 * t + e);
-        }
+        for (int e = 0; e < 4; ++e) on |= passes(product.v[e], backs.v[e], bias.v[e]) << (4 * t + e);
       }
     } else {
 #pragma unroll 1
       for (int i = 0; i < 4 * kStrips; ++i) {
         const int64_t j = own + 128 * (i / 4) + i % 4;
-        if (j >= columns()) continue;
-        *safe = bound(r, j, tiny, &s, &width) && *safe;
-        on |= (unsigned)(key_of(s + width) > least) << i;
+        if (j < columns()) on |= passes(z[r * chunk + j], packed.back[j], b ? b[first + j] : 0.0f) << i;
       }
     }
     return on;
@@ -217,31 +238,42 @@ struct Certify : Encode {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const int64_t r = smaller(top + warp, o.m - 1);
     const bool mine = top + warp < o.m && held[r] >= 0;
-    const bool whole = aligned(z + r * chunk) && aligned(packed.norm) && aligned(packed.error) &&
-                       aligned(packed.back) && aligned(b ? b + first : nullptr);
+    const bool whole = aligned(z + r * chunk) && aligned(packed.back) && aligned(b ? b + first : nullptr);
     const float tiny = Bounds(p).tiny;
-    bool safe = true;
+    const Largest most_of = largest_of_chunk();
+    const float wide = fmaf(row_a[r], most_of.size, fmaf(row_size[r], most_of.error, most_of.far * 0x1p-21f + tiny));
+    const bool safe = row_size[r] * most_of.size < kSafeSize;
     int n_held = mine ? held[r] : 0;
     Key least = limit[r];
-    int c = mine ? 0 : (int)chunk;
+    int c = mine && safe ? 0 : (int)chunk;
     for (bool again = true; again;) {
+      const float limit_now = least ? number_of(least) : -Format<float>::inf;
       for (; c < columns() && n_held >= 0 && n_held <= most(); c += 128 * kStrips) {
-        const unsigned on = marked(r, c, whole && c + 128 * kStrips <= columns(), least, tiny, &safe);
+        const unsigned on = marked(r, c, whole && c + 128 * kStrips <= columns(), limit_now, wide);
         if (!__any_sync(0xffffffffu, on != 0)) continue;
 #pragma unroll 1
         for (int t = 0; t < kStrips; ++t) {
+          unsigned few = on >> (4 * t) & 15;
+          if (!__any_sync(0xffffffffu, few != 0)) continue;
+          const int64_t own = c + 128 * t + 4 * lane;
+          float s, width;
+#pragma unroll 1
+          for (int e = 0; e < 4; ++e) {  // by their own bounds
+            if (!(few >> e & 1)) continue;
+            bound(r, own + e, tiny, &s, &width);
+            if (key_of(s + width) <= least) few &= ~(1u << e);
+          }
           int place = n_held;
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const unsigned mask = __ballot_sync(0xffffffffu, on >> (4 * t + e) & 1);
+            const unsigned mask = __ballot_sync(0xffffffffu, few >> e & 1);
             place += __popc(mask & ((1u << lane) - 1));
             n_held += __popc(mask);
           }
 #pragma unroll 1
           for (int e = 0; e < 4; ++e) {
-            if (!(on >> (4 * t + e) & 1)) continue;
-            const int64_t j = c + 128 * t + 4 * lane + e;
-            float s, width;
+            if (!(few >> e & 1)) continue;
+            const int64_t j = own + e;
             bound(r, j, tiny, &s, &width);
             list[r * room + place] = s + width;
             low[r * room + place] = s - width;
@@ -264,8 +296,7 @@ struct Certify : Encode {
       n_held = n_of[warp], least = least_of[warp];
       __syncwarp();
     }
-    if (!__all_sync(0xffffffffu, safe)) n_held = kFallback;
-    if (mine && lane == 0) held[r] = n_held, limit[r] = least;
+    if (mine && lane == 0) held[r] = safe ? n_held : kFallback, limit[r] = least;
   }
 
   // The chains of a row's listed latents [0, n) that wanted(i) names, a warp for 32 of them: their weights come in

@@ -42,7 +42,7 @@ def blocks_of_rows(rows: int, columns: int) -> tuple[Grid, Grid]:
 
 def by_warps(rows: int) -> tuple[Grid, Grid]:
     """Grid and block for a warp a row."""
-    return (max(1, min(ceil_div(32 * rows, SELECT_THREADS), 1 << 20)), 1, 1), (SELECT_THREADS, 1, 1)
+    return (max(1, ceil_div(32 * rows, SELECT_THREADS)), 1, 1), (SELECT_THREADS, 1, 1)
 
 
 def chunk_of(m: int, n: int, most: int) -> int:

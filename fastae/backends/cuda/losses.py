@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .binder import THREADS, Binder
 
-WIDE = 256  # columns from which a block takes a row of a loss
+WIDE = 256  # columns from which a block takes a row of a loss, where rows are too few for sixteen threads each
+MOST_WIDE_ROWS = 64  # for each multiprocessor
 
 
 def transform_input(b: Binder, op) -> None:
@@ -13,7 +14,8 @@ def transform_input(b: Binder, op) -> None:
 
 def loss(b: Binder, op) -> None:
     by_columns = op.ints["loss"] >= 0  # not a function of the whole row
-    if not by_columns or b.registered() or b.shape("target")[1] < WIDE:
+    few = b.m <= MOST_WIDE_ROWS * b.n_multiprocessors
+    if not by_columns or b.registered() or b.shape("target")[1] < WIDE or not few:
         b.valued_rows("loss")
         return
     valued = op.ints["value"] >= 0
