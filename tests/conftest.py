@@ -113,7 +113,7 @@ def native_backend(request):
 def data_dir():
     """Folder of the real data: FASTAE_DATA, else ../shared/data."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("FASTAE_DATA", default))
+    folder = Path(os.environ.get("FASTAE_DATA") or default)
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set FASTAE_DATA")
     return folder
