@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -92,32 +92,33 @@ def torch_steps(device: Device, batch: int, way: str, precision: str, steps: int
 
 
 def run(device: Device, left: float) -> dict[str, Any]:
-    out: dict[str, Any] = {}
     begin = time.perf_counter()
     batches = (32,) if device.rehearse else BATCHES
+    steps = {batch: device.size(500 if batch < 10_000 else 8, 3) for batch in batches}
+    out: dict[str, Any] = {str(batch): {} for batch in batches}
+
+    def note(batch: int, name: str, entry: dict[str, Any]) -> None:
+        out[str(batch)][name] = entry
+        if "seconds" not in entry:
+            print(f"batch {batch}, {name}: {entry}", flush=True)
+            return
+        entry["flop/s"] = flops(batch) / entry["seconds"]
+        print(f"batch {batch}, {name}: {entry['seconds'] * 1e6:.1f} µs, {entry['flop/s'] / 1e12:.1f} TFLOP/s, "
+              f"loss {entry['loss']:.4f}", flush=True)  # fmt: skip
+
     for batch in batches:
-        steps = device.size(500 if batch < 10_000 else 8, 3)
-        X = np.random.default_rng(0).random((batch * steps, 784), dtype=np.float32)
-        table = {}
+        X = np.random.default_rng(0).random((batch * steps[batch], 784), dtype=np.float32)
         for precision, products in (("float32", "exact"), ("float32", "cublas"), ("tf32", "cublas"),
                                     ("bfloat16", "cublas")):  # fmt: skip
-            table[f"fastae {precision} {products}"] = ours(device, X, batch, precision, products)
-        if not device.rehearse:
-            for way in ("eager", "graph", "compile"):
-                for precision in ("float32", "tf32", "bfloat16"):
-                    if time.perf_counter() - begin > _SHARE * left:  # compiling may take its time
-                        table[f"torch {way} {precision}"] = {"failed": "no time was left"}
-                        continue
-                    try:
-                        table[f"torch {way} {precision}"] = torch_steps(device, batch, way, precision, max(steps, 30))
-                    except Exception as error:
-                        table[f"torch {way} {precision}"] = {"failed": str(error)[:200]}
-        for name, entry in table.items():
-            if "seconds" in entry:
-                entry["flop/s"] = flops(batch) / entry["seconds"]
-                print(f"batch {batch}, {name}: {entry['seconds'] * 1e6:.1f} µs, {entry['flop/s'] / 1e12:.1f} TFLOP/s, "
-                      f"loss {entry['loss']:.4f}", flush=True)  # fmt: skip
-            else:
-                print(f"batch {batch}, {name}: {entry}", flush=True)
-        out[str(batch)] = table
+            note(batch, f"fastae {precision} {products}", ours(device, X, batch, precision, products))
+    if device.rehearse:
+        return out
+    for way, batch, precision in product(("graph", "eager", "compile"), batches, ("bfloat16", "tf32", "float32")):
+        entry: dict[str, Any] = {"failed": "no time was left"}
+        if time.perf_counter() - begin < _SHARE * left:  # compiling may take its time, and comes last
+            try:
+                entry = torch_steps(device, batch, way, precision, max(steps[batch], 30))
+            except Exception as error:
+                entry = {"failed": str(error)[:200]}
+        note(batch, f"torch {way} {precision}", entry)
     return out
