@@ -274,6 +274,19 @@ def test_a_sparse_fit_reads_rows_where_they_lie(cuda, native, cupy, monkeypatch,
         np.testing.assert_array_equal(mixed.dictionary_, want.dictionary_)
 
 
+def assert_same_arrays(model, want):
+    for name, array in want.arrays_.items():
+        np.testing.assert_array_equal(model.arrays_[name], array, err_msg=name)
+
+
+def test_rows_that_are_not_whole_parts_are_updated_afterwards(cuda, native):
+    options = {"transcoder": True, "skip": True, "pre_bias": False}
+    want, model = (sparse(backend, **options).fit(X, X[:, :5]) for backend in (native, cuda))
+    assert_same_arrays(model, want)
+    launched = cuda.driver.launched
+    assert launched["latent_update"] == launched["latent_grad"] == 10  # the encoder's; the decoder's, of 20 bytes a row
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -291,8 +304,7 @@ def test_weights_of_latents_are_updated_as_their_gradients_are_made(cuda, native
     targets = X[:, :4] if "transcoder" in options else None
     want = sparse(native, **options).fit(X, targets)
     model = sparse(cuda, **options).fit(X, targets)
-    for name, array in want.arrays_.items():
-        np.testing.assert_array_equal(model.arrays_[name], array, err_msg=name)
+    assert_same_arrays(model, want)
     launched = cuda.driver.launched
     assert launched["latent_update"] == 20  # two of each of ten steps
     assert "latent_grad" not in launched and "project_unit" not in launched
