@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastae.backends.cuda.binder import Launch
+from fastae.backends.cuda.binder import Beside, Launch, Wait
 from fastae.backends.cuda.lt import Matrix, Product
 from fastae.backends.cuda.record import LAUNCH, STEP
 from fastae.backends.cuda.user import scalar_function
@@ -152,7 +152,13 @@ class HostDriver:
     def fill(self, buffer: np.ndarray, byte: int) -> None:
         buffer[:] = byte
 
-    def launch(self, dtype: np.dtype, launch: Launch | Product) -> None:
+    def launch(self, dtype: np.dtype, launch: Launch | Product | Beside | Wait) -> None:
+        if isinstance(launch, Wait):
+            return
+        if isinstance(launch, Beside):
+            for one in launch.launches:
+                self.launch(dtype, one)
+            return
         if isinstance(launch, Product):
             multiply(launch)
             return
@@ -181,10 +187,23 @@ class HostDriver:
             FUNCTIONS[key] = compiler(scalar_function(formula, suffix, dtype, njit(error_model="numpy")))
         return FUNCTIONS[key].address
 
-    def capture(self, dtype: np.dtype, launches: list[Launch]):
+    def capture(self, dtype: np.dtype, launches: list):
+        """What may run beside others runs at once or as late as it may."""
+
         def replay():
+            late = []
             for launch in launches:
-                self.launch(dtype, launch)
+                if isinstance(launch, Beside) and self.seed % 3:
+                    self.seed += 1
+                    late.append(launch)
+                elif isinstance(launch, Wait):
+                    for one in launch.ended:
+                        if one in late:
+                            late.remove(one)
+                            self.launch(dtype, one)
+                else:
+                    self.launch(dtype, launch)
+            assert not late, "a step ended before what ran beside"
 
         return replay
 

@@ -13,6 +13,7 @@ import random
 import threading
 from collections import defaultdict, deque
 from types import SimpleNamespace
+from typing import ClassVar
 
 import cuda_host
 import numpy as np
@@ -68,15 +69,39 @@ class Array(np.ndarray):
         return np.array(self)
 
 
+class Capture:
+    """A graph in the making: each op with those before it, and each stream that takes part with its last ones."""
+
+    def __init__(self, origin):
+        self.nodes, self.last, self.thread = [], {origin: frozenset()}, threading.get_ident()
+
+    def push(self, stream, op):
+        self.nodes.append((op, self.last[stream]))
+        self.last[stream] = frozenset((len(self.nodes) - 1,))
+
+    def before(self, last):
+        """All ops that some come after, with these."""
+        found, left = set(), list(last)
+        while left:
+            node = left.pop()
+            if node not in found:
+                found.add(node)
+                left += self.nodes[node][1]
+        return found
+
+
 class Stream:
     def __init__(self, non_blocking=False, *, null=False):
-        self.queue, self.captured, self.device_id = deque(), None, 0
+        self.queue, self.capture, self.device_id = deque(), None, 0
         self.free = defaultdict(list)
         self.ptr = 0 if null else id(self)
         STREAMS[self.ptr] = self
 
     def push(self, op, ready=lambda: True):
-        (self.queue if self.captured is None else self.captured).append((op, ready))
+        if self.capture is None:
+            self.queue.append((op, ready))
+        else:
+            self.capture.push(self, op)
 
     def synchronize(self):
         refuse("waiting", self)
@@ -84,17 +109,28 @@ class Stream:
 
     def wait_event(self, event):
         wanted = event.recorded
-        self.push(lambda: None, lambda: event.done >= wanted)
+        if event.capture is not None:  # the stream takes part in that from now on
+            assert self.capture in (None, event.capture)
+            self.capture = event.capture
+            self.capture.last[self] = self.capture.last.get(self, frozenset()) | event.last
+        else:
+            refuse("waiting for what is no part of it", self)
+            self.push(lambda: None, lambda: event.done >= wanted)
 
     def begin_capture(self, mode=None):
-        assert self.ptr and self.captured is None
-        self.captured, self.thread = [], threading.get_ident()
+        assert self.ptr and self.capture is None
+        self.capture = Capture(self)
 
     def end_capture(self):
-        ops, self.captured = self.captured, None
-        if any(op is None for op, _ in ops):
+        capture = self.capture
+        for stream in capture.last:
+            stream.capture = None
+        if any(op is None for op, _ in capture.nodes):
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated")
-        return Graph(ops)
+        mine = capture.before(capture.last[self])
+        if any(not mine.issuperset(last) for last in capture.last.values()):
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnjoined")
+        return Graph(capture.nodes)
 
     def __enter__(self):
         CURRENT.stack = [*getattr(CURRENT, "stack", []), self]
@@ -105,29 +141,38 @@ class Stream:
 
 
 class Graph:
+    """Ops in any order that leaves each behind those before it."""
+
     launched = 0
 
-    def __init__(self, ops):
-        self.ops = ops
+    def __init__(self, nodes):
+        self.nodes = nodes
 
     def upload(self, stream):
         refuse("uploading", stream)
 
     def launch(self, stream):
         Graph.launched += 1
-        for op, ready in self.ops:
-            stream.push(op, ready)
+        done = set()
+        while len(done) < len(self.nodes):
+            chosen = DRAW.choice([i for i, (_, before) in enumerate(self.nodes) if i not in done and before <= done])
+            done.add(chosen)
+            stream.push(self.nodes[chosen][0])
 
 
 class Event:
     def __init__(self, block=False, disable_timing=False, interprocess=False):
         self.recorded, self.done, self.stream = 0, 0, None
+        self.capture = None
 
     def record(self, stream=None):
         stream = stream or CUPY.cuda.get_current_stream()
-        self.recorded, self.stream = self.recorded + 1, stream
+        self.recorded, self.stream, self.capture = self.recorded + 1, stream, stream.capture
         mine = self.recorded
-        stream.push(lambda: setattr(self, "done", max(self.done, mine)))
+        if stream.capture is not None:
+            self.last = stream.capture.last[stream]
+        else:
+            stream.push(lambda: setattr(self, "done", max(self.done, mine)))
 
     def synchronize(self):
         wanted = self.recorded
@@ -167,8 +212,8 @@ def work(done, wanted):
 def refuse(what, stream=None):
     """Ends a capture in which something happened that CUDA does not allow: to a stream, or from the same thread."""
     for other in [stream] if stream is not None else list(STREAMS.values()):
-        if other.captured is not None and (stream is not None or other.thread == threading.get_ident()):
-            other.captured.append((None, None))
+        if other.capture is not None and (stream is not None or other.capture.thread == threading.get_ident()):
+            other.capture.push(other, None)
             raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} during a capture")
 
 
@@ -241,7 +286,7 @@ class Runtime:
                 assert inside(DEVICE, address, size), "a copy beyond the device's memory"
             elif inside(PINNED, address, size):
                 pinned.append(address)
-            elif stream.captured is not None:
+            elif stream.capture is not None:
                 refuse("a copy of pageable memory", stream)
 
         def copy():
@@ -310,13 +355,14 @@ class Products:
 
     refuses = False  # what follows a product, as a library may for some shapes
 
-    def __init__(self, workspace):
-        assert inside(DEVICE, workspace, 1)
+    using: ClassVar[dict] = {}  # workspace → its stream
 
     def knows(self, product):
         return not (self.refuses and product.epilogue)
 
-    def __call__(self, product, stream):
+    def __call__(self, product, stream, workspace):
+        assert inside(DEVICE, workspace, 1)
+        assert self.using.setdefault(workspace, stream) == stream, "a workspace for products of two streams"
         STREAMS[stream].push(lambda: cuda_host.multiply(product))
 
 

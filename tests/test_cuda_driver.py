@@ -13,6 +13,7 @@ from conftest import backend_named, launched_on_gpu
 
 import fastae
 from fastae.backends.cuda import CudaBackend, blocks, driver, lt, rtc, source
+from fastae.backends.cuda.binder import Uses
 from fastae.backends.cuda.slot import Slot
 from fastae.models import base
 
@@ -28,6 +29,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(rtc, "kernels", lambda real, architecture: real.encode())
     monkeypatch.setattr(lt, "Products", fake_cupy.Products)
     fake_cupy.Graph.launched = 0
+    fake_cupy.Products.using.clear()
     fake_cupy.STREAMS.clear()
     fake_cupy.STREAMS[0] = fake_cupy.NULL
     return fake_cupy.RUNTIME
@@ -113,6 +115,63 @@ def test_products_by_cublaslt_are_captured_too(fake):
     single = backend("cublas")
     single.driver.capture = lambda dtype, launches: lambda: [single.driver.launch(dtype, one) for one in launches]
     assert_same(with_graphs, dense(single).fit(X))
+
+
+DEEP = {"hidden_layer_sizes": (9, 7, 5), "code_activation": "tanh"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied_weights": True},
+        {"dropout": 0.2, "normalization": "batch", "penalties": [fastae.L2(1e-3)]},
+        {"batch_size": 600},  # sums of several segments, in the memory that ops share
+        {"batch_size": 1100, "penalties": [fastae.L1(1e-4), fastae.ActivityL1(1e-3)]},
+    ],
+    ids=str,
+)
+def test_gradients_of_weights_run_beside_others(fake, native, monkeypatch, options):
+    """A graph's ops come in any order that leaves each behind those that it has to wait for."""
+    beside, rows = count_beside(monkeypatch), np.tile(X, (8, 1))
+    for seed in range(3):
+        options["random_state"] = seed
+        assert_same(dense(backend(), **DEEP, **options).fit(rows), dense(native, **DEEP, **options).fit(rows))
+    assert beside[0] > 10
+
+
+def test_products_beside_others_have_a_workspace_of_their_own(fake, monkeypatch):
+    beside = count_beside(monkeypatch)
+    with_graphs = dense(backend("cublas"), **DEEP, precision="bfloat16").fit(X)
+    single = backend("cublas")
+    single.driver.capture = lambda dtype, launches: lambda: [single.driver.launch(dtype, one) for one in launches]
+    assert_same(with_graphs, dense(single, **DEEP, precision="bfloat16").fit(X))
+    assert beside[0] > 10 and len(fake_cupy.Products.using) == 2 + 1  # the single launches need one
+
+
+def count_beside(monkeypatch):
+    found, make = [0], driver.Beside.__init__
+    monkeypatch.setattr(driver.Beside, "__init__", lambda *given: (found.__setitem__(0, found[0] + 1), make(*given))[1])
+    return found
+
+
+def test_what_runs_beside_has_to_be_waited_for(fake, native, monkeypatch):
+    """So that the tests above mean something."""
+    host = dense(native, **DEEP).fit(X)
+    monkeypatch.setattr(Uses, "meets", lambda self, other: False)
+    device = dense(backend(), **DEEP).fit(X)
+    assert any((w != v).any() for (w, _), (v, _) in zip(device.weights_, host.weights_, strict=True))
+
+
+def test_a_capture_ends_with_all_that_ran_beside(fake):
+    one = driver.CupyDriver()
+    one.stream.begin_capture()
+    event = fake_cupy.Event()
+    event.record(one.stream)
+    one.sides[0].wait_event(event)
+    one.sides[0].push(lambda: None)
+    with pytest.raises(fake_cupy.CUDARuntimeError, match="Unjoined"):
+        one.stream.end_capture()
 
 
 @pytest.mark.parametrize("order", ["wanted first", "wanted last", None])

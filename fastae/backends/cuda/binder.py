@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,41 @@ class Launch:
     shared: int
     record: np.ndarray
     formula: int = 0  # index of one whose Python functions the kernel is linked with
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """Launches, one after another, that may run beside those that follow them, until some `Wait` is for them."""
+
+    launches: list[Any]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What ran beside and is done before what follows."""
+
+    ended: list[Beside]
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Where what runs beside and the rest must not meet: bytes of buffers, memory that ops share, the step's values."""
+
+    reads: list[tuple[int, int]]
+    writes: list[tuple[int, int]]
+    values: bool = False
+    work: bool = False
+
+    def meets(self, other: Uses) -> bool:
+        """Whether one has to be done before the other."""
+        return (
+            (self.values and other.values) or (self.work and other.work) or overlap(self.writes, other.writes)
+            or overlap(self.writes, other.reads) or overlap(self.reads, other.writes)
+        )  # fmt: skip
+
+
+def overlap(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
+    return any(a < d and c < b for a, b in some for c, d in others)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -112,9 +147,13 @@ class Binder:
         self.n_multiprocessors = driver.n_multiprocessors
         self.cublas = driver.products == "cublas"
         self.driver = driver
-        self.launches: list[Launch | Product] = []
+        self.launches: list[Any] = []
         self.deferred: list[Launch | Product] = []  # to the update phase
+        self.path = self.launches  # those that follow each other, also while `beside` collects others
+        self.running: list[tuple[Beside, Uses]] = []
+        self.scratch = False  # whether the op at hand has something in the memory that ops share
         self.op: Op | None = None
+        self.bound: Op | None = None  # the plan's, also while the op at hand is another
         # Copies in bfloat16 of what products read, at half the distances of arena and theta: a place is written to
         # again when the buffer there is no longer needed. They live in the first part of the work memory.
         self.operand_names = self._operand_names()
@@ -203,6 +242,9 @@ class Binder:
         extra: tuple[int, ...] = (), shared: int = 0,
     ) -> None:  # fmt: skip
         """Adds a launch. work : address of a kernel's memory; work_bytes : so much of the memory that ops share"""
+        if work_bytes:
+            self._wait_for(Uses([], [], work=True))
+            self.scratch = True
         self.work_bytes = max(self.work_bytes, self.kept + work_bytes)
         record = self.record(self.work if work is None else work, extra)
         formula = FORMULAS.get(self.registered())
@@ -220,6 +262,49 @@ class Binder:
         """Adds out = left right by cuBLASLt, in the precision of the op at hand. more : as of `Product`"""
         kind = "float64" if self.plan.dtype == np.float64 else PRODUCTS[self.op.ints.get("bf16", 0)]  # type: ignore[union-attr]
         self.launches.append(Product(kind, left, right, out, rows, columns, depth, **more))
+
+    # ---- work beside other work ---
+
+    def span(self, slot: str) -> tuple[int, int]:
+        """First byte of a slot's buffer, and the one behind its last."""
+        buffer = self.buffer(slot)
+        (address, ld), (rows, columns) = self.locate(buffer), buffer.shape(self.m)
+        elements = (rows - 1) * ld + columns if rows and columns else 0
+        return address, address + elements * self.plan.buffer_dtype(buffer).itemsize
+
+    def _uses(self, slots: Iterable[str]) -> Uses:
+        read, values = READ.get(self.op.kind, ()), self.op.ints.get("value", -1) >= 0  # type: ignore[union-attr]
+        spans = {slot: self.span(slot) for slot in slots}
+        return Uses([spans[s] for s in spans if s in read], [spans[s] for s in spans if s not in read], values)
+
+    def _wait_for(self, uses: Uses | None = None) -> None:
+        """Waits for what runs beside and meets with something, or for all of it."""
+        ended = [one for one, own in self.running if uses is None or own.meets(uses)]
+        if ended:
+            self.path.append(Wait(ended))
+            self.running = [(one, own) for one, own in self.running if one not in ended]
+
+    @contextmanager
+    def beside(self, *slots: str) -> Iterator[None]:
+        """Meanwhile launches are added that may run beside the op's others, and the ops' that follow.
+
+        slots : those of the op at hand that they use; what they write the op's other launches leave alone. One that is
+        done for another (`as_op`) gives what that needs at once.
+        """
+        if self.op is not self.bound:
+            yield
+            return
+        uses = self._uses(slot for slot in slots if self.has(slot))
+        rest = self._uses(slot for slot in self.op.slots if slot not in slots)  # type: ignore[union-attr]
+        self.launches, scratch = [], self.scratch
+        yield
+        made, self.launches = self.launches, self.path
+        if overlap(uses.reads, rest.writes):
+            self.path += made
+        elif made:
+            self.path.append(Beside(made))
+            self.running.append((self.path[-1], replace(uses, work=self.scratch)))
+            self.scratch = scratch
 
     # ---- operands in bfloat16 ---
 
@@ -248,7 +333,7 @@ class Binder:
     def round(self, address: int, ld: int, rows: int, columns: int, to: int, work_bytes: int = 0) -> None:
         """A launch that rounds a matrix to bfloat16."""
         self.launch("round_bf16", over_fours(rows, columns), work_bytes=work_bytes, extra=(0, 0, to))
-        self.launches[-1].record["slot"][0, 0] = (address, ld, rows, columns)  # type: ignore[union-attr]
+        self.launches[-1].record["slot"][0, 0] = (address, ld, rows, columns)
 
     def operands(self, *slots: tuple[str, bool]) -> list[Matrix]:
         """Buffers, each with whether it is read transposed, as operands in the precision of the op at hand."""
@@ -295,7 +380,8 @@ class Binder:
     def mean_value(self, column: int) -> None:
         """values[column] += mean of m float64 that the kernel before left in the shared memory."""
         if column >= 0:
-            self.launch("mean_value", in_one_block(self.m), work_bytes=self.m * 8, extra=(column,))
+            with self.beside():
+                self.launch("mean_value", in_one_block(self.m), work_bytes=self.m * 8, extra=(column,))
 
     def sum_value(self, column: int, n: int, factor: float = 1.0) -> None:
         """values[column] += factor times the sum of n float64 there."""
@@ -308,11 +394,15 @@ class Binder:
         self.launches = []
         if phases & schema.UPDATE:
             self.launches, self.deferred = self.deferred, []
+        self.path = self.launches
         for op in self.plan.ops:
             if op.phase & phases:
-                self.op, self.made = op, set()
+                self.op = self.bound = op
+                self.made, self.scratch = set(), False
+                self._wait_for(self._uses(op.slots))
                 kernels[op.kind](self, op)
                 read = READ.get(op.kind, ())
                 written = {self._root(name) for slot, name in op.slots.items() if slot not in read}
                 self.current -= {name for name in self.current if self._root(name) in written} - self.made
-        return self.launches
+        self._wait_for()
+        return self.path

@@ -71,12 +71,14 @@ def epilogue(b: Binder, op) -> dict[str, Any] | None:
 def dense_grad(b: Binder, op) -> None:
     n, k = b.shape("dz")[1], b.shape("x")[1]
     if b.has("db"):
-        bias_sum(b, "dense_bias", n)
+        with b.beside("dz", "db"):
+            bias_sum(b, "dense_bias", n)
     if b.cublas:
         multiply_gradients(b, op, n, k)
         return
     if b.has("dw"):
-        weight_gradient(b, n, k)
+        with b.beside("dz", "x", "dw"):
+            weight_gradient(b, n, k)
     if b.has("dx"):
         name, threads = tile(b, b.m, k)
         own = b.registered() > 0
@@ -108,10 +110,11 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
     dz, *others = b.operands(*wanted)
     if b.has("dw"):
         x = others.pop(0)
-        if transposed:  # dw (k, n) = xT dz
-            b.product(Matrix(x.address, x.ld, True), dz, b.matrix("dw"), k, n, b.m, add=add)
-        else:
-            b.product(Matrix(dz.address, dz.ld, True), x, b.matrix("dw"), n, k, b.m, add=add)
+        with b.beside("dz", "x", "dw"):
+            if transposed:  # dw (k, n) = xT dz
+                b.product(Matrix(x.address, x.ld, True), dz, b.matrix("dw"), k, n, b.m, add=add)
+            else:
+                b.product(Matrix(dz.address, dz.ld, True), x, b.matrix("dw"), n, k, b.m, add=add)
     if b.has("dx"):
         b.product(dz, others[0], b.matrix("dx"), b.m, k, n)
         if b.has("saved"):

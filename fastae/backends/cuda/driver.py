@@ -6,13 +6,14 @@ import ctypes
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...registry import Formula
 from . import lt, user
-from .binder import Launch
+from .binder import Beside, Launch, Wait
 from .kernels import Kernels
 from .slot import Slot
 
@@ -59,6 +60,34 @@ def why_not() -> str | None:
     return None
 
 
+def side_by_side(
+    cupy: Any, stream: Any, sides: list[Any], launches: list[Any], launch: Callable[[Any, Any], None]
+) -> None:
+    """launch(one, stream) for each of the launches: what may run beside others on a stream of its own.
+
+    Kernels have one such stream and products another: few of either fill a GPU.
+    """
+
+    def mark(on: Any) -> Any:
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record(on)
+        return event
+
+    done: dict[Beside, Any] = {}
+    for one in launches:
+        if isinstance(one, Beside):
+            side = sides[any(isinstance(each, lt.Product) for each in one.launches)]
+            side.wait_event(mark(stream))
+            for each in one.launches:
+                launch(each, side)
+            done[one] = mark(side)
+        elif isinstance(one, Wait):
+            for ended in one.ended:
+                stream.wait_event(done[ended])
+        else:
+            launch(one, stream)
+
+
 class CupyDriver:
     """One GPU through CuPy.
 
@@ -87,13 +116,14 @@ class CupyDriver:
             self.stream = cupy.cuda.Stream(non_blocking=True)
             self.copies = cupy.cuda.Stream(non_blocking=True)  # to the device
             self.results = cupy.cuda.Stream(non_blocking=True)  # from there
+            self.sides = [cupy.cuda.Stream(non_blocking=True) for _ in ("kernels", "products")]  # of a graph
             self.called = cupy.cuda.Event(disable_timing=True)
         self.lock = threading.RLock()
         self.OutOfMemory = cupy.cuda.memory.OutOfMemoryError
         self.kernels = Kernels(cupy, int(self.device.compute_capability))
         self._products: lt.Products | None = None
         self._epilogues: frozenset[str] | None = None
-        self._workspace: Any = None
+        self._workspaces: list[Any] = []
 
     def __repr__(self) -> str:
         return f"CupyDriver(device={self.number}, products={self.products!r})"
@@ -185,22 +215,30 @@ class CupyDriver:
             raise ImportError(f"{formula.kind} {formula.row.name!r}: {reason}; or register it as text")
         return 0
 
-    def launch(self, dtype: np.dtype, launch: Launch | lt.Product) -> None:
+    def launch(self, dtype: np.dtype, launch: Any) -> None:
+        """Launches one after another, also what may run beside others."""
+        if isinstance(launch, Wait):
+            return
         with self.lock, self.device:
-            if isinstance(launch, lt.Product):
-                self._multiply(dtype, launch)
-            else:
-                kernel = self.kernels(launch.kernel, dtype, launch.formula)
-                kernel(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared, stream=self.stream)
+            for one in launch.launches if isinstance(launch, Beside) else (launch,):
+                self._launch(dtype, one, self.stream)
 
-    def _multiply(self, dtype: np.dtype, product: lt.Product) -> None:
-        if self._products is None:
-            self._workspace = self.empty(lt.WORKSPACE_BYTES)
-            self._products = lt.Products(self._workspace.data.ptr)
+    def _launch(self, dtype: np.dtype, launch: Launch | lt.Product, stream: Any) -> None:
+        if isinstance(launch, lt.Product):
+            self._multiply(dtype, launch, stream)
+        else:
+            kernel = self.kernels(launch.kernel, dtype, launch.formula)
+            kernel(launch.grid, launch.block, (launch.record,), shared_mem=launch.shared, stream=stream)
+
+    def _multiply(self, dtype: np.dtype, product: lt.Product, stream: Any) -> None:
+        if self._products is None:  # products side by side each have a workspace
+            self._workspaces = [self.empty(lt.WORKSPACE_BYTES) for _ in range(2)]
+            self._products = lt.Products()
         known = product.instead is None or self._products.knows(product)
-        self._products(product if known else product.plain, self.stream.ptr)
+        workspace = self._workspaces[stream is not self.stream].data.ptr
+        self._products(product if known else product.plain, stream.ptr, workspace)
         if not known:
-            self.launch(dtype, product.instead)
+            self._launch(dtype, product.instead, stream)
 
     @property
     def epilogues(self) -> frozenset[str]:
@@ -212,7 +250,7 @@ class CupyDriver:
             self._epilogues = frozenset(found)
         return self._epilogues
 
-    def capture(self, dtype: np.dtype, launches: list[Launch | lt.Product]) -> Callable[[], None]:
+    def capture(self, dtype: np.dtype, launches: list[Any]) -> Callable[[], None]:
         """A function that runs the launches: as one CUDA graph from its second call on.
 
         The first call makes them one by one, so that modules, libraries and their kernels, which load at first use, are
@@ -239,12 +277,11 @@ class CupyDriver:
 
         return run
 
-    def _graph(self, dtype: np.dtype, launches: list[Launch | lt.Product]) -> Any:
+    def _graph(self, dtype: np.dtype, launches: list[Any]) -> Any:
         with self.stream:
             self.stream.begin_capture()
             try:
-                for launch in launches:
-                    self.launch(dtype, launch)
+                side_by_side(self.cupy, self.stream, self.sides, launches, partial(self._launch, dtype))
             finally:  # also ends a capture that went wrong
                 graph = self.stream.end_capture()
             graph.upload(self.stream)
@@ -265,5 +302,5 @@ class CupyDriver:
     def settle(self) -> None:
         """Waits for everything, copies too: before memory goes that a run which failed was using."""
         with self.lock:
-            for stream in (self.stream, self.copies, self.results):
+            for stream in (self.stream, *self.sides, self.copies, self.results):
                 stream.synchronize()

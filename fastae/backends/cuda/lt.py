@@ -181,13 +181,10 @@ class Descriptors:
 
 
 class Products:
-    """Runs products on a device; algorithms are chosen once for each shape.
+    """Runs products on a device; algorithms are chosen once for each shape."""
 
-    workspace : address of `WORKSPACE_BYTES` on the device
-    """
-
-    def __init__(self, workspace: int):
-        self.library, self.workspace = open_library(), workspace
+    def __init__(self) -> None:
+        self.library = open_library()
         self.handle = c_void_p()
         status = self.library.cublasLtCreate(byref(self.handle))
         if status:
@@ -225,7 +222,8 @@ class Products:
                 self.refused.add(self._key(product))
         return self._key(product) not in self.refused
 
-    def __call__(self, product: Product, stream: int) -> None:
+    def __call__(self, product: Product, stream: int, workspace: int) -> None:
+        """workspace : address of `WORKSPACE_BYTES` on the device, which nothing else uses meanwhile"""
         d, algorithm = self.choose(product)
         real = c_double if product.kind == "float64" else c_float
         one, beta = real(1), real(1 if product.add else 0)
@@ -233,7 +231,7 @@ class Products:
         d.place_bias(product.bias)
         d.check(self.library.cublasLtMatmul(
             self.handle, d.operation, byref(one), product.right.address, d.right, product.left.address, d.left,
-            byref(beta), out, d.out, out, d.out, byref(algorithm), self.workspace, WORKSPACE_BYTES, stream),
+            byref(beta), out, d.out, out, d.out, byref(algorithm), workspace, WORKSPACE_BYTES, stream),
             f"{product}")  # fmt: skip
 
 
