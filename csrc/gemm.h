@@ -172,18 +172,17 @@ FASTAE_INLINE void copy_tile(const T* a, int64_t lda, T* b, int64_t ldb, int64_t
 // db = sum_r d for NV vectors of columns, of which the last may be a part
 template <class T, int NV, bool FULL>
 void sum_columns(const T* d, int64_t ldd, int64_t m, int64_t width, T* db, bool add) noexcept {
-  constexpr int N = Vec<T>::N;
   for (int64_t s = 0; s < m; s += kSegment) {
     Vec<T> sum[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) sum[v] = Vec<T>(T(0));
     for (int64_t r = s; r < smaller(m, s + kSegment); ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[v] += load_part<T, FULL>(d + r * ldd + v * N, width - v * N);
+      for (int v = 0; v < NV; ++v) sum[v] += load_part<T, NV, FULL>(d + r * ldd, v, width);
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      if (s || add) sum[v] = load_part<T, FULL>(db + v * N, width - v * N) + sum[v];
-      store_part<T, FULL>(db + v * N, sum[v], width - v * N);
+      if (s || add) sum[v] = load_part<T, NV, FULL>(db, v, width) + sum[v];
+      store_part<T, NV, FULL>(db, v, sum[v], width);
     }
   }
 }
@@ -199,7 +198,8 @@ void bias_gradient(const T* d, int64_t ldd, int64_t m, int64_t n, T* db, int thr
       if (width == V * N) sum_columns<T, V, true>(d + j, ldd, m, width, db + j, add);
       else sum_columns<T, V, false>(d + j, ldd, m, width, db + j, add);
     };
-    if (width > 2 * N) sum(std::integral_constant<int, 4>());
+    if (width > 3 * N) sum(std::integral_constant<int, 4>());
+    else if (width > 2 * N) sum(std::integral_constant<int, 3>());
     else if (width > N) sum(std::integral_constant<int, 2>());
     else sum(std::integral_constant<int, 1>());
   });

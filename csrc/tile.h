@@ -50,21 +50,24 @@ template <class T> struct TileArgs {
   uint32_t* strange = nullptr;  // takes a bit per watched row
 };
 
-// A vector of a row, all of it or its first n lanes, without a branch.
-template <class T, bool FULL> FASTAE_INLINE Vec<T> load_part(const T* p, int64_t n) {
-  return FULL ? Vec<T>::load(p) : Vec<T>(load_first(p, n > 0 ? (int)n : 0));
+// Vector v of a row of NV vectors, of which the last may be a part, of at least one lane: without a branch, and with one
+// mask for all rows.
+template <class T, int NV, bool FULL> FASTAE_INLINE Vec<T> load_part(const T* row, int v, int64_t width) {
+  constexpr int N = Vec<T>::N;
+  if (FULL || v < NV - 1) return Vec<T>::load(row + v * N);
+  return Vec<T>(load_first(row + v * N, (int)width - v * N));
 }
-template <class T, bool FULL> FASTAE_INLINE void store_part(T* p, Vec<T> x, int64_t n) {
-  if constexpr (FULL) x.store(p);
-  else store_first(p, x.v, n > 0 ? (int)n : 0);
+template <class T, int NV, bool FULL> FASTAE_INLINE void store_part(T* row, int v, Vec<T> x, int64_t width) {
+  constexpr int N = Vec<T>::N;
+  if (FULL || v < NV - 1) x.store(row + v * N);
+  else store_first(row + v * N, x.v, (int)width - v * N);
 }
 
 template <class T, int MR, int NV, bool FULL>
 FASTAE_INLINE void end_chains(Vec<T> (&acc)[MR][NV], const TileArgs<T>& t, const TileEnd<T>& e) {
   typedef Vec<T> V;
   typedef ActReLU<V, T> ReLU;
-  constexpr int N = V::N;
-  const auto load = [&](const T* p, int v) { return load_part<T, FULL>(p + v * N, t.width - v * N); };
+  const auto load = [&](const T* p, int v) { return load_part<T, NV, FULL>(p, v, t.width); };
   if (e.watched && t.column == 0) {
     uint32_t strange = 0;
 #pragma GCC unroll 16
@@ -92,8 +95,9 @@ FASTAE_INLINE void end_chains(Vec<T> (&acc)[MR][NV], const TileArgs<T>& t, const
       for (int v = 0; v < NV; ++v) acc[i][v] = ReLU::y(acc[i][v], nullptr);
   }
   if (e.saved) {
-    const T* saved = e.saved + t.row * e.lds + t.column;
     const auto each = [&](auto f) __attribute__((always_inline)) {
+      const T* saved = e.saved + t.row * e.lds + t.column;
+      __asm__("" : "+r"(saved));  // or all of it is loaded before the choice below, and kept on the stack
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i, saved += e.lds)
 #pragma GCC unroll 4
@@ -109,7 +113,6 @@ FASTAE_INLINE void end_chains(Vec<T> (&acc)[MR][NV], const TileArgs<T>& t, const
 // the chains, so that none of this is worked out before them and kept on the stack.
 template <class T, int MR, int NV, bool FULL, bool END>
 FASTAE_INLINE void write_tile(Vec<T> (&acc)[MR][NV], const TileArgs<T>& given) {
-  constexpr int N = Vec<T>::N;
   const TileArgs<T>* args = &given;
   __asm__("" : "+r"(args));
   const TileArgs<T> t = *args;
@@ -119,13 +122,13 @@ FASTAE_INLINE void write_tile(Vec<T> (&acc)[MR][NV], const TileArgs<T>& given) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i, c += t.ldc)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, FULL>(c + v * N, t.width - v * N) + acc[i][v];
+      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, NV, FULL>(c, v, t.width) + acc[i][v];
     c = t.c;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i, c += t.ldc)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store_part<T, FULL>(c + v * N, acc[i][v], t.width - v * N);
+    for (int v = 0; v < NV; ++v) store_part<T, NV, FULL>(c, v, acc[i][v], t.width);
 }
 
 template <class T, int MR, int NV, bool UPRIGHT, bool FULL, bool END>
@@ -141,7 +144,7 @@ __attribute__((noinline)) void chains(const TileArgs<T>& t) noexcept {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, false>(t.c + i * t.ldc + v * N, t.width - v * N);
+      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, NV, FULL>(t.c + i * t.ldc, v, t.width);
   }
 
   if (MR >= 6 && t.depth >= kLongChain) {  // what is written at the end is fetched meanwhile

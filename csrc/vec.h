@@ -66,8 +66,8 @@ FASTAE_INLINE vfloat blend(__mmask16 m, vfloat a, vfloat b) { return _mm512_mask
 FASTAE_INLINE vdouble blend(__mmask8 m, vdouble a, vdouble b) { return _mm512_mask_blend_pd(m, b, a); }
 FASTAE_INLINE bool any_lane(__mmask16 m) { return m != 0; }
 FASTAE_INLINE bool any_lane(__mmask8 m) { return m != 0; }
-FASTAE_INLINE __mmask16 first_lanes(int n, float) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
-FASTAE_INLINE __mmask8 first_lanes(int n, double) { return n >= 8 ? 0xff : (__mmask8)((1u << n) - 1); }
+FASTAE_INLINE __mmask16 first_lanes(int n, float) { return (__mmask16)((1u << (n < 16 ? n : 16)) - 1); }
+FASTAE_INLINE __mmask8 first_lanes(int n, double) { return (__mmask8)((1u << (n < 8 ? n : 8)) - 1); }
 FASTAE_INLINE vfloat load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n, 0.f), p); }
 FASTAE_INLINE vdouble load_first(const double* p, int n) { return _mm512_maskz_loadu_pd(first_lanes(n, 0.), p); }
 FASTAE_INLINE void store_first(float* p, vfloat v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n, 0.f), v); }
