@@ -164,11 +164,6 @@ template <class T> struct GradientUse {
                int64_t columns);
 };
 
-template <class T>
-FASTAE_INLINE void copy_tile(const T* a, int64_t lda, T* b, int64_t ldb, int64_t rows, int64_t columns) {
-  for (int64_t i = 0; i < rows; ++i) memcpy(b + i * ldb, a + i * lda, (size_t)columns * sizeof(T));
-}
-
 // db = sum_r d for NV vectors of columns, of which the last may be a part
 template <class T, int NV, bool FULL>
 void sum_columns(const T* d, int64_t ldd, int64_t m, int64_t width, T* db, bool add) noexcept {
@@ -260,19 +255,19 @@ void weight_gradient(const T* d, int64_t ldd, const T* x, int64_t ldx, int64_t m
       for (int64_t q = from; q < smaller(row_panels, from + run); ++q) {
         const int64_t top = q * kPanelRows, height = smaller(kPanelRows, n - top), ld = taken ? columns : k;
         T* const to = taken ? band : dw + top * k + column;
-        if (taken && begun) copy_tile(dw + top * k + column, k, band, ld, height, columns);
         for (int64_t panel = first; panel < last; ++panel) {
           const int nv = panel_vectors<T>(k, panel);
           const int64_t j = panel * W - column;
           for (int64_t i = 0; i < height;) {
-            const TileArgs<T> args = {rows,
-                                      upright ? d + s * ldd + top + i : left + q * stride + i,
-                                      upright ? ldd : kPanelRows,
-                                      b + panel * W * rows,
-                                      to + i * ld + j,
-                                      ld,
-                                      smaller(W, columns - j),
-                                      begun ? kAddAfter : kSet};
+            TileArgs<T> args = {rows,
+                                upright ? d + s * ldd + top + i : left + q * stride + i,
+                                upright ? ldd : kPanelRows,
+                                b + panel * W * rows,
+                                to + i * ld + j,
+                                ld,
+                                smaller(W, columns - j),
+                                begun ? kAddAfter : kSet};
+            if (taken) args.before = dw + (top + i) * k + column + j, args.ldb = k;
             i += run_tile<T, true>(nv, height - i, args);
           }
         }

@@ -48,6 +48,8 @@ template <class T> struct TileArgs {
   const TileEnd<T>* end = nullptr;
   int64_t row = 0, column = 0;  // of the tile in the whole product, for `end`
   uint32_t* strange = nullptr;  // takes a bit per watched row
+  const T* before = nullptr;    // what kAddAfter adds chains to, where that is not in c
+  int64_t ldb = 0;
 };
 
 // Vector v of a row of NV vectors, of which the last may be a part, of at least one lane: without a branch, and with one
@@ -119,11 +121,12 @@ FASTAE_INLINE void write_tile(Vec<T> (&acc)[MR][NV], const TileArgs<T>& given) {
   if constexpr (END) end_chains<T, MR, NV, FULL>(acc, t, *t.end);
   T* c = t.c;
   if (t.mode == kAddAfter) {
+    const T* before = t.before ? t.before : c;
+    const int64_t ld = t.before ? t.ldb : t.ldc;
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i, c += t.ldc)
+    for (int i = 0; i < MR; ++i, before += ld)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, NV, FULL>(c, v, t.width) + acc[i][v];
-    c = t.c;
+      for (int v = 0; v < NV; ++v) acc[i][v] = load_part<T, NV, FULL>(before, v, t.width) + acc[i][v];
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i, c += t.ldc)
