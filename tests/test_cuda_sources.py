@@ -189,6 +189,27 @@ def append(path, text="\n// another line\n"):
     path.write_text(path.read_text() + text)
 
 
+def replace(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_what_no_device_compiles_changes_no_kernel(copied):
+    replace(copied / "vec.h", "#include <immintrin.h>", "#include <x86intrin.h>")
+    assert not manifest.state(copied).changed
+    replace(copied / "vec.h", '#include "cuda/lane.h"', '#include "cuda/lane.h"  // here')
+    assert not manifest.state(copied).verified
+
+
+def test_a_number_of_an_op_changes_its_kernels_alone(copied):
+    replace(copied / "schema.h", "namespace at_pair {\nenum Slot {", "namespace at_pair {\nenum Slot { s_new,")
+    found = manifest.state(copied)
+    assert "pair" in {name.split("_")[0] for name in found.changed} and {"gather", "update"} <= set(found.verified)
+    replace(copied / "schema.h", "constexpr int kMaxInts", "constexpr int kMore = 1;\nconstexpr int kMaxInts")
+    assert not manifest.state(copied).verified
+
+
 def test_manifest_knows_what_changed(copied):
     kernels = manifest.kernel_digests(copied)
     assert {"gather", "update", "dense_finish", "mean_value"} <= set(kernels)

@@ -1,6 +1,7 @@
 """Which kernels were verified on a GPU as they are now: csrc/cuda/verified.json, which ``benchmarks.gpu`` writes.
 
-A kernel is known by a digest of all that its file is made of, headers included, and of how it is compiled.
+A kernel is known by a digest of all that its file is made of, headers included, and of how it is compiled. Left out are
+what headers hold for the host, and the slots and numbers of ops that it never speaks of.
 """
 
 from __future__ import annotations
@@ -14,7 +15,30 @@ from pathlib import Path
 from . import source
 
 _KERNEL = re.compile(r"^FASTAE_KERNEL\((\w+),", re.MULTILINE)
+_ENUMS = re.compile(r"^namespace (\w+) \{\n(?:enum .*\n)+\}\n", re.MULTILINE)
 FILE = Path("cuda", "verified.json")
+
+
+def of_device(text: str) -> str:
+    """A source without what FASTAE_DEVICE leaves out."""
+    kept: list[str] = []
+    dropping: list[bool | None] = []  # for each open condition whether its lines go; None where nobody knows
+    for line in text.splitlines():
+        word = line.split() if line.startswith("#") else [""]
+        if word[0] in ("#if", "#ifdef", "#ifndef"):
+            dropping.append({"#ifdef": False, "#ifndef": True}.get(word[0]) if "FASTAE_DEVICE" in word[1:] else None)
+        elif word[0] == "#else" and dropping[-1] is not None:
+            dropping[-1] = not dropping[-1]
+        if not any(dropping):
+            kept.append(line)
+        if word[0] == "#endif":
+            dropping.pop()
+    return "\n".join(kept)
+
+
+def spoken_of(text: str) -> str:
+    """A source without the namespaces of enums alone whose names it never takes up."""
+    return _ENUMS.sub(lambda found: found[0] if len(re.findall(rf"\b{found[1]}\b", text)) > 1 else "", text)
 
 
 def kernel_digests(root: Path) -> dict[str, str]:
@@ -23,7 +47,7 @@ def kernel_digests(root: Path) -> dict[str, str]:
     for unit in source.UNITS:
         for name, text in source.parts(root, unit).items():
             if name.endswith((".cuh", ".cu")) and (kernels := _KERNEL.findall(text)):
-                found |= dict.fromkeys(kernels, source.digest(source.flatten(root, name)))
+                found |= dict.fromkeys(kernels, source.digest(spoken_of(of_device(source.flatten(root, name)))))
     return dict(sorted(found.items()))
 
 
