@@ -231,6 +231,29 @@ struct Certify : Encode {
     return on;
   }
 
+  // Of four columns that are marked, those that pass by their own bounds, with s and width. Most rows have one in most
+  // strips: loads go side by side.
+  FASTAE_INLINE unsigned undecided(int64_t r, int64_t c, bool whole, unsigned few, Key least, float tiny, float (&s)[4],
+                                   float (&width)[4]) const {
+    if (whole) {
+      const Four product = *(const Four*)(z + r * chunk + c), bias = b ? *(const Four*)(b + first + c) : Four{};
+      const Four size = *(const Four*)(packed.norm + c), error = *(const Four*)(packed.error + c);
+      const Four back = *(const Four*)(packed.back + c);
+      const float a = row_a[r], row = row_size[r], row_scale = row_back[r];
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        bound(product.v[e], a, row, row_scale, size.v[e], error.v[e], back.v[e], bias.v[e], tiny, s + e, width + e);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (few >> e & 1) bound(r, c + e, tiny, s + e, width + e);
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (few >> e & 1 && key_of(s[e] + width[e]) <= least) few &= ~(1u << e);
+    return few;
+  }
+
   // The chunk's part of rows top, top + 1, ..., a warp each. A list that is full is cut by the block.
   FASTAE_INLINE void filter(int64_t top) const {
     __shared__ int n_of[kSelectThreads / 32];
@@ -249,20 +272,16 @@ struct Certify : Encode {
     for (bool again = true; again;) {
       const float limit_now = least ? number_of(least) : -Format<float>::inf;
       for (; c < columns() && n_held >= 0 && n_held <= most(); c += 128 * kStrips) {
-        const unsigned on = marked(r, c, whole && c + 128 * kStrips <= columns(), limit_now, wide);
+        const bool all_there = whole && c + 128 * kStrips <= columns();
+        const unsigned on = marked(r, c, all_there, limit_now, wide);
         if (!__any_sync(0xffffffffu, on != 0)) continue;
 #pragma unroll 1
         for (int t = 0; t < kStrips; ++t) {
           unsigned few = on >> (4 * t) & 15;
           if (!__any_sync(0xffffffffu, few != 0)) continue;
           const int64_t own = c + 128 * t + 4 * lane;
-          float s, width;
-#pragma unroll 1
-          for (int e = 0; e < 4; ++e) {  // by their own bounds
-            if (!(few >> e & 1)) continue;
-            bound(r, own + e, tiny, &s, &width);
-            if (key_of(s + width) <= least) few &= ~(1u << e);
-          }
+          float s[4], width[4];
+          few = undecided(r, own, all_there, few, least, tiny, s, width);
           int place = n_held;
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
@@ -270,14 +289,12 @@ struct Certify : Encode {
             place += __popc(mask & ((1u << lane) - 1));
             n_held += __popc(mask);
           }
-#pragma unroll 1
+#pragma unroll
           for (int e = 0; e < 4; ++e) {
             if (!(few >> e & 1)) continue;
-            const int64_t j = own + e;
-            bound(r, j, tiny, &s, &width);
-            list[r * room + place] = s + width;
-            low[r * room + place] = s - width;
-            latents[r * room + place++] = (int32_t)(first + j);
+            list[r * room + place] = s[e] + width[e];
+            low[r * room + place] = s[e] - width[e];
+            latents[r * room + place++] = (int32_t)(first + own + e);
           }
         }
       }
