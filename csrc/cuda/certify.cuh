@@ -45,7 +45,8 @@ struct RoundedRow {
 template <bool Whole, class F>
 FASTAE_INLINE void each_of_row(const float* row, int64_t p, int64_t from, int64_t to, const F& f) {
 #pragma unroll 4
-  for (int64_t j = from + threadIdx.x % 32 * 4; j < to; j += 128) f(j, four_at<Whole>(row, j, p));
+  for (int64_t j = from + threadIdx.x % 32 * 4; j < to; j += 128)
+    f(j, load_four(row + j, Whole, (int)smaller<int64_t>(4, p - j)));
 }
 // f(j, numbers j to j + 3) over [0, n) by the lanes of a warp, zeros from p on; n is a multiple of four.
 template <class F> FASTAE_INLINE void each_of_row(const float* row, int64_t p, int64_t n, const F& f) {
@@ -348,11 +349,11 @@ struct Certify : Encode {
         if (whole && c + 32 <= p) {
 #pragma unroll
           for (int q = 0; q < 8; ++q)
-            if (from[q] >= 0) next[q] = four_at<true>(w.at(from[q], 0), c + part, p);
+            if (from[q] >= 0) next[q] = *(const Four*)w.at(from[q], c + part);
         } else {
 #pragma unroll
           for (int q = 0; q < 8; ++q)
-            if (from[q] >= 0) next[q] = four_at<false>(w.at(from[q], 0), c + part, p);
+            if (from[q] >= 0) next[q] = load_four(w.at(from[q], c + part), false, (int)smaller<int64_t>(4, p - c - part));
         }
       };
       float sum = 0;
