@@ -353,7 +353,8 @@ struct Certify : Encode {
         } else {
 #pragma unroll
           for (int q = 0; q < 8; ++q)
-            if (from[q] >= 0) next[q] = load_four(w.at(from[q], c + part), false, (int)smaller<int64_t>(4, p - c - part));
+            if (from[q] >= 0)
+              next[q] = load_four(w.at(from[q], c + part), false, (int)smaller<int64_t>(4, p - c - part));
         }
       };
       float sum = 0;
