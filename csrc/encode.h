@@ -2,8 +2,10 @@
 //
 // Latents go by in groups that stay in cache, each group past every panel of rows; products are made with latents as
 // the rows of a tile and rows of x as its columns, so that w is read where it lies and a vector holds one latent's z of
-// as many rows. What passes a row's limit becomes a candidate (candidates.h). Every path gives the same bits.
+// as many rows. What passes a row's limit becomes a candidate (candidates.h). Every path gives the same bits, but for the
+// order of the sums where z is to be that of products in bfloat16.
 #pragma once
+#include "bf16.h"
 #include "coarse.h"
 
 namespace fastae {
@@ -23,42 +25,21 @@ template <class T> struct Encoding : EncodingBase<T> {
   using Base::redone, Base::W, Base::magnitude, Base::some, Base::take_exact, Base::make_exact, Base::panel_count;
 
   // ---- products in float32 ---------------------------------------------------------------------------------------------
+  // out (rows,depth) <- from, rounded where z is made so
+  void round_rows_of(const T* from, int64_t ld, int64_t rows, int64_t depth, T* out, int threads) const {
+    if constexpr (sizeof(T) == 4)
+      if (a.bf16) round_copy(from, ld, rows, depth, out, threads);
+  }
+
   void make_panels() {
     if (panels_made) return;
     panels_made = true;
     parallel(useful_threads(a.threads, (double)a.m * a.p), panel_count(), [&](int64_t i) {
       const int64_t r = i * W, rows = smaller(W, a.m - r);
-      pack_transposed(a.x.at(r, 0), a.x.ld, rows, a.p, rows > Vec<T>::N ? 2 : 1, panels + r * a.p);
+      const int vectors = rows > Vec<T>::N ? 2 : 1;
+      pack_transposed(a.x.at(r, 0), a.x.ld, rows, a.p, vectors, panels + r * a.p);
+      round_rows_of(panels + r * a.p, a.p, vectors * Vec<T>::N, a.p, panels + r * a.p, 1);
     });
-  }
-
-  // c[i][v N + lane] for latents [q, q + taken) and the rows from r on
-  template <int KIND, int NV> FASTAE_INLINE void filter(const T* c, int64_t q, int64_t taken, int64_t r) {
-    typedef Vec<T> V;
-    constexpr int N = V::N;
-    for (int64_t i = 0; i < taken; ++i) {
-      const int32_t j = a.latent(q + i);
-      V value[NV];
-      uint32_t hits[NV], any_hit = 0;
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) {
-        value[v] = V::load(c + (i * NV + v) * N);
-        if (a.b) value[v] += V(a.b[j]);
-        const V least = V::load(limit + r + v * N);
-        if constexpr (KIND == code_kind::threshold) hits[v] = lane_bits(value[v] > at_least(least, V(a.limit(j))));
-        else hits[v] = lane_bits(~(score_of(value[v], KIND == code_kind::abs_topk) <= least));
-        if constexpr (N < 16) hits[v] &= (1u << N) - 1;
-        any_hit |= hits[v];
-      }
-      if (!any_hit) continue;
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) {
-        if (!hits[v]) continue;
-        T each[N];
-        value[v].store(each);
-        each_lane(hits[v], [&](int lane) { take_exact(r + v * N + lane, j, each[lane]); });
-      }
-    }
   }
 
   template <int KIND, int NV> void float_block(const T* w, int64_t ldw, int64_t r, int64_t first, int64_t last) {
@@ -67,7 +48,7 @@ template <class T> struct Encoding : EncodingBase<T> {
       const TileArgs<T> t = {a.p, w + (q - first) * ldw, ldw, panels + r * a.p, c, NV * Vec<T>::N, NV * Vec<T>::N,
                              kSet};
       const int taken = run_tile<T, NV, false>(last - q, t);
-      filter<KIND, NV>(c, q, taken, r);
+      Base::template filter<KIND, NV>(c, NV * Vec<T>::N, q, taken, r);
       q += taken;
     }
   }
@@ -91,6 +72,11 @@ template <class T> struct Encoding : EncodingBase<T> {
       w = gathered;
       ldw = a.p;
     }
+    if (a.bf16) {
+      round_rows_of(w, ldw, last - first, a.p, gathered, a.threads);
+      w = gathered;
+      ldw = a.p;
+    }
     parallel(useful_threads(a.threads, (double)a.m * (last - first) * a.p), panel_count(), [&](int64_t i) {
       if (a.m - i * W > Vec<T>::N) float_block<KIND, 2>(w, ldw, i * W, first, last);
       else float_block<KIND, 1>(w, ldw, i * W, first, last);
@@ -103,7 +89,7 @@ template <class T> struct Encoding : EncodingBase<T> {
 
   // Whether so many of the latents [0, last) are in the code that the rest is likely to be, too.
   bool nearly_full(int64_t last) const {
-    if (a.kind != code_kind::threshold || a.subset || a.path != encode_path::automatic) return false;
+    if (a.kind != code_kind::threshold || a.subset || a.bf16 || a.path != encode_path::automatic) return false;
     int64_t all = 0;
     for (int64_t r = 0; r < a.m; ++r) all += *a.count.at(r, 0) + held[r];
     return all * kFullEncodeShare >= a.m * last;
@@ -218,7 +204,7 @@ template <class T> struct Encoding : EncodingBase<T> {
             for (int64_t q = from; q < to; q += run_of) float_group<KIND>(q, smaller(to, q + run_of));
           });
         redone = 0;
-        if (certified && first < a.n) Base::make_halves();
+        if ((certified || Base::direct()) && first < a.n) Base::make_halves();
       }
 #endif
       // a short first group of threshold codes tells how full they are
@@ -231,7 +217,11 @@ template <class T> struct Encoding : EncodingBase<T> {
         }
 #ifdef FASTAE_BF16
         if constexpr (sizeof(T) == 4) {
-          if (certified && Base::template certified_group<KIND>(first, last)) {
+          if (Base::direct()) {
+            Base::template group_of_products<KIND, false>(first, last);
+            continue;
+          }
+          if (certified && Base::template group_of_products<KIND, true>(first, last)) {
             // more than a few chains over again: bounds don't tell these numbers apart
             certified = redone * 25 <= a.m * last || a.path == encode_path::bfloat16;
             continue;

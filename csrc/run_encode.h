@@ -73,7 +73,7 @@ template <class E> void run_restore(const E& e, const OpRecord& o) {
 }
 
 // packed: tiles of all latents, up to a multiple of 64, then their norms and errors (certify.h), then the same in 8-bit
-// integers and in parts of these (byte_pack.h), each where this processor multiplies them.
+// integers and in parts of these (byte_pack.h), each where this processor multiplies them and codes may be made by them.
 template <class E> void run_pack_encoder(const E& e, const OpRecord& o) {
 #ifdef FASTAE_BF16
   namespace at = at_pack_encoder;
@@ -83,7 +83,7 @@ template <class E> void run_pack_encoder(const E& e, const OpRecord& o) {
     const int64_t n = r.rows, p = r.columns, depth = whole_tiles(p), all = ceil_div(n, 64) * 64;
     uint16_t* tiles = e.template view<uint16_t>(o.slot[at::s_packed]).p;
     float* norm = (float*)(tiles + all * depth);
-    if (e.plan.vnni && Bounds::possible(p)) {
+    if (e.plan.vnni && Bounds::possible(p) && !o.i[at::i_bf16]) {
       const BytePanels out(tiles, n, p);
       parallel(useful_threads(e.threads, (double)n * p), all / kByteLatents, [&](int64_t i) {
         const int64_t j = i * kByteLatents;
@@ -117,9 +117,10 @@ template <class T> EncodeArgs<T> encode_sizes(const PlanRecord& plan, const OpRe
   a.m = a.most_m = plan.batch;
   a.k = a.most_k = smaller(w.rows, batch ? o.i[at_batch_topk::i_k] : o.i[at_encode::i_k]);
   a.capacity = plan.buffers[o.slot[batch ? (int)at_batch_topk::s_val : (int)at_encode::s_val]].columns;
+  a.bf16 = o.i[batch ? (int)at_batch_topk::i_bf16 : (int)at_encode::i_bf16] == 1;
   a.subsets = !batch && o.slot[at_encode::s_subset] >= 0;
 #ifdef FASTAE_BF16
-  a.eight = !batch && sizeof(T) == 4 && plan.vnni && !a.subsets && o.slot[at_encode::s_packed] >= 0 &&
+  a.eight = !batch && !a.bf16 && sizeof(T) == 4 && plan.vnni && !a.subsets && o.slot[at_encode::s_packed] >= 0 &&
             (a.path == encode_path::automatic || a.path == encode_path::int8);
 #endif
   return a;

@@ -144,8 +144,8 @@ class SparseAutoencoder(SparseFitting):
 
     def _network(self, n_features: int, n_targets: int | None = None, **known: Any) -> SparseNetwork:
         """``known``: what only data tell: ``n_rows``, ``input_scale``."""
-        if self.precision == "bfloat16":
-            raise unknown("precision", self.precision, ("auto", "float32", "float64"))
+        if self.precision == "tf32":
+            raise unknown("precision", self.precision, ("auto", "float32", "float64", "bfloat16"))
         solver = options.SOLVERS["adam"](epsilon=6.25e-10) if self.solver == "auto" else self.solver
         return sparse_network(
             n_features, n_targets, n_components=self.n_components, k=self.k, sparsity=self.sparsity, loss=self.loss,

@@ -153,11 +153,11 @@ class SparseMemory(CompiledModel):
 
     def _compile(self, part: str, dtype: np.dtype, k: int | None, capacity: int | None = None) -> CompiledCode:
         backend, network = self._backend(), self.network_
-        key = (part, dtype, k, capacity, backend.name, backend.device, getattr(backend, "isa", ""))
+        key = (part, dtype, k, capacity, self._bf16, backend.name, backend.device, getattr(backend, "isa", ""))
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             batch = inference_rows(backend, SPARSE_BATCH, max(network.n_features, network.n_targets))
-            plan = sparse_inference_plan(self.network_, dtype, batch, part=part, k=k, capacity=capacity)
+            plan = sparse_inference_plan(self.network_, dtype, batch, part=part, k=k, capacity=capacity, bf16=self._bf16)
             cache[key] = CompiledCode(backend, plan, self._space(dtype))
         return cache[key]
 
