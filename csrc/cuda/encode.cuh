@@ -179,12 +179,12 @@ FASTAE_KERNEL(encode_gather, kThreads) {
 }
 
 // z (m, chunk) = x wT for a chunk of latents, of encode or batch_topk: x and w are slots 0 and 1 of both, z lies first in
-// the work memory. extra[3]: offset of the rows of w that a subset names, 0 without one; [4]: operands are rounded to
-// bfloat16.
+// the work memory. extra[2]: operands are rounded to bfloat16; [3]: offset of the rows of w that a subset names, 0
+// without one.
 template <class Tiles> FASTAE_INLINE void chunk_product(const Launch& o) {
   const View<T> x = o.real(at_encode::s_x), w = o.real(at_encode::s_w);
   const int64_t chunk = o.extra[1], subset = o.extra[3];
-  const bool rounded = o.extra[4];
+  const bool rounded = o.extra[2];
   const int64_t n = subset ? *o.view<const int32_t>(at_encode::s_n_subset).p : w.rows;
   const int64_t columns = smaller(chunk, smaller(w.rows, n) - o.extra[0]);
   if (columns < 1) return;

@@ -136,7 +136,7 @@ struct ProductRow {
 };
 
 // encode_filter of the k largest
-FASTAE_KERNEL(stream_filter, kSelectThreads, 3) {
+FASTAE_KERNEL(stream_filter, kSelectThreads, 2) {
   const Encode e(o);
   if (e.k < 1) return;
   const int64_t top = (int64_t)blockIdx.x * (blockDim.x / 32), r = smaller(top + threadIdx.x / 32, o.m - 1);

@@ -65,7 +65,7 @@ def encode(b: Binder, op) -> None:
     room = 1 if ragged else min(n, most(op.ints["k"]) + STREAM if streamed else full(op.ints["k"]) + rows[1][0] * STRIPS)
     memory = lists(b, chunk, room)
     subset = memory.take(chunk * p, b.plan.dtype.itemsize) if b.has("subset") else 0
-    products = Products(b, memory, chunk, (room, subset))
+    products = Products(b, memory, chunk, subset=subset)
     b.launch("encode_begin", over_rows(b.m), work_bytes=memory.bytes, extra=(0, chunk, room))
     products.begin()
     for first in range(0, n, chunk):
@@ -98,11 +98,11 @@ class Products:
 
     Where they are to be in bfloat16 and cuBLASLt makes them, x is rounded at the beginning and each chunk of w before its
     product, which then finds it in the device's cache. Our own kernel rounds what it reads; a subset's products are its,
-    as they end with the subset. extra : what follows a chunk's size in its records
+    as they end with the subset, whose rows of w lie at ``subset``.
     """
 
-    def __init__(self, b: Binder, memory: Memory, chunk: int, extra: tuple[int, int], start: int = 0):
-        self.b, self.chunk, self.extra, self.start = b, chunk, extra, start
+    def __init__(self, b: Binder, memory: Memory, chunk: int, start: int = 0, subset: int = 0):
+        self.b, self.chunk, self.start, self.subset = b, chunk, start, subset
         self.rounded = b.op.ints["bf16"]  # type: ignore[union-attr]
         self.by_cublas = bool(self.rounded and b.cublas and not b.has("subset"))
         if self.by_cublas:
@@ -122,7 +122,7 @@ class Products:
         if not self.by_cublas:
             name, threads = tile(b, b.m, some)
             b.launch(f"chunk_product_{name}", threads, work=b.work + self.start,
-                     extra=(first, self.chunk, *self.extra, self.rounded))  # fmt: skip
+                     extra=(first, self.chunk, self.rounded, self.subset))  # fmt: skip
             return
         right = self.w16
         if self.packed:
@@ -249,7 +249,7 @@ def batch_topk(b: Binder, op) -> None:
         room = min(n, 2 * capacity + 64 + rows[1][0] * STRIPS)
         common = (0, chunk, room)
         memory = lists(b, chunk, room, head.bytes)
-        products = Products(b, memory, chunk, (room, 0), head.bytes)
+        products = Products(b, memory, chunk, head.bytes)
         b.launch("batch_begin", over_rows(b.m), work_bytes=memory.bytes, extra=common)
         products.begin()
         for first in range(0, n, chunk):
