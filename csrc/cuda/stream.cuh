@@ -23,7 +23,7 @@ FASTAE_INLINE unsigned marked(const Row& row, int64_t columns, int64_t c, bool w
   const int64_t own = c + threadIdx.x % 32 * 4;
   unsigned on = 0;
   if (whole) {
-#pragma unroll
+#pragma unroll 2  // more at a time would spill registers
     for (int t = 0; t < kStrips; ++t) {
       const auto at = row.four(own + 128 * t);
 #pragma unroll
@@ -136,7 +136,7 @@ struct ProductRow {
 };
 
 // encode_filter of the k largest
-FASTAE_KERNEL(stream_filter, kSelectThreads, 2) {
+FASTAE_KERNEL(stream_filter, kSelectThreads, 3) {
   const Encode e(o);
   if (e.k < 1) return;
   const int64_t top = (int64_t)blockIdx.x * (blockDim.x / 32), r = smaller(top + threadIdx.x / 32, o.m - 1);
