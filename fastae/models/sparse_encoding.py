@@ -186,7 +186,8 @@ class SparseEncoding(SparseMemory):
         from ..encode import encode_to
 
         k = self._check_k(k) if self._fitted() else None
-        digest = hashlib.sha256(repr((self.network_, k)).encode())
+        made = (self.network_, k, "bfloat16") if self._bf16 else (self.network_, k)
+        digest = hashlib.sha256(repr(made).encode())
         digest.update(self._theta.data)
         known = {"n_components": self.network_.n_components, "model": f"sha256:{digest.hexdigest()}"}
         return encode_to(lambda block: self.encode(block, k=k), path, source, **{**known, **options})

@@ -159,6 +159,11 @@ class SparseFitting(SparseState):
 
     def _trainer(self, network: SparseNetwork, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any,
                  position: Position | None = None) -> Trainer:  # fmt: skip
+        if self._bf16 and dtype != np.float32:
+            raise ValueError(
+                f"precision={self.precision!r} computes in float32, but the fitted weights are {dtype}; set the precision "
+                "back, or call fit"
+            )
         scale = 1.0
         if isinstance(network.sparsity, Matryoshka) and network.sparsity.reduction == "mean":
             scale = 1.0 / len(network.groups or (1,))
