@@ -160,22 +160,23 @@ def test_bits_depend_on_nothing_but_the_row(bf16_native, kind):
     assert_same_codes(b, a)
 
 
+@pytest.mark.parametrize("chunk, chunks", [(256, 12), (1024, 3)])
 @pytest.mark.parametrize("products", ["exact", "cublas"])
-def test_lists_on_the_device_are_cut(products, monkeypatch):
+def test_lists_on_the_device_are_cut(products, chunk, chunks, monkeypatch):
     """Later latents are larger, so that every list fills up again and again; ties go to the first."""
     from fastae.backends.cuda import encode
 
-    monkeypatch.setattr(encode, "PRODUCTS", 1)
     m, n, p, k = 11, 3003, 6, 5
+    monkeypatch.setattr(encode, "PRODUCTS", m * chunk)
     arrays = whole_numbers(m, n, p)
     arrays["b"] = np.repeat(np.arange(n // 3, dtype=np.float32), 3)[None]
     for kind in (0, 1):
         backend = device(kind, products=products)
         got, _ = run(backend, "encode", arrays | codes(m, k), kind=kind, k=k, bf16=1)
         assert_rows(got, encoded(z_of(arrays), schema.CODE_KINDS[kind], k))
-        assert backend.driver.launched["stream_filter"] == 12
+        assert backend.driver.launched["stream_filter"] == chunks
         # x once, the weights chunk by chunk
-        assert backend.driver.launched.get("round_bf16", 0) == (13 if products == "cublas" else 0)
+        assert backend.driver.launched.get("round_bf16", 0) == (chunks + 1 if products == "cublas" else 0)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
