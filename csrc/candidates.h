@@ -1,8 +1,9 @@
 // A row's candidates for its code, and what an encode op is given.
 //
 // A candidate is (z, low): low <= score(z) with equality where z is exact, otherwise z is a bound from above (certify.h)
-// and the float32 chain is made up for before the last selection. When candidates are many the k-th largest low becomes
-// the row's limit, which others have to pass. Where a code is to be that of products in bfloat16, these are the exact z.
+// and the chain is made up for before the last selection. When candidates are many the k-th largest low becomes
+// the row's limit, which others have to pass. Where z is to be that of products in bfloat16, so is the chain, and tiles
+// say z itself.
 #pragma once
 #include "certify.h"
 #include "gemm.h"
@@ -34,7 +35,7 @@ template <class T> struct EncodeArgs {
   int64_t capacity;  // columns of val
   int threads;
   bool eight;  // products of 8-bit integers are there, and weights packed for them
-  bool bf16;   // z is made of operands that are rounded to bfloat16
+  bool bf16;   // z is made of operands that are rounded to bfloat16; x is
   // largest values: what memory was given for
   int64_t most_m, most_n, most_k;
   bool subsets;
@@ -73,7 +74,7 @@ template <class T> struct Candidates {
   int64_t bytes;
 
   static bool has_dots(int how) { return sizeof(T) == 4 && how != bf16_product::rounded; }
-  static bool has_bounds(const EncodeArgs<T>& a) { return !a.bf16 && (has_dots(a.how) || a.eight); }
+  static bool has_bounds(const EncodeArgs<T>& a) { return a.eight || (has_dots(a.how) && !a.bf16); }
 
   Candidates(const EncodeArgs<T>& args, char* memory) : a(args) {
     Carve c = {memory};
@@ -251,7 +252,9 @@ template <class T> struct Candidates {
         float sum[16];
         for (int64_t i = some; i < 16; ++i) rows[i] = rows[0];
         for (int64_t i = 16 + then; i < 32; ++i) rows[i] = rows[0];
-        exact_chains(a.x.at(r, 0), a.p, rows, rows + 16, sum);
+        if (!a.bf16) exact_chains<false>(a.x.at(r, 0), a.p, rows, rows + 16, sum);
+        else if (!has_dots(a.how)) exact_chains<true>(a.x.at(r, 0), a.p, rows, rows + 16, sum);
+        else rounded_chains(a.how, halves + r / 32 * 32 * whole_tiles(a.p), r % 32, a.p, rows, rows + 16, sum);
         for (int64_t i = 0; i < some; ++i) {
           const int64_t c = at + places[i];
           z[c] = a.b ? sum[i] + a.b[idx[c]] : sum[i];

@@ -5,7 +5,6 @@
 // as many rows. What passes a row's limit becomes a candidate (candidates.h). Every path gives the same bits, but for the
 // order of the sums where z is to be that of products in bfloat16.
 #pragma once
-#include "bf16.h"
 #include "coarse.h"
 
 namespace fastae {
@@ -25,20 +24,12 @@ template <class T> struct Encoding : EncodingBase<T> {
   using Base::redone, Base::W, Base::magnitude, Base::some, Base::take_exact, Base::make_exact, Base::panel_count;
 
   // ---- products in float32 ---------------------------------------------------------------------------------------------
-  // out (rows,depth) <- from, rounded where z is made so
-  void round_rows_of(const T* from, int64_t ld, int64_t rows, int64_t depth, T* out, int threads) const {
-    if constexpr (sizeof(T) == 4)
-      if (a.bf16) round_copy(from, ld, rows, depth, out, threads);
-  }
-
   void make_panels() {
     if (panels_made) return;
     panels_made = true;
     parallel(useful_threads(a.threads, (double)a.m * a.p), panel_count(), [&](int64_t i) {
       const int64_t r = i * W, rows = smaller(W, a.m - r);
-      const int vectors = rows > Vec<T>::N ? 2 : 1;
-      pack_transposed(a.x.at(r, 0), a.x.ld, rows, a.p, vectors, panels + r * a.p);
-      round_rows_of(panels + r * a.p, a.p, vectors * Vec<T>::N, a.p, panels + r * a.p, 1);
+      pack_transposed(a.x.at(r, 0), a.x.ld, rows, a.p, rows > Vec<T>::N ? 2 : 1, panels + r * a.p);
     });
   }
 
@@ -72,15 +63,31 @@ template <class T> struct Encoding : EncodingBase<T> {
       w = gathered;
       ldw = a.p;
     }
-    if (a.bf16) {
-      round_rows_of(w, ldw, last - first, a.p, gathered, a.threads);
-      w = gathered;
-      ldw = a.p;
-    }
+    if constexpr (sizeof(T) == 4)
+      if (a.bf16) {
+        round_copy(w, ldw, last - first, a.p, gathered, a.threads);
+        w = gathered;
+        ldw = a.p;
+      }
     parallel(useful_threads(a.threads, (double)a.m * (last - first) * a.p), panel_count(), [&](int64_t i) {
       if (a.m - i * W > Vec<T>::N) float_block<KIND, 2>(w, ldw, i * W, first, last);
       else float_block<KIND, 1>(w, ldw, i * W, first, last);
     });
+  }
+
+  // z itself of the latents [first, last)
+  template <int KIND> void make_group(int64_t first, int64_t last) {
+#ifdef FASTAE_BF16
+    if constexpr (sizeof(T) == 4) {
+      if (Base::direct()) {
+        settle();
+        for (int64_t q = first; q < last; q += group)
+          Base::template group_of_products<KIND, false>(q, smaller(last, q + group));
+        return;
+      }
+    }
+#endif
+    for (int64_t q = first; q < last; q += run_of) float_group<KIND>(q, smaller(last, q + run_of));
   }
 
   // ---- nearly full codes -----------------------------------------------------------------------------------------------
@@ -197,14 +204,13 @@ template <class T> struct Encoding : EncodingBase<T> {
         const bool quantized = Base::may_quantize();
         certified = Base::may_certify();
         begun = certified || quantized;
+        if (Base::direct()) Base::make_halves();
         if (quantized) Base::quantize_rows();
         if (quantized && Base::may_look() && Base::template by_looks<KIND>()) first = a.n;
         else if (quantized)
-          first = Base::template by_bytes<KIND>([&](int64_t from, int64_t to) {
-            for (int64_t q = from; q < to; q += run_of) float_group<KIND>(q, smaller(to, q + run_of));
-          });
+          first = Base::template by_bytes<KIND>([&](int64_t from, int64_t to) { make_group<KIND>(from, to); });
         redone = 0;
-        if ((certified || Base::direct()) && first < a.n) Base::make_halves();
+        if (certified && first < a.n) Base::make_halves();
       }
 #endif
       // a short first group of threshold codes tells how full they are
@@ -217,10 +223,6 @@ template <class T> struct Encoding : EncodingBase<T> {
         }
 #ifdef FASTAE_BF16
         if constexpr (sizeof(T) == 4) {
-          if (Base::direct()) {
-            Base::template group_of_products<KIND, false>(first, last);
-            continue;
-          }
           if (certified && Base::template group_of_products<KIND, true>(first, last)) {
             // more than a few chains over again: bounds don't tell these numbers apart
             certified = redone * 25 <= a.m * last || a.path == encode_path::bfloat16;
@@ -228,7 +230,7 @@ template <class T> struct Encoding : EncodingBase<T> {
           }
         }
 #endif
-        for (int64_t q = first; q < last; q += run_of) float_group<KIND>(q, smaller(last, q + run_of));
+        make_group<KIND>(first, last);
       }
     }
     parallel(useful_threads(a.threads, (double)a.m * a.p * 32), ceil_div(a.m, 8), [&](int64_t task) {

@@ -73,7 +73,7 @@ template <class E> void run_restore(const E& e, const OpRecord& o) {
 }
 
 // packed: tiles of all latents, up to a multiple of 64, then their norms and errors (certify.h), then the same in 8-bit
-// integers and in parts of these (byte_pack.h), each where this processor multiplies them and codes may be made by them.
+// integers and in parts of these (byte_pack.h), each where this processor multiplies them.
 template <class E> void run_pack_encoder(const E& e, const OpRecord& o) {
 #ifdef FASTAE_BF16
   namespace at = at_pack_encoder;
@@ -83,11 +83,11 @@ template <class E> void run_pack_encoder(const E& e, const OpRecord& o) {
     const int64_t n = r.rows, p = r.columns, depth = whole_tiles(p), all = ceil_div(n, 64) * 64;
     uint16_t* tiles = e.template view<uint16_t>(o.slot[at::s_packed]).p;
     float* norm = (float*)(tiles + all * depth);
-    if (e.plan.vnni && Bounds::possible(p) && !o.i[at::i_bf16]) {
+    if (e.plan.vnni && Bounds::possible(p)) {
       const BytePanels out(tiles, n, p);
       parallel(useful_threads(e.threads, (double)n * p), all / kByteLatents, [&](int64_t i) {
         const int64_t j = i * kByteLatents;
-        quantize_latents(w.at(j, 0), w.ld, j, smaller(kByteLatents, n - j), p, out);
+        quantize_latents(w.at(j, 0), w.ld, j, smaller(kByteLatents, n - j), p, o.i[at::i_bf16] == 1, out);
       });
     }
     if (e.plan.bf16_product == bf16_product::rounded) return;
@@ -120,16 +120,31 @@ template <class T> EncodeArgs<T> encode_sizes(const PlanRecord& plan, const OpRe
   a.bf16 = o.i[batch ? (int)at_batch_topk::i_bf16 : (int)at_encode::i_bf16] == 1;
   a.subsets = !batch && o.slot[at_encode::s_subset] >= 0;
 #ifdef FASTAE_BF16
-  a.eight = !batch && !a.bf16 && sizeof(T) == 4 && plan.vnni && !a.subsets && o.slot[at_encode::s_packed] >= 0 &&
+  a.eight = !batch && sizeof(T) == 4 && plan.vnni && !a.subsets && o.slot[at_encode::s_packed] >= 0 &&
             (a.path == encode_path::automatic || a.path == encode_path::int8);
 #endif
   return a;
 }
 
+template <class T> int64_t rounded_bytes(const EncodeArgs<T>& a) {
+  return a.bf16 ? ceil_div(a.most_m * a.p * (int64_t)sizeof(T), 64) * 64 : 0;
+}
+
 template <class T> int64_t encode_bytes(const PlanRecord& plan, const OpRecord& o) {
   const EncodeArgs<T> a = encode_sizes<T>(plan, o);
-  if (o.kind == op::batch_topk) return BatchTopK<T>(a, 0, 0, nullptr).bytes;
-  return Encoding<T>(a, nullptr).bytes;
+  return rounded_bytes(a) +
+         (o.kind == op::batch_topk ? BatchTopK<T>(a, 0, 0, nullptr).bytes : Encoding<T>(a, nullptr).bytes);
+}
+
+// Rows of x as every way to make z takes them, rounded where it says so; returns the memory that is left.
+template <class T> char* prepare_rows(EncodeArgs<T>& a, View<T> x, char* memory) {
+  a.x = x;
+  if constexpr (sizeof(T) == 4)
+    if (a.bf16) {
+      round_copy(x.p, x.ld, a.m, a.p, (T*)memory, a.threads);
+      a.x = {(T*)memory, a.p};
+    }
+  return memory + rounded_bytes(a);
 }
 
 template <class E> void report_overflow(const E& e, int64_t column) {
@@ -147,7 +162,6 @@ template <class E> void run_encode(E& e, const OpRecord& o, const double* f) {
   typedef typename E::Real T;
   namespace at = at_encode;
   EncodeArgs<T> a = encode_sizes<T>(e.plan, o);
-  a.x = e.real(o.slot[at::s_x]);
   a.w = e.real(o.slot[at::s_w]);
   a.b = e.real(o.slot[at::s_b]).p;
   a.threshold = e.real(o.slot[at::s_threshold]).p;
@@ -165,7 +179,8 @@ template <class E> void run_encode(E& e, const OpRecord& o, const double* f) {
   a.idx = e.template view<int32_t>(o.slot[at::s_idx]);
   a.count = e.template view<int32_t>(o.slot[at::s_count]);
   a.threads = e.threads;
-  if (!Encoding<T>(a, e.codes).run()) report_overflow(e, o.i[at::i_overflow]);
+  char* const memory = prepare_rows(a, e.real(o.slot[at::s_x]), e.codes);
+  if (!Encoding<T>(a, memory).run()) report_overflow(e, o.i[at::i_overflow]);
   watch_rows(e, a.count);
 }
 
@@ -173,7 +188,6 @@ template <class E> void run_batch_topk(E& e, const OpRecord& o, const double* f)
   typedef typename E::Real T;
   namespace at = at_batch_topk;
   EncodeArgs<T> a = encode_sizes<T>(e.plan, o);
-  a.x = e.real(o.slot[at::s_x]);
   a.w = e.real(o.slot[at::s_w]);
   a.b = e.real(o.slot[at::s_b]).p;
   a.m = e.m;
@@ -181,13 +195,14 @@ template <class E> void run_batch_topk(E& e, const OpRecord& o, const double* f)
   a.idx = e.template view<int32_t>(o.slot[at::s_idx]);
   a.count = e.template view<int32_t>(o.slot[at::s_count]);
   a.threads = e.threads;
+  char* const memory = prepare_rows(a, e.real(o.slot[at::s_x]), e.codes);
   double k = (double)o.i[at::i_k];
   if (o.i[at::i_k_scalar] >= 0) {
     const double now = e.job.scalars[e.step * e.plan.n_scalars + o.i[at::i_k_scalar]];
     k = now < k ? now : k;
   }
   const double all = (double)a.m * (double)a.n, product = k * (double)a.m;
-  BatchTopK<T> batch(a, (int64_t)(product < all ? product : all), k, e.codes);
+  BatchTopK<T> batch(a, (int64_t)(product < all ? product : all), k, memory);
   T* guess = e.real(o.slot[at::s_guess]).p;
   T* threshold = e.real(o.slot[at::s_threshold]).p;
   bool fits;

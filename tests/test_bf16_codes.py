@@ -7,9 +7,10 @@ import pytest
 from conftest import BF16_BACKENDS, BF16_NATIVE, assert_close, backend_named
 from sklearn.datasets import load_digits
 from test_bf16 import rounded
-from test_cuda_codes import device, packed_for
+from test_cuda_codes import SLOW, device, packed_for
 from test_encode import (
     BY_ROW,
+    DATA,
     assert_rows,
     assert_same_codes,
     codes,
@@ -142,19 +143,22 @@ def test_real_numbers(by_bf16, make):
     assert (left.max(axis=1) <= np.abs(chosen).min(axis=1) * (1 + 1e-4)).all()
 
 
+@pytest.mark.parametrize("make", [f if f in (real_numbers, outliers) else SLOW(f) for f in DATA], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("kind", [0, 1, 2])
-def test_bits_depend_on_nothing_but_the_row(bf16_native, kind):
-    m, n, p, k = 150, 1201, 203, 16
-    arrays = real_numbers(m, n, p)
+def test_bits_depend_on_nothing_but_the_row(bf16_native, kind, make):
+    """However many rows come together, and however their candidates are found."""
+    m, n, p, k = 70, 1201, 603, 16
+    arrays = make(m, n, p)
     width = 400 if kind == 2 else k
     given = arrays | codes(m, width)
     args = {"kind": kind, "k": k, "bf16": 1}
     want, _ = run(bf16_native, "encode", given, **args)
     for more in ({"threads": 3}, {"batch": 17}, {"batch": 1}, {"batch": 33, "threads": 2}):
         assert_same_codes(run(bf16_native, "encode", given, **args, **more)[0], want)
-    packed, _ = run(bf16_native, "encode", given | packed_for(n, p), **args,
-                    prepare=("pack_encoder", "w", "packed"), prepared={"bf16": 1})  # fmt: skip
-    assert_same_codes(packed, want)
+        for path in (0, 3):
+            packed, _ = run(bf16_native, "encode", given | packed_for(n, p), **args, **more, path=path,
+                            prepare=("pack_encoder", "w", "packed"), prepared={"bf16": 1})  # fmt: skip
+            assert_same_codes(packed, want)
     a, _ = run(bf16_native, "batch_topk", arrays | codes(m, 400, pre=False), k=k, bf16=1)
     b, _ = run(bf16_native, "batch_topk", arrays | codes(m, 400, pre=False), k=k, bf16=1, threads=4)
     assert_same_codes(b, a)
