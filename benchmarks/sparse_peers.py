@@ -1,7 +1,8 @@
 """Sparse autoencoders beside peers: ``python -m benchmarks.sparse_peers [--workload w3 w4b] [--threads] [--rounds]``.
 
-Each contestant in a process of its own, in turn, fastae also with ``precision="bfloat16"``. W3, a step of training: the dense product alone is 2 m p n FLOPs, Adam
-moves 6 arrays of n p floats both ways. W4b, encoding: the same product; for one row it is the weights' bytes.
+Each contestant in a process of its own, in turn, fastae also with ``precision="bfloat16"``. W3, a step of training: the
+dense product alone is 2 m p n FLOPs, Adam moves 6 arrays of n p floats both ways. W4b, encoding: the same product; for
+one row it is the weights' bytes.
 """
 
 from __future__ import annotations

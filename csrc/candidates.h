@@ -156,8 +156,7 @@ template <class T> struct Candidates {
   }
 
   // c[i][v N + lane], rows of c ldc apart: z but for the bias of latents [q, q + taken) and the rows from r on
-  template <int KIND, int NV>
-  FASTAE_INLINE void filter(const T* c, int64_t ldc, int64_t q, int64_t taken, int64_t r) {
+  template <int KIND, int NV> FASTAE_INLINE void filter(const T* c, int64_t ldc, int64_t q, int64_t taken, int64_t r) {
     typedef Vec<T> V;
     constexpr int N = V::N;
     for (int64_t i = 0; i < taken; ++i) {

@@ -218,8 +218,8 @@ FASTAE_BF16_TARGET void round_parts(const float* const* row, const float* const*
 
 // As exact_chains, by the products of certify_block and with their bits: x is row r of a panel b. The tiles' shape stays
 // what it was.
-__attribute__((noinline)) void rounded_chains(int how, const uint16_t* b, int64_t r, int64_t p,
-                                              const float* const* row, const float* const* next, float* z) noexcept {
+__attribute__((noinline)) void rounded_chains(int how, const uint16_t* b, int64_t r, int64_t p, const float* const* row,
+                                              const float* const* next, float* z) noexcept {
   constexpr int64_t kPart = 512;
   alignas(64) uint16_t part[16 * kPart];
   alignas(64) float c[32 * 32];

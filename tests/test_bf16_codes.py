@@ -29,6 +29,7 @@ from fastae.plan import schema
 from fastae.plan.sparse import sparse_inference_plan, sparse_training_plan
 
 CUBLAS = "cuda_host, cublas"
+EVERYDAY = (real_numbers, outliers)
 SIZES = [(1, 1, 1, 1), (7, 33, 17, 5), (64, 96, 5, 60), (257, 31, 70, 3), (3, 1030, 65, 40), (33, 500, 200, 32),
          (70, 300, 31, 130)]  # fmt: skip
 
@@ -129,7 +130,7 @@ def test_weights_that_are_not_finite(by_bf16):
     assert np.isinf(got["val"][got["idx"] == 12]).all()
 
 
-@pytest.mark.parametrize("make", [real_numbers, outliers], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", EVERYDAY, ids=lambda f: f.__name__)
 def test_real_numbers(by_bf16, make):
     """In float32 sums: entries have the numbers that their operands give, and none that is much larger is left out."""
     m, n, p, k = 40, 1201, 203, 16
@@ -143,7 +144,7 @@ def test_real_numbers(by_bf16, make):
     assert (left.max(axis=1) <= np.abs(chosen).min(axis=1) * (1 + 1e-4)).all()
 
 
-@pytest.mark.parametrize("make", [f if f in (real_numbers, outliers) else SLOW(f) for f in DATA], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", [f if f in EVERYDAY else SLOW(f) for f in DATA], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_bits_depend_on_nothing_but_the_row(bf16_native, kind, make):
     """However many rows come together, and however their candidates are found."""
@@ -253,7 +254,7 @@ def test_threads_of_a_fit(bf16_native, kind):
 
 def test_copies_and_files(tmp_path):
     first = model(max_iter=1).fit(X)
-    val, idx = first.encode(X)
+    val, _ = first.encode(X)
     first.save(tmp_path / "m.safetensors")
     loaded = fastae.load(tmp_path / "m.safetensors")
     assert loaded.precision == "bfloat16"

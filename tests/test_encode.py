@@ -25,8 +25,9 @@ def any_native(request):
 
 
 def run(
-    backend, record, arrays, dtype=np.float32, threads=1, batch=None, scalars=None, doubles=(), prepare=None, prepared=None, **given
-):
+    backend, record, arrays, dtype=np.float32, threads=1, batch=None, scalars=None, doubles=(), prepare=None,
+    prepared=None, **given,
+):  # fmt: skip
     """Runs one record over copies of the arrays; returns them, and what the step reported."""
     arrays = {name: np.array(a) for name, a in arrays.items()}
     m = next(len(a) for name, a in arrays.items() if name in BY_ROW)

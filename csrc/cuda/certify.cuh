@@ -258,11 +258,11 @@ struct Certify : Encode {
     const int64_t r = smaller(top + threadIdx.x / 32, o.m - 1);
     const bool mine = top + threadIdx.x / 32 < o.m && held[r] >= 0;
     const Row row(*this, r);
-    const Held own = stream(*this, top, row, {mine ? held[r] : 0, limit[r]}, mine && row.safe,
-                            [&](int64_t of, int n, Key* least) {
-                              const int left = drop(bounds_of(of), n, least);
-                              return left > most_listed(*this) ? kFallback : left;
-                            });
+    const Held own =
+        stream(*this, top, row, {mine ? held[r] : 0, limit[r]}, mine && row.safe, [&](int64_t of, int n, Key* least) {
+          const int left = drop(bounds_of(of), n, least);
+          return left > most_listed(*this) ? kFallback : left;
+        });
     if (mine && threadIdx.x % 32 == 0) held[r] = row.safe ? own.n : kFallback, limit[r] = own.least;
   }
 

@@ -190,8 +190,8 @@ template <class Tiles> FASTAE_INLINE void chunk_product(const Launch& o) {
   if (columns < 1) return;
   const T* const rows = subset ? (const T*)((char*)o.work + subset) : w.at(o.extra[0], 0);
   Tiles::multiply(
-      {x.p, x.ld, 1, rounded}, {rows, subset ? w.columns : w.ld, 1, rounded}, View<T>{(T*)o.work, chunk, o.m, chunk}, o.m, columns,
-      w.columns, [](int64_t, int64_t) {}, true);
+      {x.p, x.ld, 1, rounded}, {rows, subset ? w.columns : w.ld, 1, rounded}, View<T>{(T*)o.work, chunk, o.m, chunk},
+      o.m, columns, w.columns, [](int64_t, int64_t) {}, true);
 }
 FASTAE_KERNEL(chunk_product_small, 256) { chunk_product<SmallTile>(o); }
 FASTAE_KERNEL(chunk_product_middle, 256) { chunk_product<MiddleTile>(o); }

@@ -141,10 +141,9 @@ FASTAE_KERNEL(stream_filter, kSelectThreads, 3) {
   if (e.k < 1) return;
   const int64_t top = (int64_t)blockIdx.x * (blockDim.x / 32), r = smaller(top + threadIdx.x / 32, o.m - 1);
   const bool mine = top + threadIdx.x / 32 < o.m && e.held[r] >= 0;
-  const Held own = stream(e, top, ProductRow(e, r), {mine ? e.held[r] : 0, e.limit[r]}, mine,
-                          [&](int64_t of, int n, Key* least) {
-                            return keep_largest(e.list_of(of), n, (int)e.k, e.magnitude, least);
-                          });
+  const Held own = stream(
+      e, top, ProductRow(e, r), {mine ? e.held[r] : 0, e.limit[r]}, mine,
+      [&](int64_t of, int n, Key* least) { return keep_largest(e.list_of(of), n, (int)e.k, e.magnitude, least); });
   if (mine && threadIdx.x % 32 == 0) e.held[r] = own.n, e.limit[r] = own.least;
 }
 

@@ -63,12 +63,13 @@ class SparseAutoencoder(SparseFitting):
     random_state, backend, device, n_jobs, callbacks, verbose
         As of `Autoencoder`.
     precision : "auto", "float32", "float64" or "bfloat16"
-        "auto" computes float64 input in float64 and everything else in float32; codes are those of such products, however
-        they are found. "bfloat16" rounds the operands of the encoder's products (the centred rows and the encoder's
-        weights: nearly all of the arithmetic) to bfloat16 (8 significant bits, nearest even) and sums in float32; latents
-        are selected, and valued, by these pre-activations, in training and in everything that a fitted model does;
-        decoding, gradients (as if nothing was rounded), moments, penalties, statistics and weights stay float32. Results
-        differ between instruction sets and backends within the rounding of the sums, which may select another latent.
+        "auto" computes float64 input in float64 and everything else in float32; codes are those of such products,
+        however they are found. "bfloat16" rounds the operands of the encoder's products (the centred rows and the
+        encoder's weights: nearly all of the arithmetic) to bfloat16 (8 significant bits, nearest even) and sums in
+        float32; latents are selected, and valued, by these pre-activations, in training and in everything that a
+        fitted model does. Decoding, gradients (as if nothing was rounded), moments, penalties, statistics and weights
+        stay float32. Results differ between instruction sets and backends by the sums' rounding, which may select
+        another latent.
 
     Attributes
     ----------

@@ -88,7 +88,8 @@ class SparseFitting(SparseState):
         """The trainer of the last ``partial_fit``, which has its memory, or one that goes on where it was."""
         live: Trainer | None = self.__dict__.get("_live")
         if live is None or self._state is None or self._state.memory is not live.state.spaces.share(schema.STATE) or (
-            live.backend is not backend or live.batch != feed.batch or live.resample != self.resample or live.bf16 != self._bf16
+            live.backend is not backend or live.batch != feed.batch or live.resample != self.resample
+            or live.bf16 != self._bf16
             or live.network != replace(self._same_network(feed), dead_after=live.network.dead_after)
         ):  # fmt: skip
             return self._continued(feed, settings, backend)
@@ -161,8 +162,8 @@ class SparseFitting(SparseState):
                  position: Position | None = None) -> Trainer:  # fmt: skip
         if self._bf16 and dtype != np.float32:
             raise ValueError(
-                f"precision={self.precision!r} computes in float32, but the fitted weights are {dtype}; set the precision "
-                "back, or call fit"
+                f"precision={self.precision!r} computes in float32, but the fitted weights are {dtype}; set the "
+                "precision back, or call fit"
             )
         scale = 1.0
         if isinstance(network.sparsity, Matryoshka) and network.sparsity.reduction == "mean":

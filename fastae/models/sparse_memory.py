@@ -157,7 +157,7 @@ class SparseMemory(CompiledModel):
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             batch = inference_rows(backend, SPARSE_BATCH, max(network.n_features, network.n_targets))
-            plan = sparse_inference_plan(self.network_, dtype, batch, part=part, k=k, capacity=capacity, bf16=self._bf16)
+            plan = sparse_inference_plan(network, dtype, batch, part=part, k=k, capacity=capacity, bf16=self._bf16)
             cache[key] = CompiledCode(backend, plan, self._space(dtype))
         return cache[key]
 

@@ -59,10 +59,11 @@ def encode(b: Binder, op) -> None:
     chunk = chunk_of(b.m, n, PRODUCTS)
     if b.has("subset"):
         chunk = chunk_of(p, chunk, GATHERED)
-    rows = blocks_of_rows(b.m, chunk)
+    rows, k = blocks_of_rows(b.m, chunk), op.ints["k"]
     ragged = schema.CODE_KINDS[op.ints["kind"]] == "threshold"
     streamed = op.ints["bf16"] and not ragged and not b.has("subset")
-    room = 1 if ragged else min(n, most(op.ints["k"]) + STREAM if streamed else full(op.ints["k"]) + rows[1][0] * STRIPS)
+    listed = most(k) + STREAM if streamed else 2 * k + 32 + rows[1][0] * STRIPS
+    room = 1 if ragged else min(n, listed)
     memory = lists(b, chunk, room)
     subset = memory.take(chunk * p, b.plan.dtype.itemsize) if b.has("subset") else 0
     products = Products(b, memory, chunk, subset=subset)
@@ -96,9 +97,9 @@ def lists(b: Binder, chunk: int, room: int, start: int = 0) -> Memory:
 class Products:
     """Products of the batch with chunks of latents, to ``start`` in the work memory.
 
-    Where they are to be in bfloat16 and cuBLASLt makes them, x is rounded at the beginning and each chunk of w before its
-    product, which then finds it in the device's cache. Our own kernel rounds what it reads; a subset's products are its,
-    as they end with the subset, whose rows of w lie at ``subset``.
+    Where they are to be in bfloat16 and cuBLASLt makes them, x is rounded at the beginning and each chunk of w before
+    its product, which then finds it in the device's cache. Our own kernel rounds what it reads; a subset, whose rows of
+    w lie at ``subset``, is left to it, as its products end where the subset does.
     """
 
     def __init__(self, b: Binder, memory: Memory, chunk: int, start: int = 0, subset: int = 0):
@@ -149,11 +150,6 @@ def certifies(b: Binder, op) -> bool:
 def most(k: int) -> int:
     """Entries of a list before it is cut, as in stream.cuh: a few times more than bounds leave undecided."""
     return 8 * k + 512
-
-
-def full(k: int) -> int:
-    """The same, as in encode.cuh."""
-    return 2 * k + 32
 
 
 class Certified:
