@@ -332,7 +332,7 @@ OP_KINDS: tuple[OpKind, ...] = (
         "pack_encoder",
         ("w", "packed"),
         ("bf16",),
-        doc="packed <- what a backend wants to know of w (n,p) beforehand, in its own layout, for encode; bf16: as there",
+        doc="packed <- what a backend wants to know of w (n,p), in its own layout for encode; bf16: as there",
     ),
     OpKind(
         "encode",
