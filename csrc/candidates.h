@@ -35,7 +35,7 @@ template <class T> struct EncodeArgs {
   int64_t capacity;  // columns of val
   int threads;
   bool eight;  // products of 8-bit integers are there, and weights packed for them
-  bool bf16;   // z is made of operands that are rounded to bfloat16; x is
+  bool bf16;   // z is made of operands rounded to bfloat16; x is so already
   // largest values: what memory was given for
   int64_t most_m, most_n, most_k;
   bool subsets;
