@@ -293,6 +293,8 @@ def test_codes_in_files_know_their_precision(tmp_path):
 def test_what_cannot_be():
     with pytest.raises(ValueError, match=r"precision='tf32'.*bfloat16"):
         model(precision="tf32", backend=device(0)).fit(X)
+    with pytest.raises(ValueError, match=r"precision='tf32'.*bfloat16"):
+        model(backend=device(0), max_iter=1).fit(X).set_params(precision="tf32").encode(X)
     double = model(precision="float64", max_iter=1).fit(X)
     with pytest.raises(ValueError, match=r"precision='bfloat16'.*float64.*call fit"):
         double.set_params(precision="bfloat16").partial_fit(X)

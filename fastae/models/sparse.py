@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..spec import options
-from ..spec.options import number, unknown
+from ..spec.options import number
 from ..spec.sparse import JumpReLU, SparseNetwork, sparse_network
 from .sparse_fitting import SparseFitting
 from .sparse_presets import preset_parameters
@@ -151,8 +151,6 @@ class SparseAutoencoder(SparseFitting):
 
     def _network(self, n_features: int, n_targets: int | None = None, **known: Any) -> SparseNetwork:
         """``known``: what only data tell: ``n_rows``, ``input_scale``."""
-        if self.precision == "tf32":
-            raise unknown("precision", self.precision, ("auto", "float32", "float64", "bfloat16"))
         solver = options.SOLVERS["adam"](epsilon=6.25e-10) if self.solver == "auto" else self.solver
         return sparse_network(
             n_features, n_targets, n_components=self.n_components, k=self.k, sparsity=self.sparsity, loss=self.loss,

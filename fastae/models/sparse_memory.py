@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..plan import schema
 from ..plan.plan import Plan, Source, aligned_bytes
 from ..plan.sparse import SPARSE_BATCH, sparse_inference_plan
+from ..spec.options import unknown
 from ..spec.sparse import JumpReLU, SparseNetwork
 from ..validation import check_rows
 from .base import CompiledModel, _Compiled, inference_rows
@@ -134,6 +135,11 @@ class SparseMemory(CompiledModel):
         return self.network_
 
     # ---- plans ---
+
+    def _backend(self) -> Any:
+        if self.precision == "tf32":
+            raise unknown("precision", self.precision, ("auto", "float32", "float64", "bfloat16"))
+        return super()._backend()
 
     def _space(self, dtype: np.dtype) -> np.ndarray:
         """The parameters in a dtype: the model's own memory where it has it."""

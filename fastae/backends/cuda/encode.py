@@ -107,14 +107,14 @@ class Products:
         self.rounded = b.op.ints["bf16"]  # type: ignore[union-attr]
         self.by_cublas = bool(self.rounded and b.cublas and not b.has("subset"))
         if self.by_cublas:
-            (self.x, self.x_ld), (w, self.w_ld) = (b.locate(b.buffer(slot)) for slot in ("x", "w"))
-            self.w, self.packed = w, b.address("packed") if b.has("packed") else 0
-            self.x16 = b.work + memory.take(b.m * self.x_ld, 2)
-            self.w16 = self.packed or b.work + memory.take(chunk * self.w_ld, 2)
+            self.x, self.w = (b.locate(b.buffer(slot)) for slot in ("x", "w"))  # with the distance of rows
+            self.packed = b.has("packed")
+            self.x16 = b.work + memory.take(b.m * self.x[1], 2)
+            self.w16 = b.address("packed") if self.packed else b.work + memory.take(chunk * self.w[1], 2)
 
     def begin(self) -> None:
         if self.by_cublas:
-            self.b.round(self.x, self.x_ld, self.b.m, self.b.shape("w")[1], self.x16)
+            self.b.round(*self.x, self.b.m, self.b.shape("w")[1], self.x16)
 
     def __call__(self, first: int) -> None:
         """The chunk from latent ``first`` on."""
@@ -125,13 +125,13 @@ class Products:
             b.launch(f"chunk_product_{name}", threads, work=b.work + self.start,
                      extra=(first, self.chunk, self.rounded, self.subset))  # fmt: skip
             return
-        right = self.w16
+        (w, ld), w16 = self.w, self.w16
         if self.packed:
-            right += 2 * first * self.w_ld
+            w16 += 2 * first * ld
         else:
-            b.round(self.w + 4 * first * self.w_ld, self.w_ld, some, p, right)
-        left, out = Matrix(self.x16, self.x_ld), Matrix(b.work + self.start, self.chunk)
-        b.launches.append(Product("bfloat16", left, Matrix(right, self.w_ld, True), out, b.m, some, p))
+            b.round(w + 4 * first * ld, ld, some, p, w16)
+        left, out = Matrix(self.x16, self.x[1]), Matrix(b.work + self.start, self.chunk)
+        b.launches.append(Product("bfloat16", left, Matrix(w16, ld, True), out, b.m, some, p))
 
 
 # ---- candidates by products in float16, with proven bounds: csrc/cuda/certify.cuh ---
