@@ -1,7 +1,8 @@
 """Sparse autoencoders beside peers: ``python -m benchmarks.sparse_peers [--workload w3 w4b] [--threads] [--rounds]``.
 
-Each contestant in a process of its own, in turn. W3, a step of training: the dense product alone is 2 m p n FLOPs, Adam
-moves 6 arrays of n p floats both ways. W4b, encoding: the same product; for one row it is the weights' bytes.
+Each contestant in a process of its own, in turn, fastae also with ``precision="bfloat16"``. W3, a step of training: the
+dense product alone is 2 m p n FLOPs, Adam moves 6 arrays of n p floats both ways. W4b, encoding: the same product; for
+one row it is the weights' bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def main() -> None:
             base = {"workload": workload, "batch": batch, "calls": calls}
             peers = [name for name in PEERS[workload] if importlib.util.find_spec(name)]
             ceiling = native.peak_gflops("float32")
-            rounds = race({name: base | {"library": name} for name in ("fastae", *peers)}, options.threads,
+            contestants = {"fastae": {"library": "fastae"},
+                           "in bfloat16": {"library": "fastae", "precision": "bfloat16"},
+                           **{name: {"library": name} for name in peers}}  # fmt: skip
+            rounds = race({name: base | spec for name, spec in contestants.items()}, options.threads,
                           options.rounds, "benchmarks.sparse_worker")  # fmt: skip
             ours = rounds["fastae"]
             best = min(r["seconds"] for r in ours)

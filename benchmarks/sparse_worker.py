@@ -32,7 +32,7 @@ def fastae_train(spec: dict):
     X, w = rows(spec["batch"] * spec["calls"]), weights()
     model = SparseAutoencoder.from_arrays(
         w, None, w, None, sparsity=TopK(K, aux=None), unit_norm=True, batch_size=spec["batch"], n_jobs=spec["threads"],
-        learning_rate=1e-4, solver="adam",
+        learning_rate=1e-4, solver="adam", precision=spec.get("precision", "auto"),
     )  # fmt: skip
     return lambda: (model.partial_fit(X), model.loss_curve_[-1])
 
@@ -87,7 +87,8 @@ def fastae_encode(spec: dict):
     from fastae import SparseAutoencoder
 
     X, w = rows(spec["batch"]), weights()
-    model = SparseAutoencoder.from_arrays(w, None, w, None, k=K, n_jobs=spec["threads"])
+    model = SparseAutoencoder.from_arrays(w, None, w, None, k=K, n_jobs=spec["threads"],
+                                         precision=spec.get("precision", "auto"))  # fmt: skip
     out = np.empty((len(X), K), np.float32), np.empty((len(X), K), np.int32)
     return lambda: (model.encode(X, out=out), None)
 

@@ -50,9 +50,9 @@ FASTAE_INLINE void put_six(uint32_t bytes, int64_t i, uint8_t* line) {
   }
 }
 
-// The panel of 64 latents from j on; those beyond count are 0.
+// The panel of 64 latents from j on; those beyond count are 0. rounded: they stand for weights rounded to bfloat16.
 __attribute__((noinline)) void quantize_latents(const float* w, int64_t ldw, int64_t j, int64_t count, int64_t p,
-                                                const BytePanels& out) noexcept {
+                                                bool rounded, const BytePanels& out) noexcept {
   const Bounds bounds(p);
   const int64_t depth = whole_lines(p);
   uint8_t *const panel = out.panels + j * depth, *const sixes = out.sixes + j * depth / 4 * 3;
@@ -67,7 +67,8 @@ __attribute__((noinline)) void quantize_latents(const float* w, int64_t ldw, int
     const float step = quantize_row(row, p, 0, [](int64_t, IntVec<float>, int) {});
     Vec<float> all(0), rest(0), more(0);
     quantize_row(row, p, 0, [&](int64_t at, IntVec<float> q, int lanes) {
-      const Vec<float> v = Vec<float>::load(row + at, lanes), d = fma(to_float(q), Vec<float>(-step), v);
+      const Vec<float> given = Vec<float>::load(row + at, lanes), v = rounded ? round_bf16(given) : given;
+      const Vec<float> d = fma(to_float(q), Vec<float>(-step), v);
       const Vec<float> six = to_float((q + 128) & ~3) - Vec<float>(126.5f), e = fma(six, Vec<float>(-step), v);
       all = fma(v, v, all);
       rest = fma(d, d, rest);

@@ -1,8 +1,9 @@
 // A row's candidates for its code, and what an encode op is given.
 //
 // A candidate is (z, low): low <= score(z) with equality where z is exact, otherwise z is a bound from above (certify.h)
-// and the float32 chain is made up for before the last selection. When candidates are many the k-th largest low becomes
-// the row's limit, which others have to pass.
+// and the chain is made up for before the last selection. When candidates are many the k-th largest low becomes
+// the row's limit, which others have to pass. Where z is to be that of products in bfloat16, so is the chain, and tiles
+// say z itself.
 #pragma once
 #include "certify.h"
 #include "gemm.h"
@@ -34,6 +35,7 @@ template <class T> struct EncodeArgs {
   int64_t capacity;  // columns of val
   int threads;
   bool eight;  // products of 8-bit integers are there, and weights packed for them
+  bool bf16;   // z is made of operands rounded to bfloat16; x is so already
   // largest values: what memory was given for
   int64_t most_m, most_n, most_k;
   bool subsets;
@@ -72,7 +74,7 @@ template <class T> struct Candidates {
   int64_t bytes;
 
   static bool has_dots(int how) { return sizeof(T) == 4 && how != bf16_product::rounded; }
-  static bool has_bounds(const EncodeArgs<T>& a) { return has_dots(a.how) || a.eight; }
+  static bool has_bounds(const EncodeArgs<T>& a) { return a.eight || (has_dots(a.how) && !a.bf16); }
 
   Candidates(const EncodeArgs<T>& args, char* memory) : a(args) {
     Carve c = {memory};
@@ -82,7 +84,7 @@ template <class T> struct Candidates {
     group = has_dots(a.how) ? smaller(kGroupRuns * run_of, ceil_div(a.most_n, kBlock) * kBlock) : run_of;
     room = a.kind == code_kind::threshold ? 128 : ceil_div(smaller(a.most_n, 6 * a.most_k + 128), 16) * 16;
     panels = c.take<T>(rows * p);
-    gathered = c.take<T>(a.subsets ? run_of * p : 0);
+    gathered = c.take<T>(a.subsets || (a.bf16 && !has_dots(a.how)) ? run_of * p : 0);
     upright = c.take<T>(a.kind == code_kind::threshold && !a.subsets ? packed_size<T>(run_of, p) : 0);
     limit = c.take<T>(rows);
     z = c.take<T>(rows * room);
@@ -153,6 +155,35 @@ template <class T> struct Candidates {
     }
   }
 
+  // c[i][v N + lane], rows of c ldc apart: z but for the bias of latents [q, q + taken) and the rows from r on
+  template <int KIND, int NV> FASTAE_INLINE void filter(const T* c, int64_t ldc, int64_t q, int64_t taken, int64_t r) {
+    typedef Vec<T> V;
+    constexpr int N = V::N;
+    for (int64_t i = 0; i < taken; ++i) {
+      const int32_t j = a.latent(q + i);
+      V value[NV];
+      uint32_t hits[NV], any_hit = 0;
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) {
+        value[v] = V::load(c + i * ldc + v * N);
+        if (a.b) value[v] += V(a.b[j]);
+        const V least = V::load(limit + r + v * N);
+        if constexpr (KIND == code_kind::threshold) hits[v] = lane_bits(value[v] > at_least(least, V(a.limit(j))));
+        else hits[v] = lane_bits(~(score_of(value[v], KIND == code_kind::abs_topk) <= least));
+        if constexpr (N < 16) hits[v] &= (1u << N) - 1;
+        any_hit |= hits[v];
+      }
+      if (!any_hit) continue;
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) {
+        if (!hits[v]) continue;
+        T each[N];
+        value[v].store(each);
+        each_lane(hits[v], [&](int lane) { take_exact(r + v * N + lane, j, each[lane]); });
+      }
+    }
+  }
+
   // Keeps the candidates that f names, in order.
   template <class F> void keep(int64_t r, const F& each) {
     int64_t n = 0;
@@ -220,7 +251,9 @@ template <class T> struct Candidates {
         float sum[16];
         for (int64_t i = some; i < 16; ++i) rows[i] = rows[0];
         for (int64_t i = 16 + then; i < 32; ++i) rows[i] = rows[0];
-        exact_chains(a.x.at(r, 0), a.p, rows, rows + 16, sum);
+        if (!a.bf16) exact_chains<false>(a.x.at(r, 0), a.p, rows, rows + 16, sum);
+        else if (!has_dots(a.how)) exact_chains<true>(a.x.at(r, 0), a.p, rows, rows + 16, sum);
+        else rounded_chains(a.how, halves + r / 32 * 32 * whole_tiles(a.p), r % 32, a.p, rows, rows + 16, sum);
         for (int64_t i = 0; i < some; ++i) {
           const int64_t c = at + places[i];
           z[c] = a.b ? sum[i] + a.b[idx[c]] : sum[i];

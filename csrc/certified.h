@@ -1,4 +1,4 @@
-// Products in bfloat16 with bounds, of a group of latents and all rows: see certify.h.
+// Products in bfloat16 of a group of latents and all rows: with bounds (certify.h), or as the code's own numbers.
 #pragma once
 #include "candidates.h"
 
@@ -11,9 +11,12 @@ template <class T> struct Certified : Candidates<T> {
   using Base::Base, Base::a, Base::limit, Base::z, Base::low, Base::idx, Base::held, Base::room, Base::tiles;
   using Base::halves, Base::row_a, Base::row_size, Base::norm, Base::error, Base::largest_row, Base::take_bounds;
 
+  // Whether these products are z itself.
+  bool direct() const { return a.bf16 && Base::has_dots(a.how); }
+
   // Whether bounds can save work, and the memory for them is there.
   bool may_certify() const {
-    if (!Base::has_dots(a.how) || !Bounds::possible(a.p) || a.p < 1) return false;
+    if (a.bf16 || !Base::has_dots(a.how) || !Bounds::possible(a.p) || a.p < 1) return false;
     if (a.path == encode_path::bfloat16) return true;
     if (a.path != encode_path::automatic || !fast_dots(a.how)) return false;
     return a.p >= 64 && a.n >= 1024 && (a.kind == code_kind::threshold || a.n >= 16 * a.k);
@@ -25,6 +28,7 @@ template <class T> struct Certified : Candidates<T> {
     parallel(useful_threads(a.threads, (double)a.m * a.p), ceil_div(a.m, kCertifyRows), [&](int64_t i) {
       const int64_t r0 = i * kCertifyRows, rows = smaller(kCertifyRows, a.m - r0);
       pair_transposed((const float*)a.x.at(r0, 0), a.x.ld, rows, a.p, kCertifyRows, halves + r0 * depth);
+      if (a.bf16) return;
       for (int64_t r = r0; r < r0 + kCertifyRows; ++r) {
         row_a[r] = row_size[r] = 0;
         if (limit[r] == kInfinity<T>) continue;
@@ -35,12 +39,13 @@ template <class T> struct Certified : Candidates<T> {
         row_size[r] = (size + rest) * bounds.more;
       }
     });
-    for (int64_t r = 0; r < a.m; ++r) largest_row = row_size[r] > largest_row ? row_size[r] : largest_row;
+    for (int64_t r = 0; r < a.m && !a.bf16; ++r) largest_row = row_size[r] > largest_row ? row_size[r] : largest_row;
   }
 
   // Rows of a panel, for bounds: s and its bound for latent i of a block c (32,32), j by name.
   struct PanelBounds {
     Vec<float> wide[2], size[2];
+    PanelBounds() = default;
     PanelBounds(const Certified& e, int64_t r)
         : wide{Vec<float>::load(e.row_a + r), Vec<float>::load(e.row_a + r + 16)},
           size{Vec<float>::load(e.row_size + r), Vec<float>::load(e.row_size + r + 16)} {}
@@ -89,7 +94,7 @@ template <class T> struct Certified : Candidates<T> {
   bool worth_seeding(int64_t latents) const {
     return a.kind != code_kind::threshold && a.k <= kMostSeeded && latents >= 8 * a.k && a.n >= 4 * latents;
   }
-  template <int KIND, int C>
+  template <int KIND, int C, bool BOUNDS>
   FASTAE_INLINE void seed(const PanelBounds& rows, const float* c, int64_t q, int64_t taken, const float* size,
                           const float* slack, float tiny, float* top) {
     for (int64_t i = 0; i < taken; ++i) {
@@ -97,8 +102,9 @@ template <class T> struct Certified : Candidates<T> {
       float* const heap = top + (q + i) % (2 * a.k) * 32;
 #pragma GCC unroll 2
       for (int v = 0; v < C; ++v) {
-        Vec<float> s, bound;
-        rows.template of<KIND>(c + i * 32, v, bias, size[i], slack[i], tiny, &s, &bound);
+        Vec<float> s, bound(0);
+        if constexpr (BOUNDS) rows.template of<KIND>(c + i * 32, v, bias, size[i], slack[i], tiny, &s, &bound);
+        else s = score_of(Vec<float>::load(c + i * 32 + v * 16) + Vec<float>(bias), KIND == code_kind::abs_topk);
         at_least(Vec<float>::load(heap + 16 * v), s - bound).store(heap + 16 * v);
       }
     }
@@ -115,7 +121,7 @@ template <class T> struct Certified : Candidates<T> {
   }
 
   // False, and nothing done, where bounds could overflow.
-  template <int KIND> bool certified_group(int64_t first, int64_t last) {
+  template <int KIND, bool BOUNDS> bool group_of_products(int64_t first, int64_t last) {
     const int64_t depth = whole_tiles(a.p), runs = ceil_div(last - first, 16);
     const uint16_t* from = tiles;
     const float *size = norm, *slack = error;
@@ -138,7 +144,7 @@ template <class T> struct Certified : Candidates<T> {
       most = s > most ? s : most;
       most_b = b > most_b ? b : -b > most_b ? -b : most_b;
     }
-    if (!(most * largest_row < kSafeSize) || !(most < kSafeSize) || !(most_b < kSafeSize)) return false;
+    if (BOUNDS && (!(most * largest_row < kSafeSize) || !(most < kSafeSize) || !(most_b < kSafeSize))) return false;
     const float tiny = Bounds(a.p).tiny;
     const int64_t blocks = ceil_div(a.m, kCertifyRows);
     parallel(useful_threads(a.threads, (double)a.m * (last - first) * a.p / 4), blocks, [&](int64_t task) {
@@ -172,20 +178,20 @@ template <class T> struct Certified : Candidates<T> {
         }
         made = parts > 1;
       };
-      const PanelBounds panel(*this, r);
+      const PanelBounds panel = BOUNDS ? PanelBounds(*this, r) : PanelBounds();
       if (first == 0 && worth_seeding(last)) {
         alignas(64) float top[2 * kMostSeeded * 32];
         for (float& t : top) t = -kInfinity<float>;
         each_block([&](int64_t q, int64_t taken, const float* done) {
-          if (rows > 16) seed<KIND, 2>(panel, done, q, taken, size + q, slack + q, tiny, top);
-          else seed<KIND, 1>(panel, done, q, taken, size + q, slack + q, tiny, top);
+          if (rows > 16) seed<KIND, 2, BOUNDS>(panel, done, q, taken, size + q, slack + q, tiny, top);
+          else seed<KIND, 1, BOUNDS>(panel, done, q, taken, size + q, slack + q, tiny, top);
         });
         set_limits(r, rows, top);
       }
       for (int64_t i = r; i < r + rows; ++i) {  // where candidates will go
         const int64_t at = i * room + held[i];
         __builtin_prefetch(z + at, 1);
-        __builtin_prefetch(low + at, 1);
+        if (BOUNDS) __builtin_prefetch(low + at, 1);
         __builtin_prefetch(idx + at, 1);
       }
       // rows that come next, on their way while these are worked at
@@ -194,8 +200,13 @@ template <class T> struct Certified : Candidates<T> {
       each_block([&](int64_t q, int64_t taken, const float* done) {
         const int64_t i = q - first, line = i / kCertifyLatents * lines;
         for (int64_t l = line; l < smaller(depth, line + lines); ++l) __builtin_prefetch(coming + l * 32, 0, 2);
-        if (rows > 16) filter_bounds<KIND, 2>(panel, done, q, taken, r, size + i, slack + i, tiny);
-        else filter_bounds<KIND, 1>(panel, done, q, taken, r, size + i, slack + i, tiny);
+        if constexpr (!BOUNDS) {
+          if (rows > 16) Base::template filter<KIND, 2>((const T*)done, kCertifyRows, q, taken, r);
+          else Base::template filter<KIND, 1>((const T*)done, kCertifyRows, q, taken, r);
+        } else {
+          if (rows > 16) filter_bounds<KIND, 2>(panel, done, q, taken, r, size + i, slack + i, tiny);
+          else filter_bounds<KIND, 1>(panel, done, q, taken, r, size + i, slack + i, tiny);
+        }
       });
       if (a.how == bf16_product::tiles) shape.release();
     });

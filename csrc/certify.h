@@ -2,7 +2,7 @@
 #pragma once
 #include <cstring>
 
-#include "bf16_pack.h"
+#include "bf16.h"
 #include "bounds.h"
 #include "cpu.h"
 #include "kernels.h"
@@ -131,12 +131,13 @@ __attribute__((noinline)) void certify_tiles(const uint16_t* a, int64_t run, con
 
 // The same by dot products, MR latents of one run of tiles.
 template <int MR, int C>
-FASTAE_BF16_TARGET void certify_dots(const uint16_t* a, int64_t depth, const uint16_t* b, float* c) noexcept {
+FASTAE_BF16_TARGET void certify_dots(const uint16_t* a, int64_t depth, const uint16_t* b, bool go_on,
+                                     float* c) noexcept {
   __m512 acc[MR][C];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < C; ++v) acc[i][v] = _mm512_setzero_ps();
+    for (int v = 0; v < C; ++v) acc[i][v] = go_on ? _mm512_loadu_ps(c + i * 32 + 16 * v) : _mm512_setzero_ps();
   for (int64_t t = 0; t < depth; t += kTileDepth, a += 15 * kTileDepth)
     for (int64_t pair = 0; pair < kTileDepth / 2; ++pair, a += 2, b += 64) {
       __m512i bv[C];
@@ -169,15 +170,16 @@ FASTAE_INLINE void certify_block(int how, const uint16_t* a, int64_t depth, cons
   }
   for (int run = 0; run < 2; ++run, a += 16 * depth, c += 16 * 32)
     if (rows > 16) {
-      certify_dots<8, 2>(a, depth, b, c);
-      certify_dots<8, 2>(a + 8 * kTileDepth, depth, b, c + 8 * 32);
+      certify_dots<8, 2>(a, depth, b, false, c);
+      certify_dots<8, 2>(a + 8 * kTileDepth, depth, b, false, c + 8 * 32);
     } else {
-      certify_dots<16, 1>(a, depth, b, c);
+      certify_dots<16, 1>(a, depth, b, false, c);
     }
 }
 
 // z[i] = sum_p x[p] row[i][p] for 16 rows, by the chain of every product in float32. next: rows that will be wanted soon,
-// as these lie anywhere in memory.
+// as these lie anywhere in memory. ROUND: rows are rounded to bfloat16 first.
+template <bool ROUND>
 __attribute__((noinline)) void exact_chains(const float* x, int64_t p, const float* const* row,
                                             const float* const* next, float* z) noexcept {
   Vec<float> sum(0), r[16];
@@ -186,7 +188,10 @@ __attribute__((noinline)) void exact_chains(const float* x, int64_t p, const flo
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) __builtin_prefetch(next[i] + p0);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) r[i] = n == 16 ? Vec<float>::load(row[i] + p0) : Vec<float>::load(row[i] + p0, n);
+    for (int i = 0; i < 16; ++i) {
+      r[i] = n == 16 ? Vec<float>::load(row[i] + p0) : Vec<float>::load(row[i] + p0, n);
+      if (ROUND) r[i] = round_bf16(r[i]);
+    }
     transpose_stage<float, 8>(r, std::make_integer_sequence<int, 16>());
     if (n == 16) {
 #pragma GCC unroll 16
@@ -196,6 +201,43 @@ __attribute__((noinline)) void exact_chains(const float* x, int64_t p, const flo
     }
   }
   sum.store(z);
+}
+
+// [n / 32][16][32] <- the columns [p, p + n) of 16 rows
+FASTAE_BF16_TARGET void round_parts(const float* const* row, const float* const* next, int64_t p, int64_t n,
+                                    uint16_t* out) noexcept {
+  for (int64_t t = 0; t < n; t += kTileDepth)
+    for (int i = 0; i < 16; ++i, out += kTileDepth) {
+      __builtin_prefetch(next[i] + p + t);
+      __builtin_prefetch(next[i] + p + t + 16);
+      const Vec<float> low = Vec<float>::load(row[i] + p + t, (int)smaller(16, n - t));
+      const Vec<float> high = Vec<float>::load(row[i] + p + t + 16, (int)smaller(16, n - t - 16));
+      _mm512_storeu_si512(out, FASTAE_BF16_ROUND(low, high));
+    }
+}
+
+// As exact_chains, by the products of certify_block and with their bits: x is row r of a panel b. The tiles' shape stays
+// what it was.
+__attribute__((noinline)) void rounded_chains(int how, const uint16_t* b, int64_t r, int64_t p, const float* const* row,
+                                              const float* const* next, float* z) noexcept {
+  constexpr int64_t kPart = 512;
+  alignas(64) uint16_t part[16 * kPart];
+  alignas(64) float c[32 * 32];
+  alignas(64) char shape[64];
+  const bool tiled = how == bf16_product::tiles;
+  if (tiled) {
+    __asm__ volatile("sttilecfg %0" : "=m"(shape));
+    Tiles().configure(32, 32);
+  }
+  b += r / 16 * 32;
+  for (int64_t p0 = 0; p0 < p; p0 += kPart) {
+    const int64_t n = smaller(kPart, p - p0), depth = whole_tiles(n);
+    round_parts(row, next, p0, n, part);
+    if (tiled) certify_tiles<1>(part, 0, b + p0 * kCertifyRows, depth, p0 > 0, c);
+    else certify_dots<16, 1>(part, depth, b + p0 * kCertifyRows, p0 > 0, c);
+  }
+  if (tiled) __asm__ volatile("ldtilecfg %0" : : "m"(shape));
+  for (int i = 0; i < 16; ++i) z[i] = c[i * 32 + r % 16];
 }
 
 }  // namespace

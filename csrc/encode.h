@@ -2,7 +2,8 @@
 //
 // Latents go by in groups that stay in cache, each group past every panel of rows; products are made with latents as
 // the rows of a tile and rows of x as its columns, so that w is read where it lies and a vector holds one latent's z of
-// as many rows. What passes a row's limit becomes a candidate (candidates.h). Every path gives the same bits.
+// as many rows. What passes a row's limit becomes a candidate (candidates.h). Every path gives the same bits, but for the
+// order of the sums where z is to be that of products in bfloat16.
 #pragma once
 #include "coarse.h"
 
@@ -32,42 +33,13 @@ template <class T> struct Encoding : EncodingBase<T> {
     });
   }
 
-  // c[i][v N + lane] for latents [q, q + taken) and the rows from r on
-  template <int KIND, int NV> FASTAE_INLINE void filter(const T* c, int64_t q, int64_t taken, int64_t r) {
-    typedef Vec<T> V;
-    constexpr int N = V::N;
-    for (int64_t i = 0; i < taken; ++i) {
-      const int32_t j = a.latent(q + i);
-      V value[NV];
-      uint32_t hits[NV], any_hit = 0;
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) {
-        value[v] = V::load(c + (i * NV + v) * N);
-        if (a.b) value[v] += V(a.b[j]);
-        const V least = V::load(limit + r + v * N);
-        if constexpr (KIND == code_kind::threshold) hits[v] = lane_bits(value[v] > at_least(least, V(a.limit(j))));
-        else hits[v] = lane_bits(~(score_of(value[v], KIND == code_kind::abs_topk) <= least));
-        if constexpr (N < 16) hits[v] &= (1u << N) - 1;
-        any_hit |= hits[v];
-      }
-      if (!any_hit) continue;
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) {
-        if (!hits[v]) continue;
-        T each[N];
-        value[v].store(each);
-        each_lane(hits[v], [&](int lane) { take_exact(r + v * N + lane, j, each[lane]); });
-      }
-    }
-  }
-
   template <int KIND, int NV> void float_block(const T* w, int64_t ldw, int64_t r, int64_t first, int64_t last) {
     alignas(64) T c[kPanelRows * NV * Vec<T>::N];
     for (int64_t q = first; q < last;) {
       const TileArgs<T> t = {a.p, w + (q - first) * ldw, ldw, panels + r * a.p, c, NV * Vec<T>::N, NV * Vec<T>::N,
                              kSet};
       const int taken = run_tile<T, NV, false>(last - q, t);
-      filter<KIND, NV>(c, q, taken, r);
+      Base::template filter<KIND, NV>(c, NV * Vec<T>::N, q, taken, r);
       q += taken;
     }
   }
@@ -91,10 +63,31 @@ template <class T> struct Encoding : EncodingBase<T> {
       w = gathered;
       ldw = a.p;
     }
+    if constexpr (sizeof(T) == 4)
+      if (a.bf16) {
+        round_copy(w, ldw, last - first, a.p, gathered, a.threads);
+        w = gathered;
+        ldw = a.p;
+      }
     parallel(useful_threads(a.threads, (double)a.m * (last - first) * a.p), panel_count(), [&](int64_t i) {
       if (a.m - i * W > Vec<T>::N) float_block<KIND, 2>(w, ldw, i * W, first, last);
       else float_block<KIND, 1>(w, ldw, i * W, first, last);
     });
+  }
+
+  // z itself of the latents [first, last)
+  template <int KIND> void make_group(int64_t first, int64_t last) {
+#ifdef FASTAE_BF16
+    if constexpr (sizeof(T) == 4) {
+      if (Base::direct()) {
+        settle();
+        for (int64_t q = first; q < last; q += group)
+          Base::template group_of_products<KIND, false>(q, smaller(last, q + group));
+        return;
+      }
+    }
+#endif
+    for (int64_t q = first; q < last; q += run_of) float_group<KIND>(q, smaller(last, q + run_of));
   }
 
   // ---- nearly full codes -----------------------------------------------------------------------------------------------
@@ -103,7 +96,7 @@ template <class T> struct Encoding : EncodingBase<T> {
 
   // Whether so many of the latents [0, last) are in the code that the rest is likely to be, too.
   bool nearly_full(int64_t last) const {
-    if (a.kind != code_kind::threshold || a.subset || a.path != encode_path::automatic) return false;
+    if (a.kind != code_kind::threshold || a.subset || a.bf16 || a.path != encode_path::automatic) return false;
     int64_t all = 0;
     for (int64_t r = 0; r < a.m; ++r) all += *a.count.at(r, 0) + held[r];
     return all * kFullEncodeShare >= a.m * last;
@@ -211,12 +204,11 @@ template <class T> struct Encoding : EncodingBase<T> {
         const bool quantized = Base::may_quantize();
         certified = Base::may_certify();
         begun = certified || quantized;
+        if (Base::direct()) Base::make_halves();
         if (quantized) Base::quantize_rows();
         if (quantized && Base::may_look() && Base::template by_looks<KIND>()) first = a.n;
         else if (quantized)
-          first = Base::template by_bytes<KIND>([&](int64_t from, int64_t to) {
-            for (int64_t q = from; q < to; q += run_of) float_group<KIND>(q, smaller(to, q + run_of));
-          });
+          first = Base::template by_bytes<KIND>([&](int64_t from, int64_t to) { make_group<KIND>(from, to); });
         redone = 0;
         if (certified && first < a.n) Base::make_halves();
       }
@@ -231,14 +223,14 @@ template <class T> struct Encoding : EncodingBase<T> {
         }
 #ifdef FASTAE_BF16
         if constexpr (sizeof(T) == 4) {
-          if (certified && Base::template certified_group<KIND>(first, last)) {
+          if (certified && Base::template group_of_products<KIND, true>(first, last)) {
             // more than a few chains over again: bounds don't tell these numbers apart
             certified = redone * 25 <= a.m * last || a.path == encode_path::bfloat16;
             continue;
           }
         }
 #endif
-        for (int64_t q = first; q < last; q += run_of) float_group<KIND>(q, smaller(last, q + run_of));
+        make_group<KIND>(first, last);
       }
     }
     parallel(useful_threads(a.threads, (double)a.m * a.p * 32), ceil_div(a.m, 8), [&](int64_t task) {

@@ -82,6 +82,9 @@ static inline bool in_bf16(const OpRecord& o) noexcept {
     case op::pack: return o.i[at_pack::i_bf16] == 1;
     case op::dense: return o.i[at_dense::i_bf16] == 1;
     case op::dense_grad: return o.i[at_dense_grad::i_bf16] == 1;
+    case op::pack_encoder: return o.i[at_pack_encoder::i_bf16] == 1;
+    case op::encode: return o.i[at_encode::i_bf16] == 1;
+    case op::batch_topk: return o.i[at_batch_topk::i_bf16] == 1;
     default: return false;
   }
 }

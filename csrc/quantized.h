@@ -14,6 +14,10 @@
 // g3 = 32u: H and L become float32 (3u |X||q| in all), are added (u), multiplied by s_r, by s_j and added to b (3u), and
 // s +- B is rounded once more; 8u |X||q| would do. Nothing before the product with s_j is denormal. Norms and residuals
 // are float32 sums with the same allowance as there.
+//
+// Where z is to be that of products in bfloat16, x and w are the rounded numbers and z their product by whatever
+// instruction: g2 (bounds.h) in the place of g1. That an instruction takes a denormal operand as 0 (sqrt(p) 2^-126 of a
+// norm) is lost in that term, as no norm is below 2^-74 sqrt(p).
 #pragma once
 #include "byte_pack.h"
 #include "certified.h"
@@ -108,7 +112,7 @@ template <class T> struct Quantized : Certified<T> {
         if (limit[r] == kInfinity<T>) continue;
         quantize_halves((const float*)a.x.at(r, 0), a.p, halves_of(r), halves_of(r) + whole_lines(a.p), &row);
         const float size = bounds.norm(row.squares, a.p), rest = bounds.norm(row.residual, a.p);
-        row_a[r] = (rest + bounds.g1 * size) * bounds.more;
+        row_a[r] = (rest + (a.bf16 ? bounds.g2 : bounds.g1) * size) * bounds.more;
         row_size[r] = (size + rest) * bounds.more;
       }
     });

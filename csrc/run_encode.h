@@ -87,7 +87,7 @@ template <class E> void run_pack_encoder(const E& e, const OpRecord& o) {
       const BytePanels out(tiles, n, p);
       parallel(useful_threads(e.threads, (double)n * p), all / kByteLatents, [&](int64_t i) {
         const int64_t j = i * kByteLatents;
-        quantize_latents(w.at(j, 0), w.ld, j, smaller(kByteLatents, n - j), p, out);
+        quantize_latents(w.at(j, 0), w.ld, j, smaller(kByteLatents, n - j), p, o.i[at::i_bf16] == 1, out);
       });
     }
     if (e.plan.bf16_product == bf16_product::rounded) return;
@@ -117,6 +117,7 @@ template <class T> EncodeArgs<T> encode_sizes(const PlanRecord& plan, const OpRe
   a.m = a.most_m = plan.batch;
   a.k = a.most_k = smaller(w.rows, batch ? o.i[at_batch_topk::i_k] : o.i[at_encode::i_k]);
   a.capacity = plan.buffers[o.slot[batch ? (int)at_batch_topk::s_val : (int)at_encode::s_val]].columns;
+  a.bf16 = o.i[batch ? (int)at_batch_topk::i_bf16 : (int)at_encode::i_bf16] == 1;
   a.subsets = !batch && o.slot[at_encode::s_subset] >= 0;
 #ifdef FASTAE_BF16
   a.eight = !batch && sizeof(T) == 4 && plan.vnni && !a.subsets && o.slot[at_encode::s_packed] >= 0 &&
@@ -125,10 +126,25 @@ template <class T> EncodeArgs<T> encode_sizes(const PlanRecord& plan, const OpRe
   return a;
 }
 
+template <class T> int64_t rounded_bytes(const EncodeArgs<T>& a) {
+  return a.bf16 ? ceil_div(a.most_m * a.p * (int64_t)sizeof(T), 64) * 64 : 0;
+}
+
 template <class T> int64_t encode_bytes(const PlanRecord& plan, const OpRecord& o) {
   const EncodeArgs<T> a = encode_sizes<T>(plan, o);
-  if (o.kind == op::batch_topk) return BatchTopK<T>(a, 0, 0, nullptr).bytes;
-  return Encoding<T>(a, nullptr).bytes;
+  return rounded_bytes(a) +
+         (o.kind == op::batch_topk ? BatchTopK<T>(a, 0, 0, nullptr).bytes : Encoding<T>(a, nullptr).bytes);
+}
+
+// Rows of x as every way to make z takes them, rounded where it says so; returns the memory that is left.
+template <class T> char* prepare_rows(EncodeArgs<T>& a, View<T> x, char* memory) {
+  a.x = x;
+  if constexpr (sizeof(T) == 4)
+    if (a.bf16) {
+      round_copy(x.p, x.ld, a.m, a.p, (T*)memory, a.threads);
+      a.x = {(T*)memory, a.p};
+    }
+  return memory + rounded_bytes(a);
 }
 
 template <class E> void report_overflow(const E& e, int64_t column) {
@@ -146,7 +162,6 @@ template <class E> void run_encode(E& e, const OpRecord& o, const double* f) {
   typedef typename E::Real T;
   namespace at = at_encode;
   EncodeArgs<T> a = encode_sizes<T>(e.plan, o);
-  a.x = e.real(o.slot[at::s_x]);
   a.w = e.real(o.slot[at::s_w]);
   a.b = e.real(o.slot[at::s_b]).p;
   a.threshold = e.real(o.slot[at::s_threshold]).p;
@@ -164,7 +179,8 @@ template <class E> void run_encode(E& e, const OpRecord& o, const double* f) {
   a.idx = e.template view<int32_t>(o.slot[at::s_idx]);
   a.count = e.template view<int32_t>(o.slot[at::s_count]);
   a.threads = e.threads;
-  if (!Encoding<T>(a, e.codes).run()) report_overflow(e, o.i[at::i_overflow]);
+  char* const memory = prepare_rows(a, e.real(o.slot[at::s_x]), e.codes);
+  if (!Encoding<T>(a, memory).run()) report_overflow(e, o.i[at::i_overflow]);
   watch_rows(e, a.count);
 }
 
@@ -172,7 +188,6 @@ template <class E> void run_batch_topk(E& e, const OpRecord& o, const double* f)
   typedef typename E::Real T;
   namespace at = at_batch_topk;
   EncodeArgs<T> a = encode_sizes<T>(e.plan, o);
-  a.x = e.real(o.slot[at::s_x]);
   a.w = e.real(o.slot[at::s_w]);
   a.b = e.real(o.slot[at::s_b]).p;
   a.m = e.m;
@@ -180,13 +195,14 @@ template <class E> void run_batch_topk(E& e, const OpRecord& o, const double* f)
   a.idx = e.template view<int32_t>(o.slot[at::s_idx]);
   a.count = e.template view<int32_t>(o.slot[at::s_count]);
   a.threads = e.threads;
+  char* const memory = prepare_rows(a, e.real(o.slot[at::s_x]), e.codes);
   double k = (double)o.i[at::i_k];
   if (o.i[at::i_k_scalar] >= 0) {
     const double now = e.job.scalars[e.step * e.plan.n_scalars + o.i[at::i_k_scalar]];
     k = now < k ? now : k;
   }
   const double all = (double)a.m * (double)a.n, product = k * (double)a.m;
-  BatchTopK<T> batch(a, (int64_t)(product < all ? product : all), k, e.codes);
+  BatchTopK<T> batch(a, (int64_t)(product < all ? product : all), k, memory);
   T* guess = e.real(o.slot[at::s_guess]).p;
   T* threshold = e.real(o.slot[at::s_threshold]).p;
   bool fits;

@@ -206,15 +206,16 @@ enum Slot { s_y, s_statistics, s_out };
 }
 namespace at_pack_encoder {
 enum Slot { s_w, s_packed };
+enum Int { i_bf16 };
 }
 namespace at_encode {
 enum Slot { s_x, s_w, s_b, s_threshold, s_val, s_pre, s_idx, s_count, s_packed, s_subset, s_n_subset };
-enum Int { i_kind, i_k, i_k_scalar, i_path, i_overflow };
+enum Int { i_kind, i_k, i_k_scalar, i_path, i_overflow, i_bf16 };
 enum Float { f_margin };
 }
 namespace at_batch_topk {
 enum Slot { s_x, s_w, s_b, s_val, s_idx, s_count, s_threshold, s_guess };
-enum Int { i_k, i_k_scalar, i_overflow };
+enum Int { i_k, i_k_scalar, i_overflow, i_bf16 };
 enum Float { f_decay };
 }
 namespace at_narrow {

@@ -71,12 +71,13 @@ class Trainer:
     def __init__(
         self, backend: Any, network: SparseNetwork, dtype: np.dtype, batch: int, settings: Settings,
         state: State | None = None, position: Position | None = None, steps_per_epoch: int | None = None,
-        resample: Resample | None = None, sum_scale: float = 1.0,
+        resample: Resample | None = None, sum_scale: float = 1.0, bf16: int = 0,
     ):  # fmt: skip
         self.backend, self.network, self.dtype, self.batch = backend, network, dtype, batch
         self.settings, self.steps_per_epoch, self.resample = settings, steps_per_epoch, resample
         self.position = Position() if position is None else position
         self.sum_scale = sum_scale  # of the loss in VARIANCE's units
+        self.bf16 = bf16  # as of the plan
         # parameters may have changed since: never less room than the codes of now take
         self._plan(min(network.n_components, max(self.position.capacity or 0, capacity_of(network, batch))))
         self.state = State(self.backend.allocate(self.plan)) if state is None else state
@@ -87,7 +88,7 @@ class Trainer:
 
     def _plan(self, capacity: int) -> None:
         self.position.capacity = capacity
-        self.plan: Plan = sparse_training_plan(self.network, self.dtype, self.batch, capacity)
+        self.plan: Plan = sparse_training_plan(self.network, self.dtype, self.batch, capacity, bf16=self.bf16)
         self.handle = self.backend.compile(self.plan)
 
     def view(self, name: str) -> np.ndarray:
@@ -289,7 +290,7 @@ def residuals(trainer: Trainer, sources: tuple[Source, ...], rows: np.ndarray) -
     """Encoder's input and reconstruction error of some rows, float64, in the units of the data."""
     from .plan.sparse import sparse_inference_plan
 
-    plan = sparse_inference_plan(trainer.network, trainer.dtype, part="reconstruct")
+    plan = sparse_inference_plan(trainer.network, trainer.dtype, part="reconstruct", bf16=trainer.bf16)
     spaces = plan.allocate()
     spaces[schema.THETA] = trainer.state.spaces[schema.THETA]
     out = np.empty((len(rows), trainer.network.n_targets), trainer.dtype)

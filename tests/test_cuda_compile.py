@@ -83,8 +83,8 @@ def resources(report):
 
 def known_kernels(real):
     """Those of the manifest; what is certified by products in bfloat16 is float32's."""
-    known = set(manifest.kernel_digests(CSRC))
-    return {name for name in known if real == "float" or not name.startswith(("certify_", "fallback_", "pack_encoder"))}
+    known, of_float = set(manifest.kernel_digests(CSRC)), ("certify_", "fallback_", "pack_encoder", "stream_")
+    return {name for name in known if real == "float" or not name.startswith(of_float)}
 
 
 @needs_nvcc

@@ -25,8 +25,9 @@ def any_native(request):
 
 
 def run(
-    backend, record, arrays, dtype=np.float32, threads=1, batch=None, scalars=None, doubles=(), prepare=None, **given
-):
+    backend, record, arrays, dtype=np.float32, threads=1, batch=None, scalars=None, doubles=(), prepare=None,
+    prepared=None, **given,
+):  # fmt: skip
     """Runs one record over copies of the arrays; returns them, and what the step reported."""
     arrays = {name: np.array(a) for name, a in arrays.items()}
     m = next(len(a) for name, a in arrays.items() if name in BY_ROW)
@@ -35,7 +36,7 @@ def run(
         code = schema.FLOAT64 if name in doubles else CODES.get(array.dtype, schema.REAL)
         builder.external(name, M if name in BY_ROW else len(array), array.shape[1], code)
     if prepare:
-        builder.op(prepare[0], schema.PREPARE, **{name: name for name in prepare[1:]})
+        builder.op(prepare[0], schema.PREPARE, **{name: name for name in prepare[1:]}, **(prepared or {}))
     given = {"k_scalar": -1, "overflow": -1} | given
     known = {*schema.KIND[record].ints, *schema.KIND[record].floats}
     builder.op(record, **{name: name for name in arrays}, **{k: v for k, v in given.items() if k in known})

@@ -356,7 +356,7 @@ def test_killed_training_goes_on_with_the_same_bits(tmp_path):
     ({"sparsity": "top"}, "did you mean 'topk'"),
     ({"sparsity": fastae.TopK(multi=fastae.MultiTopK(20))}, r"k·MultiTopK\.factor=80 must be <= n_components=64"),
     ({"sparsity": fastae.Matryoshka((3, 4))}, r"sum to 7; wanted n_components=64"),
-    ({"precision": "bfloat16"}, "precision='bfloat16'"),
+    ({"precision": "float16"}, "precision='float16'"),
     ({"normalization": "rows"}, "normalization='rows' is unknown"),
     ({"initializer": "zeros"}, "initializer='zeros' is unknown"),
     ({"learning_rate": "fast"}, "must be 'auto', a number or a schedule"),

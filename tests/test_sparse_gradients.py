@@ -69,9 +69,9 @@ def network_of(case, n_features=7, **changes):
 class Problem:
     """A plan with random parameters and rows, on a backend."""
 
-    def __init__(self, network, backend="reference", dtype=np.float64, m=13, seed=0):
+    def __init__(self, network, backend="reference", dtype=np.float64, m=13, seed=0, bf16=0):
         self.network, self.backend = network, get_backend(backend) if isinstance(backend, str) else backend
-        self.plan = sparse_training_plan(network, dtype, m)
+        self.plan = sparse_training_plan(network, dtype, m, bf16=bf16)
         self.spaces = self.plan.allocate()
         rng = np.random.default_rng(seed)
         self.m = m

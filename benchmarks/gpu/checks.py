@@ -92,13 +92,15 @@ def fits(device: Device, left: float) -> dict[str, Any]:
                                     ("bfloat16", "cublas", {"precision": "bfloat16"})):  # fmt: skip
         first, second = (_fit(device.backend(products), X, **options) for _ in range(2))
         out[name] = {"between two runs": _difference(first, second), "to the CPU": _difference(first, cpu)}
-    sparse = [fastae.SparseAutoencoder(256, k=8, batch_size=64, max_iter=10, random_state=0, backend=b).fit(X)
-              for b in ("auto", device.backend(), device.backend())]  # fmt: skip
-    out["sparse"] = {
-        "between two runs": float(np.abs(sparse[1].dictionary_ - sparse[2].dictionary_).max()),
-        "to the CPU": float(np.abs(sparse[0].dictionary_ - sparse[1].dictionary_).max()),
-        "codes of the same model": codes_differ(sparse[0], device, X),
-    }
+    for name, precision in (("sparse", "float32"), ("sparse, bfloat16", "bfloat16")):
+        sparse = [fastae.SparseAutoencoder(256, k=8, batch_size=64, max_iter=10, random_state=0, backend=b,
+                                           precision=precision).fit(X)
+                  for b in ("auto", device.backend(), device.backend())]  # fmt: skip
+        out[name] = {
+            "between two runs": float(np.abs(sparse[1].dictionary_ - sparse[2].dictionary_).max()),
+            "to the CPU": float(np.abs(sparse[0].dictionary_ - sparse[1].dictionary_).max()),
+            "codes of the same model": codes_differ(sparse[0], device, X),
+        }
     print(out, flush=True)
     return out
 

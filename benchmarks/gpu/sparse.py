@@ -1,4 +1,6 @@
-"""A TopK sparse autoencoder's step, D 4096, M 131,072, k 64, batch 8192, and batch encoding, beside PyTorch."""
+"""A TopK sparse autoencoder's step, D 4096, M 131,072, k 64, batch 8192, and batch encoding, exact and in bfloat16,
+beside PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,13 @@ def sizes(device: Device) -> tuple[int, int, int, int]:
     return (4096, 131_072, 64, 8192) if not device.rehearse else (48, 256, 8, 32)
 
 
-def model_of(device: Device) -> tuple[fastae.SparseAutoencoder, np.ndarray]:
+def model_of(device: Device, precision: str) -> tuple[fastae.SparseAutoencoder, np.ndarray]:
     p, n, k, batch = sizes(device)
     rng = np.random.default_rng(0)
     X = rng.standard_normal((4 * batch, p), dtype=np.float32)
     model = fastae.SparseAutoencoder(
         n, sparsity=fastae.TopK(k, aux=None), batch_size=batch, max_iter=1, random_state=0, backend=device.backend(),
-        shuffle=False, learning_rate=1e-4,
+        shuffle=False, learning_rate=1e-4, precision=precision,
     )  # fmt: skip
     return model, X
 
@@ -40,10 +42,12 @@ def steps_of(device: Device, model: fastae.SparseAutoencoder, X: np.ndarray, bat
     return {"seconds": seconds, "kernels": device.kernels_of(lambda: trainer.run(block, 0, 1))}
 
 
-def run(device: Device, left: float) -> dict[str, Any]:
-    p, n, k, batch = sizes(device)
-    out: dict[str, Any] = {"sizes": {"p": p, "n": n, "k": k, "batch": batch}}
-    model, X = model_of(device)
+def figures(device: Device, precision: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Of a mode: the first fit, a step, encoding; and the rows."""
+    batch = sizes(device)[3]
+    out: dict[str, Any] = {}
+    print(f"precision={precision!r}", flush=True)
+    model, X = model_of(device, precision)
     start = time.perf_counter()
     model.fit(X)
     out["first fit"] = {"seconds": time.perf_counter() - start, "fvu": model.fvu_curve_[-1]}
@@ -64,7 +68,16 @@ def run(device: Device, left: float) -> dict[str, Any]:
     if not device.rehearse:
         del model, resident
         gc.collect()
-        cupy.get_default_memory_pool().free_all_blocks()  # PyTorch has a pool of its own
+        cupy.get_default_memory_pool().free_all_blocks()  # the next mode's, and PyTorch has a pool of its own
+    return out, X
+
+
+def run(device: Device, left: float) -> dict[str, Any]:
+    p, n, k, batch = sizes(device)
+    own, X = figures(device, "float32")
+    out: dict[str, Any] = {"sizes": {"p": p, "n": n, "k": k, "batch": batch}, **own}
+    out["bfloat16"], _ = figures(device, "bfloat16")
+    if not device.rehearse:
         out["torch"] = torch_figures(X, p, n, k, batch)
     return out
 

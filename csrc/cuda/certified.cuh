@@ -37,7 +37,7 @@ FASTAE_KERNEL(certify_product, kThreads) {
   });
 }
 
-FASTAE_KERNEL(certify_filter, kSelectThreads, 2) {
+FASTAE_KERNEL(certify_filter, kSelectThreads, 3) {
   const Certify e(o);
   if (e.k < 1) return;
   e.filter((int64_t)blockIdx.x * (blockDim.x / 32));

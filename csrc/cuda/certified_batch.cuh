@@ -49,15 +49,15 @@ struct CertifyBatch : Certify {
         own.latent[n_held + rank] = (int32_t)(first + c0 + (int64_t)t * blockDim.x + threadIdx.x);
       });
       batch.count_bins(strips, [&](int t) { return counted >> t & 1 ? Batch::bin_of(low[t]) : -1; });
-      if (n_held > most()) {
+      if (n_held > most_listed(*this)) {
         __syncthreads();
         n_held = reaching(own, n_held, limit);
       }
-      if (n_held > most()) break;
+      if (n_held > most_listed(*this)) break;
     }
     if (!safe) unsafe = 1;
     __syncthreads();
-    if (threadIdx.x == 0) held[r] = unsafe || n_held > most() ? kFallback : n_held;
+    if (threadIdx.x == 0) held[r] = unsafe || n_held > most_listed(*this) ? kFallback : n_held;
     __syncthreads();
   }
 

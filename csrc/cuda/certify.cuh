@@ -11,12 +11,8 @@
 // Rows whose bounds could overflow, or don't tell the latents apart, go the float32 way afterwards.
 #pragma once
 #include "bounds.h"
-#include "cuda/encode.cuh"
+#include "cuda/stream.cuh"
 
-#define FASTAE_REAL_IS_float 1
-#define FASTAE_REAL_IS_double 0
-#define FASTAE_REAL_NAMED(name) FASTAE_REAL_IS_##name
-#define FASTAE_REAL_IS(name) FASTAE_REAL_NAMED(name)
 #if FASTAE_REAL_IS(FASTAE_REAL)
 
 namespace fastae {
@@ -45,7 +41,8 @@ struct RoundedRow {
 template <bool Whole, class F>
 FASTAE_INLINE void each_of_row(const float* row, int64_t p, int64_t from, int64_t to, const F& f) {
 #pragma unroll 4
-  for (int64_t j = from + threadIdx.x % 32 * 4; j < to; j += 128) f(j, four_at<Whole>(row, j, p));
+  for (int64_t j = from + threadIdx.x % 32 * 4; j < to; j += 128)
+    f(j, load_four(row + j, Whole, (int)smaller<int64_t>(4, p - j)));
 }
 // f(j, numbers j to j + 3) over [0, n) by the lanes of a warp, zeros from p on; n is a multiple of four.
 template <class F> FASTAE_INLINE void each_of_row(const float* row, int64_t p, int64_t n, const F& f) {
@@ -152,8 +149,6 @@ struct Certify : Encode {
     }
   }
   FASTAE_INLINE List bounds_of(int64_t r) const { return {list + r * room, low + r * room, latents + r * room}; }
-  FASTAE_INLINE int most() const { return (int)(8 * k + 512); }  // entries before a list is cut
-  FASTAE_INLINE T score(T value) const { return magnitude ? fabs(Vec<T>(value)).v : value; }
 
   // s and its bound for column c of the chunk; false where they could overflow.
   FASTAE_INLINE bool bound(int64_t r, int64_t c, float tiny, float* s, float* width) const {
@@ -203,100 +198,72 @@ struct Certify : Encode {
     return all;
   }
 
-  // Which of the columns c + 128 t + 4 lane + e of a row's chunk may pass its limit: bit 4 t + e. whole: all of them are
-  // there, and lie as Four does. wide: no bound of the row is wider.
-  FASTAE_INLINE unsigned marked(int64_t r, int64_t c, bool whole, float limit, float wide) const {
-    const int64_t own = c + threadIdx.x % 32 * 4;
-    const float row = row_back[r];
-    const auto passes = [&](float product, float back, float bias) {
-      return (unsigned)!(score(fmaf(product, row * back, bias)) + wide <= limit);
+  // What `stream` is told of a row: limits are held against the widest bound of the row, then each column's own, which
+  // most strips of most rows come to. Loads go side by side.
+  struct Row {
+    const Certify& e;
+    const float* z;
+    const float* bias;
+    List list;
+    float a, size, back, wide, tiny;
+    bool whole, safe;  // safe: no bound of the row could overflow
+    static constexpr bool kBounds = true;
+    struct Columns {
+      Four product, back, bias;
     };
-    unsigned on = 0;
-    if (whole) {
-#pragma unroll
-      for (int t = 0; t < kStrips; ++t) {
-        const int64_t j = own + 128 * t;
-        const Four product = *(const Four*)(z + r * chunk + j), backs = *(const Four*)(packed.back + j);
-        const Four bias = b ? *(const Four*)(b + first + j) : Four{};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) on |= passes(product.v[e], backs.v[e], bias.v[e]) << (4 * t + e);
-      }
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < 4 * kStrips; ++i) {
-        const int64_t j = own + 128 * (i / 4) + i % 4;
-        if (j < columns()) on |= passes(z[r * chunk + j], packed.back[j], b ? b[first + j] : 0.0f) << i;
-      }
+    FASTAE_INLINE Row(const Certify& certify, int64_t r)
+        : e(certify), z(e.z + r * e.chunk), bias(e.b ? e.b + e.first : nullptr), list(e.bounds_of(r)) {
+      const Largest most = e.largest_of_chunk();
+      a = e.row_a[r], size = e.row_size[r], back = e.row_back[r], tiny = Bounds(e.p).tiny;
+      wide = fmaf(a, most.size, fmaf(size, most.error, most.far * 0x1p-21f + tiny));
+      whole = aligned(z) && aligned(e.packed.back) && aligned(bias);
+      safe = size * most.size < kSafeSize;
     }
-    return on;
-  }
+    FASTAE_INLINE Columns four(int64_t c) const {
+      return {*(const Four*)(z + c), *(const Four*)(e.packed.back + c), bias ? *(const Four*)(bias + c) : Four{}};
+    }
+    FASTAE_INLINE Columns one(int64_t c) const { return {{z[c]}, {e.packed.back[c]}, {bias ? bias[c] : 0.0f}}; }
+    FASTAE_INLINE bool passes(const Columns& of, int q, float limit) const {
+      return !(e.score(fmaf(of.product.v[q], back * of.back.v[q], of.bias.v[q])) + wide <= limit);
+    }
+    FASTAE_INLINE unsigned undecided(int64_t c, bool four_there, unsigned few, Key least, float (&high)[4],
+                                     float (&low)[4]) const {
+      float s[4], width[4];
+      if (four_there) {
+        const Columns of = four(c);
+        const Four norm = *(const Four*)(e.packed.norm + c), error = *(const Four*)(e.packed.error + c);
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+          e.bound(of.product.v[q], a, size, back, norm.v[q], error.v[q], of.back.v[q], of.bias.v[q], tiny, s + q,
+                  width + q);
+      } else {
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+          if (few >> q & 1)
+            e.bound(z[c + q], a, size, back, e.packed.norm[c + q], e.packed.error[c + q], e.packed.back[c + q],
+                    bias ? bias[c + q] : 0.0f, tiny, s + q, width + q);
+      }
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        high[q] = s[q] + width[q];
+        low[q] = s[q] - width[q];
+        if (few >> q & 1 && key_of(high[q]) <= least) few &= ~(1u << q);
+      }
+      return few;
+    }
+  };
 
-  // The chunk's part of rows top, top + 1, ..., a warp each. A list that is full is cut by the block.
+  // The chunk's part of rows top, top + 1, ..., a warp each.
   FASTAE_INLINE void filter(int64_t top) const {
-    __shared__ int n_of[kSelectThreads / 32];
-    __shared__ Key least_of[kSelectThreads / 32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    const int64_t r = smaller(top + warp, o.m - 1);
-    const bool mine = top + warp < o.m && held[r] >= 0;
-    const bool whole = aligned(z + r * chunk) && aligned(packed.back) && aligned(b ? b + first : nullptr);
-    const float tiny = Bounds(p).tiny;
-    const Largest most_of = largest_of_chunk();
-    const float wide = fmaf(row_a[r], most_of.size, fmaf(row_size[r], most_of.error, most_of.far * 0x1p-21f + tiny));
-    const bool safe = row_size[r] * most_of.size < kSafeSize;
-    int n_held = mine ? held[r] : 0;
-    Key least = limit[r];
-    int c = mine && safe ? 0 : (int)chunk;
-    for (bool again = true; again;) {
-      const float limit_now = least ? number_of(least) : -Format<float>::inf;
-      for (; c < columns() && n_held >= 0 && n_held <= most(); c += 128 * kStrips) {
-        const unsigned on = marked(r, c, whole && c + 128 * kStrips <= columns(), limit_now, wide);
-        if (!__any_sync(0xffffffffu, on != 0)) continue;
-#pragma unroll 1
-        for (int t = 0; t < kStrips; ++t) {
-          unsigned few = on >> (4 * t) & 15;
-          if (!__any_sync(0xffffffffu, few != 0)) continue;
-          const int64_t own = c + 128 * t + 4 * lane;
-          float s, width;
-#pragma unroll 1
-          for (int e = 0; e < 4; ++e) {  // by their own bounds
-            if (!(few >> e & 1)) continue;
-            bound(r, own + e, tiny, &s, &width);
-            if (key_of(s + width) <= least) few &= ~(1u << e);
-          }
-          int place = n_held;
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const unsigned mask = __ballot_sync(0xffffffffu, few >> e & 1);
-            place += __popc(mask & ((1u << lane) - 1));
-            n_held += __popc(mask);
-          }
-#pragma unroll 1
-          for (int e = 0; e < 4; ++e) {
-            if (!(few >> e & 1)) continue;
-            const int64_t j = own + e;
-            bound(r, j, tiny, &s, &width);
-            list[r * room + place] = s + width;
-            low[r * room + place] = s - width;
-            latents[r * room + place++] = (int32_t)(first + j);
-          }
-        }
-      }
-      if (lane == 0) n_of[warp] = n_held, least_of[warp] = least;
-      __syncthreads();
-      again = false;
-      for (int i = 0; i < warps; ++i) {
-        const int n = n_of[i];
-        if (n <= most()) continue;
-        Key limit_now = least_of[i];
-        const int left = drop(bounds_of(top + i), n, &limit_now);
-        if (threadIdx.x == 0) n_of[i] = left > most() ? kFallback : left, least_of[i] = limit_now;
-        again = true;
-      }
-      __syncthreads();
-      n_held = n_of[warp], least = least_of[warp];
-      __syncwarp();
-    }
-    if (mine && lane == 0) held[r] = safe ? n_held : kFallback, limit[r] = least;
+    const int64_t r = smaller(top + threadIdx.x / 32, o.m - 1);
+    const bool mine = top + threadIdx.x / 32 < o.m && held[r] >= 0;
+    const Row row(*this, r);
+    const Held own =
+        stream(*this, top, row, {mine ? held[r] : 0, limit[r]}, mine && row.safe, [&](int64_t of, int n, Key* least) {
+          const int left = drop(bounds_of(of), n, least);
+          return left > most_listed(*this) ? kFallback : left;
+        });
+    if (mine && threadIdx.x % 32 == 0) held[r] = row.safe ? own.n : kFallback, limit[r] = own.least;
   }
 
   // The chains of a row's listed latents [0, n) that wanted(i) names, a warp for 32 of them: their weights come in
@@ -331,11 +298,12 @@ struct Certify : Encode {
         if (whole && c + 32 <= p) {
 #pragma unroll
           for (int q = 0; q < 8; ++q)
-            if (from[q] >= 0) next[q] = four_at<true>(w.at(from[q], 0), c + part, p);
+            if (from[q] >= 0) next[q] = *(const Four*)w.at(from[q], c + part);
         } else {
 #pragma unroll
           for (int q = 0; q < 8; ++q)
-            if (from[q] >= 0) next[q] = four_at<false>(w.at(from[q], 0), c + part, p);
+            if (from[q] >= 0)
+              next[q] = load_four(w.at(from[q], c + part), false, (int)smaller<int64_t>(4, p - c - part));
         }
       };
       float sum = 0;

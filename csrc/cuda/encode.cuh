@@ -75,6 +75,7 @@ struct Encode {
     return at_least(Vec<T>(-Format<T>::inf), Vec<T>(threshold_at(j) - margin)).v;
   }
   FASTAE_INLINE List list_of(int64_t r) const { return {list + r * room, nullptr, latents + r * room}; }
+  FASTAE_INLINE T score(T value) const { return magnitude ? fabs(Vec<T>(value)).v : value; }
   FASTAE_INLINE int full() const { return (int)(2 * k + 32); }
 
   // An entry of a threshold code at its place in the row, where there is room for it.
@@ -178,17 +179,19 @@ FASTAE_KERNEL(encode_gather, kThreads) {
 }
 
 // z (m, chunk) = x wT for a chunk of latents, of encode or batch_topk: x and w are slots 0 and 1 of both, z lies first in
-// the work memory. extra[3]: offset of the rows of w that a subset names, 0 without one.
+// the work memory. extra[2]: operands are rounded to bfloat16; [3]: offset of the rows of w that a subset names, 0
+// without one.
 template <class Tiles> FASTAE_INLINE void chunk_product(const Launch& o) {
   const View<T> x = o.real(at_encode::s_x), w = o.real(at_encode::s_w);
   const int64_t chunk = o.extra[1], subset = o.extra[3];
+  const bool rounded = o.extra[2];
   const int64_t n = subset ? *o.view<const int32_t>(at_encode::s_n_subset).p : w.rows;
   const int64_t columns = smaller(chunk, smaller(w.rows, n) - o.extra[0]);
   if (columns < 1) return;
   const T* const rows = subset ? (const T*)((char*)o.work + subset) : w.at(o.extra[0], 0);
   Tiles::multiply(
-      {x.p, x.ld, 1}, {rows, subset ? w.columns : w.ld, 1}, View<T>{(T*)o.work, chunk, o.m, chunk}, o.m, columns,
-      w.columns, [](int64_t, int64_t) {}, true);
+      {x.p, x.ld, 1, rounded}, {rows, subset ? w.columns : w.ld, 1, rounded}, View<T>{(T*)o.work, chunk, o.m, chunk},
+      o.m, columns, w.columns, [](int64_t, int64_t) {}, true);
 }
 FASTAE_KERNEL(chunk_product_small, 256) { chunk_product<SmallTile>(o); }
 FASTAE_KERNEL(chunk_product_middle, 256) { chunk_product<MiddleTile>(o); }

@@ -22,3 +22,4 @@
 #include "cuda/penalties.cuh"
 #include "cuda/select.cuh"
 #include "cuda/sparse.cuh"
+#include "cuda/stream.cuh"

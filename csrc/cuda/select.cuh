@@ -19,18 +19,6 @@ FASTAE_INLINE T number_of(Key key) {
   return same_bits<T>(key & top ? key ^ top : ~key);
 }
 
-// Numbers j, ..., j + 3 of a row that has n. Whole: they exist, and lie on 16 bytes; else zeros follow.
-template <bool Whole> FASTAE_INLINE Four four_at(const T* row, int64_t j, int64_t n) {
-  if constexpr (Whole) {
-    return *(const Four*)(row + j);
-  } else {
-    Four a;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) a.v[e] = j + e < n ? row[j + e] : T(0);
-    return a;
-  }
-}
-
 // f(row) on a warp, for blocks of whole warps.
 template <class F> FASTAE_INLINE void each_warp(int64_t rows, const F& f) {
   const int64_t warps = blockDim.x / 32;

@@ -117,6 +117,11 @@ class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             raise ValueError("precision='tf32' is a GPU's; set device='cuda', or use precision='float32'")
         return backend
 
+    @property
+    def _bf16(self) -> int:
+        """What products are made in: 1 bfloat16, 2 tf32, 0 the plan's own type."""
+        return {"bfloat16": 1, "tf32": 2}.get(self.precision, 0)
+
     def to(self, device: str) -> Self:
         """Moves the model to "cpu", "cuda" or "cuda:1": what it does from now on is done there. Returns the model."""
         before = self.device, self.backend
@@ -180,11 +185,6 @@ class DenseModel(ShownAsHTML, CompiledModel):
     _compiled: dict
 
     # ---- backend and memory ---------------------------------------------------------------------------------------
-
-    @property
-    def _bf16(self) -> int:
-        """What products are made in: 1 bfloat16, 2 tf32, 0 the plan's own type."""
-        return {"bfloat16": 1, "tf32": 2}.get(self.precision, 0)
 
     def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
         """The inference or evaluation plan for a dtype, made once per set of weights and backend."""

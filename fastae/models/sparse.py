@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..spec import options
-from ..spec.options import number, unknown
+from ..spec.options import number
 from ..spec.sparse import JumpReLU, SparseNetwork, sparse_network
 from .sparse_fitting import SparseFitting
 from .sparse_presets import preset_parameters
@@ -62,7 +62,14 @@ class SparseAutoencoder(SparseFitting):
         In an order that is a function of (seed, epoch); reads neighbouring rows together, so that files stay fast.
     random_state, backend, device, n_jobs, callbacks, verbose
         As of `Autoencoder`.
-    precision : "auto", "float32" or "float64"
+    precision : "auto", "float32", "float64" or "bfloat16"
+        "auto" computes float64 input in float64 and everything else in float32; codes are those of such products,
+        however they are found. "bfloat16" rounds the operands of the encoder's products (the centred rows and the
+        encoder's weights: nearly all of the arithmetic) to bfloat16 (8 significant bits, nearest even) and sums in
+        float32; latents are selected, and valued, by these pre-activations, in training and in everything that a
+        fitted model does. Decoding, gradients (as if nothing was rounded), moments, penalties, statistics and weights
+        stay float32. Results differ between instruction sets and backends by the sums' rounding, which may select
+        another latent.
 
     Attributes
     ----------
@@ -144,8 +151,6 @@ class SparseAutoencoder(SparseFitting):
 
     def _network(self, n_features: int, n_targets: int | None = None, **known: Any) -> SparseNetwork:
         """``known``: what only data tell: ``n_rows``, ``input_scale``."""
-        if self.precision == "bfloat16":
-            raise unknown("precision", self.precision, ("auto", "float32", "float64"))
         solver = options.SOLVERS["adam"](epsilon=6.25e-10) if self.solver == "auto" else self.solver
         return sparse_network(
             n_features, n_targets, n_components=self.n_components, k=self.k, sparsity=self.sparsity, loss=self.loss,

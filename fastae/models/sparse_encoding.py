@@ -186,7 +186,8 @@ class SparseEncoding(SparseMemory):
         from ..encode import encode_to
 
         k = self._check_k(k) if self._fitted() else None
-        digest = hashlib.sha256(repr((self.network_, k)).encode())
+        made = (self.network_, k, "bfloat16") if self._bf16 else (self.network_, k)
+        digest = hashlib.sha256(repr(made).encode())
         digest.update(self._theta.data)
         known = {"n_components": self.network_.n_components, "model": f"sha256:{digest.hexdigest()}"}
         return encode_to(lambda block: self.encode(block, k=k), path, source, **{**known, **options})
@@ -218,7 +219,7 @@ class SparseEncoding(SparseMemory):
             # as many rows, evenly spread, as there is memory for
             rows = np.unique(np.linspace(0, source.n_rows - 1, max(256, _CALIBRATED // width)).astype(np.int64))
             m = len(rows)
-            plan = sparse_inference_plan(network, dtype, SPARSE_BATCH, part="encode", k=width)
+            plan = sparse_inference_plan(network, dtype, SPARSE_BATCH, part="encode", k=width, bf16=self._bf16)
             val, idx = np.empty((m, width), dtype), np.empty((m, width), np.int32)
             compiled = CompiledCode(self._backend(), plan, self._space(dtype))
             compiled.run(source, [val, idx, np.empty((m, 1), np.int32)], self._threads(), rows)

@@ -89,6 +89,7 @@ class SparseFitting(SparseState):
         live: Trainer | None = self.__dict__.get("_live")
         if live is None or self._state is None or self._state.memory is not live.state.spaces.share(schema.STATE) or (
             live.backend is not backend or live.batch != feed.batch or live.resample != self.resample
+            or live.bf16 != self._bf16
             or live.network != replace(self._same_network(feed), dead_after=live.network.dead_after)
         ):  # fmt: skip
             return self._continued(feed, settings, backend)
@@ -159,11 +160,16 @@ class SparseFitting(SparseState):
 
     def _trainer(self, network: SparseNetwork, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any,
                  position: Position | None = None) -> Trainer:  # fmt: skip
+        if self._bf16 and dtype != np.float32:
+            raise ValueError(
+                f"precision={self.precision!r} computes in float32, but the fitted weights are {dtype}; set the "
+                "precision back, or call fit"
+            )
         scale = 1.0
         if isinstance(network.sparsity, Matryoshka) and network.sparsity.reduction == "mean":
             scale = 1.0 / len(network.groups or (1,))
         return Trainer(backend, network, dtype, feed.batch, settings, position=position, resample=self.resample,
-                       steps_per_epoch=feed.steps_per_epoch, sum_scale=scale)  # fmt: skip
+                       steps_per_epoch=feed.steps_per_epoch, sum_scale=scale, bf16=self._bf16)  # fmt: skip
 
     def _begun(self, feed: Feed, dtype: np.dtype, settings: Settings, backend: Any) -> tuple[Trainer, Iterator[Block]]:
         """A trainer with starting weights, and the blocks of the first epoch."""
@@ -185,7 +191,7 @@ class SparseFitting(SparseState):
         if network.groups is not None:
             trainer.view("groups")[0] = network.groups
         if not network.transcoder:
-            fit_scale(backend, network, dtype, trainer.state.spaces, x, y)
+            fit_scale(backend, network, dtype, trainer.state.spaces, x, y, self._bf16)
         if network.ema is not None:
             trainer.view("ema")[...] = trainer.view("theta")
         return trainer

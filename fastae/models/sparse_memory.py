@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..plan import schema
 from ..plan.plan import Plan, Source, aligned_bytes
 from ..plan.sparse import SPARSE_BATCH, sparse_inference_plan
+from ..spec.options import unknown
 from ..spec.sparse import JumpReLU, SparseNetwork
 from ..validation import check_rows
 from .base import CompiledModel, _Compiled, inference_rows
@@ -135,6 +136,11 @@ class SparseMemory(CompiledModel):
 
     # ---- plans ---
 
+    def _backend(self) -> Any:
+        if self.precision == "tf32":
+            raise unknown("precision", self.precision, ("auto", "float32", "float64", "bfloat16"))
+        return super()._backend()
+
     def _space(self, dtype: np.dtype) -> np.ndarray:
         """The parameters in a dtype: the model's own memory where it has it."""
         if dtype == self._dtype:
@@ -153,11 +159,11 @@ class SparseMemory(CompiledModel):
 
     def _compile(self, part: str, dtype: np.dtype, k: int | None, capacity: int | None = None) -> CompiledCode:
         backend, network = self._backend(), self.network_
-        key = (part, dtype, k, capacity, backend.name, backend.device, getattr(backend, "isa", ""))
+        key = (part, dtype, k, capacity, self._bf16, backend.name, backend.device, getattr(backend, "isa", ""))
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             batch = inference_rows(backend, SPARSE_BATCH, max(network.n_features, network.n_targets))
-            plan = sparse_inference_plan(self.network_, dtype, batch, part=part, k=k, capacity=capacity)
+            plan = sparse_inference_plan(network, dtype, batch, part=part, k=k, capacity=capacity, bf16=self._bf16)
             cache[key] = CompiledCode(backend, plan, self._space(dtype))
         return cache[key]
 

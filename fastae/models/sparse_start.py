@@ -107,7 +107,7 @@ def unit_rows(directions: np.ndarray) -> np.ndarray:
 
 
 def fit_scale(
-    backend: Any, network: SparseNetwork, dtype: np.dtype, spaces: list, x: np.ndarray, y: np.ndarray
+    backend: Any, network: SparseNetwork, dtype: np.dtype, spaces: list, x: np.ndarray, y: np.ndarray, bf16: int = 0
 ) -> None:
     """Scales the encoder in the plan's memory so that the first reconstructions are as near as a factor can bring them.
 
@@ -118,7 +118,7 @@ def fit_scale(
     x, y = in_training_units(network, x[:n]), in_training_units(network, y[:n])
     # no threshold of a batch is known yet: the k largest of each row stand for it
     k = min(network.k or 1, network.n_components) if network.selection.name == "batch_topk" else None
-    plan = sparse_inference_plan(inner, dtype, part="reconstruct", k=k)
+    plan = sparse_inference_plan(inner, dtype, part="reconstruct", k=k, bf16=bf16)
     compiled = CompiledCode(backend, plan, spaces[schema.THETA])
     out = np.empty((n, network.n_targets), dtype)
     compiled.run(Source(np.ascontiguousarray(x, dtype)), [out], 1)

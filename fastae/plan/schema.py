@@ -331,12 +331,13 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "pack_encoder",
         ("w", "packed"),
-        doc="packed <- what a backend wants to know of w (n,p) beforehand, in a layout of its own, for encode",
+        ("bf16",),
+        doc="packed <- what a backend wants to know of w (n,p), in its own layout for encode; bf16: as there",
     ),
     OpKind(
         "encode",
         ("x", "w", "b", "threshold", "val", "pre", "idx", "count", "packed", "subset", "n_subset"),
-        ("kind", "k", "k_scalar", "path", "overflow"),
+        ("kind", "k", "k_scalar", "path", "overflow", "bf16"),
         ("margin",),
         doc=(
             "z = x wT + [b], never stored; a code of one segment. kind 0 topk: the k largest z (ties: lowest index), "
@@ -346,20 +347,21 @@ OP_KINDS: tuple[OpKind, ...] = (
             "n_subset latents named there, ascending, take part (k is cut to their number). A row with more entries "
             "than fit has its true number as count, and overflow >= 0: values[step, overflow] = inf. path: 0 the "
             "backend's choice, 1 float32 products, 2 candidates by bfloat16 products, 3 by 8-bit products; results "
-            "are the same bits. A row of x that is not finite: count -1"
+            "are the same bits. bf16: x and w are rounded to bfloat16 first, whatever the path. A row of x that is not "
+            "finite: count -1"
         ),
     ),
     OpKind(
         "batch_topk",
         ("x", "w", "b", "val", "idx", "count", "threshold", "guess"),
-        ("k", "k_scalar", "overflow"),
+        ("k", "k_scalar", "overflow", "bf16"),
         ("decay",),
         row_local=False,
         doc=(
             "a code of one segment: the floor(k m) largest of max(x wT + [b], 0) over the whole batch that are "
             "positive (ties: lowest row, then latent). [threshold] (1,1) <- the smallest of them if it was negative, "
             "else decay old + (1 - decay) that; unchanged without any. guess (1,1): carried from step to step to save "
-            "work, changes no result. k, k_scalar, overflow: as in encode"
+            "work, changes no result. k, k_scalar, overflow, bf16: as in encode"
         ),
     ),
     OpKind(

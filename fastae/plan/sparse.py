@@ -47,8 +47,8 @@ def capacity_of(network: SparseNetwork, batch: int) -> int:
 class _Builder:
     """What the plans share: parameters, rows in, and codes with their parts."""
 
-    def __init__(self, network: SparseNetwork, dtype, batch: int, title: str, spaces=(THETA,)):
-        self.network = network
+    def __init__(self, network: SparseNetwork, dtype, batch: int, title: str, spaces=(THETA,), *, bf16: int = 0):
+        self.network, self.bf16 = network, bf16
         self.plan = PlanBuilder(dtype, batch, title)
         for space, prefix in zip(spaces, ("", "d"), strict=False):
             for name, rows, columns in network.parameters:
@@ -123,8 +123,8 @@ class _Builder:
 
 
 class _Training(_Builder):
-    def __init__(self, network: SparseNetwork, dtype, batch: int, capacity: int):
-        super().__init__(network, dtype, batch, "training of a sparse autoencoder", (THETA, GRAD))
+    def __init__(self, network: SparseNetwork, dtype, batch: int, capacity: int, bf16: int):
+        super().__init__(network, dtype, batch, "training of a sparse autoencoder", (THETA, GRAD), bf16=bf16)
         self.plan.flat(network.solver._row.states)
         self.constants()
         if network.ema is not None:
@@ -187,7 +187,7 @@ class _Training(_Builder):
 
     def encode(self, x: str) -> None:
         network, sparsity = self.network, self.network.selection
-        common = {"x": x, "w": "encoder", "b": self.encoder_bias, "overflow": OVERFLOW}
+        common = {"x": x, "w": "encoder", "b": self.encoder_bias, "overflow": OVERFLOW, "bf16": self.bf16}
         code = self.code(0)
         limit = {"k": network.k_most, "k_scalar": self.scalars.k}
         if sparsity.name == "batch_topk":
@@ -361,19 +361,22 @@ class _Training(_Builder):
         self.op("pre_bias_grad", db=total, w="encoder", dbias="ddecoder_bias", scale=1.0)
 
 
-def sparse_training_plan(network: SparseNetwork, dtype, batch: int, capacity: int | None = None) -> Plan:
+def sparse_training_plan(
+    network: SparseNetwork, dtype, batch: int, capacity: int | None = None, *, bf16: int = 0
+) -> Plan:
     """gradient: loss and gradients of one batch. update: the rule, unit norms, which latents fired.
 
     values: `LOSS` of the reconstruction, `OTHER` terms, mean `L0`, `VARIANCE` of the target, `OVERFLOW`; the objective
     is the sum of the first two. An overflow is infinite: a row has more entries than ``capacity``, and the step must be
-    run by a plan that has room for them.
+    run by a plan that has room for them. ``bf16``, here and below: 1 for the encoder's products in bfloat16, everything
+    else in ``dtype`` (float32).
     """
-    return _Training(network, dtype, batch, capacity or capacity_of(network, batch)).build()
+    return _Training(network, dtype, batch, capacity or capacity_of(network, batch), bf16).build()
 
 
 def sparse_inference_plan(
     network: SparseNetwork, dtype, batch: int = SPARSE_BATCH, *, part: str = "encode", k: int | None = None,
-    capacity: int | None = None, path: str = "auto",
+    capacity: int | None = None, path: str = "auto", bf16: int = 0,
 ) -> Plan:  # fmt: skip
     """part: "encode" (X → externals val, idx, count), "reconstruct" (X → external out) or "decode" (externals val, idx,
     count → external out).
@@ -381,7 +384,7 @@ def sparse_inference_plan(
     k : for the top-k kinds, instead of the network's; k for batch_topk: the k largest of each row
     capacity : entries per row; count is larger than it where a row has more
     """
-    builder = _Builder(network, dtype, batch, part)
+    builder = _Builder(network, dtype, batch, part, bf16=bf16)
     builder.constants()
     sparsity = network.selection
     restored = network.normalization == "layer" and part == "reconstruct" and not network.transcoder
@@ -399,7 +402,7 @@ def sparse_inference_plan(
         x, _ = builder.rows(targets=False, statistics=restored)
         n = -(-network.n_components // 64) * 64
         packed = builder.plan.buffer("packed", n, schema.pack_columns(network.n_features), ARENA, INT8)
-        builder.op("pack_encoder", PREPARE, w="encoder", packed=packed)
+        builder.op("pack_encoder", PREPARE, w="encoder", packed=packed, bf16=bf16)
         gated = builder.gated
         if gated:
             builder.batch("pre", width)
@@ -411,7 +414,7 @@ def sparse_inference_plan(
             threshold = "batch_threshold" if sparsity.name == "batch_topk" else builder.threshold()
         builder.op("encode", x=x, w="encoder", b=builder.encoder_bias, threshold=threshold, packed=packed, **code,
                    pre="pre" if gated else None, kind=schema.CODE_KINDS.index(kind), k=k, k_scalar=-1, overflow=-1,
-                   path=schema.ENCODE_PATHS.index(path))  # fmt: skip
+                   path=schema.ENCODE_PATHS.index(path), bf16=bf16)  # fmt: skip
         if gated:
             builder.op("gated_code", pre="pre", idx=code["idx"], count=code["count"], r="magnitude_log_scale",
                        b_gate="gate_bias", b_mag="magnitude_bias", val=code["val"])  # fmt: skip

@@ -309,8 +309,9 @@ class Binder:
     # ---- operands in bfloat16 ---
 
     def _operand_names(self) -> set[str]:
-        """Names of the buffers that products read in bfloat16."""
-        products = [op for op in self.plan.ops if op.ints.get("bf16", 0) == 1] if self.cublas else []
+        """Names of the buffers that layers' products read in bfloat16."""
+        layers = [op for op in self.plan.ops if op.kind in ("dense", "dense_grad")] if self.cublas else []
+        products = [op for op in layers if op.ints["bf16"] == 1]
         return {op.slots[slot] for op in products for slot in ("x", "w", "dz") if slot in op.slots}
 
     def _root(self, name: str) -> str:

@@ -15,6 +15,7 @@ LATENTS = 256  # a chunk is a multiple of so many
 MOST_CERTIFIED = 1 << 18  # Bounds::possible
 GATHERED = 1 << 23  # numbers of the weights of a subset's chunk
 SELECT_THREADS, STRIPS = 256, 4  # kSelectThreads, kStrips of select.cuh
+STREAM = 128 * STRIPS  # kStream of stream.cuh
 FINISH_THREADS = 128  # kFinishThreads of certify.cuh
 DIGIT, BINS = 11, 1 << 11  # kDigit, kBins of batch_topk.cuh
 
@@ -58,18 +59,24 @@ def encode(b: Binder, op) -> None:
     chunk = chunk_of(b.m, n, PRODUCTS)
     if b.has("subset"):
         chunk = chunk_of(p, chunk, GATHERED)
-    rows = blocks_of_rows(b.m, chunk)
+    rows, k = blocks_of_rows(b.m, chunk), op.ints["k"]
     ragged = schema.CODE_KINDS[op.ints["kind"]] == "threshold"
-    room = 1 if ragged else min(n, 2 * op.ints["k"] + 32 + rows[1][0] * STRIPS)
+    streamed = op.ints["bf16"] and not ragged and not b.has("subset")
+    listed = most(k) + STREAM if streamed else 2 * k + 32 + rows[1][0] * STRIPS
+    room = 1 if ragged else min(n, listed)
     memory = lists(b, chunk, room)
     subset = memory.take(chunk * p, b.plan.dtype.itemsize) if b.has("subset") else 0
+    products = Products(b, memory, chunk, subset=subset)
     b.launch("encode_begin", over_rows(b.m), work_bytes=memory.bytes, extra=(0, chunk, room))
+    products.begin()
     for first in range(0, n, chunk):
-        some = min(chunk, n - first)
         if subset:
-            b.launch("encode_gather", few(b, over_cells(some, p)), extra=(first, chunk, room))
-        chunk_product(b, some, (first, chunk, room, subset))
-        b.launch("encode_filter", few(b, rows) if subset else rows, extra=(first, chunk, room))
+            b.launch("encode_gather", few(b, over_cells(min(chunk, n - first), p)), extra=(first, chunk, room))
+        products(first)
+        if streamed:
+            b.launch("stream_filter", by_warps(b.m), extra=(first, chunk, room))
+        else:
+            b.launch("encode_filter", few(b, rows) if subset else rows, extra=(first, chunk, room))
     b.launch("encode_finish", rows, extra=(0, chunk, room))
 
 
@@ -87,10 +94,44 @@ def lists(b: Binder, chunk: int, room: int, start: int = 0) -> Memory:
     return memory
 
 
-def chunk_product(b: Binder, columns: int, extra: tuple[int, ...], start: int = 0) -> None:
-    """The float32 (or float64) chains of a chunk of latents, to ``start`` in the work memory."""
-    name, threads = tile(b, b.m, columns)
-    b.launch(f"chunk_product_{name}", threads, extra=extra, work=b.work + start)
+class Products:
+    """Products of the batch with chunks of latents, to ``start`` in the work memory.
+
+    Where they are to be in bfloat16 and cuBLASLt makes them, x is rounded at the beginning and each chunk of w before
+    its product, which then finds it in the device's cache. Our own kernel rounds what it reads; a subset, whose rows of
+    w lie at ``subset``, is left to it, as its products end where the subset does.
+    """
+
+    def __init__(self, b: Binder, memory: Memory, chunk: int, start: int = 0, subset: int = 0):
+        self.b, self.chunk, self.start, self.subset = b, chunk, start, subset
+        self.rounded = b.op.ints["bf16"]  # type: ignore[union-attr]
+        self.by_cublas = bool(self.rounded and b.cublas and not b.has("subset"))
+        if self.by_cublas:
+            self.x, self.w = (b.locate(b.buffer(slot)) for slot in ("x", "w"))  # with the distance of rows
+            self.packed = b.has("packed")
+            self.x16 = b.work + memory.take(b.m * self.x[1], 2)
+            self.w16 = b.address("packed") if self.packed else b.work + memory.take(chunk * self.w[1], 2)
+
+    def begin(self) -> None:
+        if self.by_cublas:
+            self.b.round(*self.x, self.b.m, self.b.shape("w")[1], self.x16)
+
+    def __call__(self, first: int) -> None:
+        """The chunk from latent ``first`` on."""
+        b, (n, p) = self.b, self.b.shape("w")
+        some = min(self.chunk, n - first)
+        if not self.by_cublas:
+            name, threads = tile(b, b.m, some)
+            b.launch(f"chunk_product_{name}", threads, work=b.work + self.start,
+                     extra=(first, self.chunk, self.rounded, self.subset))  # fmt: skip
+            return
+        (w, ld), w16 = self.w, self.w16
+        if self.packed:
+            w16 += 2 * first * ld
+        else:
+            b.round(w + 4 * first * ld, ld, some, p, w16)
+        left, out = Matrix(self.x16, self.x[1]), Matrix(b.work + self.start, self.chunk)
+        b.launches.append(Product("bfloat16", left, Matrix(w16, ld, True), out, b.m, some, p))
 
 
 # ---- candidates by products in float16, with proven bounds: csrc/cuda/certify.cuh ---
@@ -100,14 +141,14 @@ def certifies(b: Binder, op) -> bool:
     """Whether candidates come from products in float16. The results are the same bits."""
     n, p = b.shape("w")
     path = schema.ENCODE_PATHS[op.ints["path"]]
-    if b.plan.dtype.itemsize != 4 or b.has("subset") or p >= MOST_CERTIFIED or path == "float32":
+    if b.plan.dtype.itemsize != 4 or b.has("subset") or p >= MOST_CERTIFIED or path == "float32" or op.ints["bf16"]:
         return False
     ragged = schema.CODE_KINDS[op.ints["kind"]] == "threshold"
     return path == "bfloat16" or (b.cublas and p >= 64 and n >= 1024 and (ragged or n >= 16 * op.ints["k"]))
 
 
 def most(k: int) -> int:
-    """Entries of a list before it is cut, as in certify.cuh: a few times more than bounds leave undecided."""
+    """Entries of a list before it is cut, as in stream.cuh: a few times more than bounds leave undecided."""
     return 8 * k + 512
 
 
@@ -180,7 +221,10 @@ def certified(b: Binder, op) -> None:
 
 def pack_encoder(b: Binder, op) -> None:
     n, p = b.shape("w")
-    if b.plan.dtype.itemsize == 4 and p < MOST_CERTIFIED:
+    if op.ints["bf16"]:
+        if b.cublas:
+            b.round(*b.locate(b.buffer("w")), n, p, b.address("packed"))
+    elif b.plan.dtype.itemsize == 4 and p < MOST_CERTIFIED:
         b.launch("pack_encoder", by_warps(n))
 
 
@@ -192,16 +236,20 @@ def batch_topk(b: Binder, op) -> None:
     head = Memory()
     for count, size in ((1, 64), (BINS, 8), (b.m, 8)):
         head.take(count, size)
-    if b.cublas and b.plan.dtype.itemsize == 4 and 64 <= p < MOST_CERTIFIED and n >= max(1024, 16 * op.ints["k"]):
+    certified = b.cublas and b.plan.dtype.itemsize == 4 and not op.ints["bf16"]
+    if certified and 64 <= p < MOST_CERTIFIED and n >= max(1024, 16 * op.ints["k"]):
         room = min(n, most(capacity) + rows[1][0] * STRIPS)
         common = (0, chunk, room)
         certified_batch(b, op, Certified(b, room, head.bytes), common)
     else:
         room = min(n, 2 * capacity + 64 + rows[1][0] * STRIPS)
         common = (0, chunk, room)
-        b.launch("batch_begin", over_rows(b.m), work_bytes=lists(b, chunk, room, head.bytes).bytes, extra=common)
+        memory = lists(b, chunk, room, head.bytes)
+        products = Products(b, memory, chunk, head.bytes)
+        b.launch("batch_begin", over_rows(b.m), work_bytes=memory.bytes, extra=common)
+        products.begin()
         for first in range(0, n, chunk):
-            chunk_product(b, min(chunk, n - first), (first, chunk, room), head.bytes)
+            products(first)
             b.launch("batch_filter", rows, extra=(first, chunk, room))
             b.launch("batch_raise", ONE_BLOCK, extra=common)
     select_in_batch(b, common)

@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from ...plan import schema
+from ..interpreter import operand
 from ..reference.codes import active_k, report_overflow
 from .candidates import SPAN, collect, decide, largest_norm, pre_activation, rounding
 from .codes import optional, wide
@@ -20,7 +21,7 @@ ROWS, LATENTS = 512, 2048  # of a block of products; large, as each product wake
 
 def pack_encoder(step, op, v):
     """packed ← the largest norm of a latent, a float64."""
-    v["packed"].reshape(-1)[:8].view(np.float64)[0] = largest_norm(np.ascontiguousarray(v["w"]))
+    v["packed"].reshape(-1)[:8].view(np.float64)[0] = largest_norm(np.ascontiguousarray(operand(op, v["w"])))
 
 
 @_jit
@@ -102,9 +103,9 @@ def products(x, w, b, latents):
         yield some, z
 
 
-def operands(v):
+def operands(op, v):
     """x, w and b (empty without) as the loops want them, and the rounding error of each row's products."""
-    x, w = np.ascontiguousarray(v["x"]), np.ascontiguousarray(v["w"])
+    x, w = (np.ascontiguousarray(operand(op, v[name])) for name in ("x", "w"))
     b, error, info = optional(v, "b", w.dtype), np.empty(len(x)), np.finfo(w.dtype)
     norm_w = v["packed"].reshape(-1)[:8].view(np.float64)[0] if "packed" in v else largest_norm(w)
     rounding(x, float(norm_w), b, float(info.eps), float(info.tiny), error)
@@ -119,7 +120,7 @@ def pools(n, k, n_candidates, bound):
 
 
 def encode(step, op, v):
-    x, w, b, error = operands(v)
+    x, w, b, error = operands(op, v)
     latents = np.arange(len(w), dtype=np.int32)
     if "subset" in v:
         latents = np.ascontiguousarray(v["subset"][0, : v["n_subset"][0, 0]])
@@ -148,7 +149,7 @@ def encode(step, op, v):
 
 
 def batch_topk(step, op, v):
-    x, w, b, error = operands(v)
+    x, w, b, error = operands(op, v)
     limit = step.job.scalars[step.number, op.ints["k_scalar"]] if op.ints["k_scalar"] >= 0 else op.ints["k"]
     n_products = len(x) * len(w)
     wanted = min(int(np.floor(min(limit, op.ints["k"]) * len(x))), n_products)

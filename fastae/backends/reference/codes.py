@@ -3,6 +3,7 @@
 import numpy as np
 
 from ...plan import schema
+from ..interpreter import operand
 from .dense import gradient
 
 
@@ -57,8 +58,8 @@ def pack_encoder(step, op, v):
     """Nothing to do: encode takes weights as they lie."""
 
 
-def pre_activations(v):
-    z = _double(v, "x") @ _double(v, "w").T
+def pre_activations(op, v):
+    z = operand(op, v["x"]).astype(np.float64) @ operand(op, v["w"]).astype(np.float64).T
     return z + v["b"] if "b" in v else z
 
 
@@ -89,7 +90,7 @@ def store_ragged(step, op, v, taken, val, pre, latents):
 
 
 def encode(step, op, v):
-    z = pre_activations(v)
+    z = pre_activations(op, v)
     latents = np.arange(z.shape[1])
     if "subset" in v:
         latents = v["subset"][0, : v["n_subset"][0, 0]]
@@ -111,7 +112,7 @@ def encode(step, op, v):
 
 
 def batch_topk(step, op, v):
-    z = np.maximum(pre_activations(v), 0.0)
+    z = np.maximum(pre_activations(op, v), 0.0)
     limit = step.job.scalars[step.number, op.ints["k_scalar"]] if op.ints["k_scalar"] >= 0 else op.ints["k"]
     wanted = min(int(np.floor(min(limit, op.ints["k"]) * len(z))), z.size)
     order = np.argsort(-z, axis=None, kind="stable")[:wanted]
