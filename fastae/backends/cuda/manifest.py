@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ def of_device(text: str) -> str:
 
 def spoken_of(text: str) -> str:
     """A source without the namespaces of enums alone whose names it never takes up."""
-    return _ENUMS.sub(lambda found: found[0] if len(re.findall(rf"\b{found[1]}\b", text)) > 1 else "", text)
+    times = Counter(re.findall(r"\w+", text))
+    return _ENUMS.sub(lambda found: found[0] if times[found[1]] > 1 else "", text)
 
 
 def kernel_digests(root: Path) -> dict[str, str]:
