@@ -175,6 +175,7 @@ def test_killed_at_any_moment_it_goes_on(kind, tmp_path):
         ({"model": "b"}, "model 'a', now 'b'"),
         ({"source": X[:900]}, "'n_rows': 1003"),
         ({"source": X.astype(np.float64)}, "'dtype': 'float32'"),
+        ({"source": X + 1}, "first_rows"),  # of the same shape
         ({"dtype": "float16"}, "dtype 'float32', now 'float16'"),
         ({"k": 6}, "k 5, now 6"),
         ({"n_components": 31}, "n_components 30, now 31"),

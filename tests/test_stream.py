@@ -94,6 +94,15 @@ def test_every_source_gives_the_same_blocks(sources, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_first_rows_come_again(sources, name):
+    rows = open_rows(sources[name]())
+    for n in (1, 40, 40, 500):
+        np.testing.assert_array_equal(dense(rows.first(n)), X[:n])
+    assert rows.digest() == open_rows(X).digest() != open_rows(X + 1).digest()
+    np.testing.assert_array_equal(np.concatenate(copied(rows.blocks(10))), X)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_source_is_shuffled_the_same_way(sources, name):
     settings = {"chunk_rows": 8, "buffer_rows": 30}
     sequence = open_rows(sources[name]()).n_rows is None

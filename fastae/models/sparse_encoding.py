@@ -189,7 +189,8 @@ class SparseEncoding(SparseMemory):
         made = (self.network_, k, "bfloat16") if self._bf16 else (self.network_, k)
         digest = hashlib.sha256(repr(made).encode())
         digest.update(self._theta.data)
-        known = {"n_components": self.network_.n_components, "model": f"sha256:{digest.hexdigest()}"}
+        width = (k or self.network_.k) if self._ranked(k) else None
+        known = {"n_components": self.network_.n_components, "model": f"sha256:{digest.hexdigest()}", "k": width}
         return encode_to(lambda block: self.encode(block, k=k), path, source, **{**known, **options})
 
     def _code_and_reconstruction(self, X: Any) -> tuple[Any, np.ndarray]:

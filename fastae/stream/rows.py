@@ -16,6 +16,7 @@ from ..validation import READABLE
 CHUNK_ELEMENTS = 2**21  # read at a time when shuffling: 8 MB in float32
 BUFFER_ELEMENTS = 2**24  # mixed at a time
 MAX_CHUNK_ROWS = 8192
+DIGEST_ROWS = 16
 
 Block = Any  # (rows, features): np.ndarray, or scipy's csr_array where the source is sparse
 
@@ -45,6 +46,16 @@ class Rows:
         Raises ValueError for blocks that do not fit together, or a source that was used up.
         """
         raise NotImplementedError
+
+    def first(self, n: int) -> Block:
+        """The first rows, n of them if there are as many; the next pass gives them again."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """A hash of the first rows, by which sources of one shape are told apart."""
+        block = self.first(DIGEST_ROWS)
+        values = block if isinstance(block, np.ndarray) else block.toarray()
+        return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
     def _buffers(self, key: int, chunk: int, buffer: int, skip: int) -> Iterator[tuple[int, Block, np.ndarray, int]]:
         """Number, rows, row ids and how many mixed rows to leave out, of each buffer in turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,18 +25,26 @@ class Sequence(Rows):
         self.sparse = not isinstance(first, np.ndarray)
         if self.sparse:
             self._density = first.nnz / (first.shape[0] * first.shape[1])
-        self._begun: tuple[Block, Iterator] | None = (first, iterator)
+        self._begun: Iterator | None = chain([first], iterator)
 
     def _pass(self) -> Iterator[Block]:
-        if self._begun is not None:
-            (first, rest), self._begun = self._begun, None
-            return self._checked(_chain(first, rest))
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            return self._checked(begun)
         if self._again is None:
             raise ValueError(
                 "the source is an iterator, which gives its rows once, and they were taken already; for a second pass "
                 "(another epoch) give a function that returns a fresh iterator, a list of arrays, or a .npy file"
             )
         return self._checked(self._again())
+
+    def first(self, n: int) -> Block:
+        blocks, held, rows = self._pass(), [], 0
+        while rows < n and (block := next(blocks, None)) is not None:
+            rows += block.shape[0]
+            held.append(block if rows >= n else block.copy())  # whoever makes the blocks may use the memory again
+        self._begun = chain(held, blocks)
+        return join(held)[:n]
 
     def _checked(self, iterator: Iterator) -> Iterator[Block]:
         rows = 0
@@ -83,8 +92,3 @@ class Sequence(Rows):
             if skip < n:
                 yield which, data, np.arange(row, row + n, dtype=np.int64), skip
             row, skip = row + n, max(0, skip - n)
-
-
-def _chain(first: Any, rest: Iterator) -> Iterator:
-    yield first
-    yield from rest

@@ -106,6 +106,9 @@ class Stored(Rows):
             raise ValueError(f"start={start} must be in [0, {n_rows}], the rows of the source")
         return (self._read(row, min(row + size, n_rows)) for row in range(start, n_rows, size))
 
+    def first(self, n: int) -> Block:
+        return self._read(0, min(n, self._ends[-1]))
+
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
         i = bisect_right(self._ends, start)
         while start < stop:
