@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-import functools
 import hashlib
-import inspect
 import json
 import sys
 import time
@@ -46,9 +44,16 @@ def _info(options: argparse.Namespace) -> int:
     from .io.model_file import load
 
     model = load(options.model)
+    inner = getattr(model, "autoencoder_", model)  # a detector's
     print(model)
-    print(f"{model.n_features_in_} features, code of {model.network_.n_components}, {model.n_parameters_:,} parameters")
-    print(f"{model.t_} steps done, last loss {model.loss_:.6g}")
+    print(f"{model.n_features_in_} features, code of {inner.network_.n_components}, {inner.n_parameters_:,} parameters")
+    said = [f"{inner.t_} steps done"]
+    if inner.loss_curve_:
+        said.append(f"last loss {inner.loss_curve_[-1]:.6g}")
+        if hasattr(inner, "l0_curve_"):
+            said.append(f"{inner.l0_curve_[-1]:.4g} latents a row, FVU {inner.fvu_curve_[-1]:.4f}, "
+                        f"{100 * inner.dead_curve_[-1]:.3g} % dead")  # fmt: skip
+    print(", ".join(said))
     return 0
 
 
@@ -112,16 +117,6 @@ class _Progress:
         return f", {self.rate:,.0f} rows/s" if self.rate else ""
 
 
-def _encoder(model: Any, k: int | None) -> Any:
-    """What encodes a block: ``encode`` where the estimator has it, else ``transform``."""
-    encode = getattr(model, "encode", None) or model.transform
-    if k is None:
-        return encode
-    if "k" not in inspect.signature(encode).parameters:
-        raise SystemExit(f"fastae: --k goes with models whose encode takes k; {type(model).__name__} does not")
-    return functools.partial(encode, k=k)
-
-
 def _encode(options: argparse.Namespace) -> int:
     from .encode import encode_to
     from .io.model_file import load
@@ -130,7 +125,11 @@ def _encode(options: argparse.Namespace) -> int:
 
     model = load(options.model)
     model.set_params(n_jobs=options.n_jobs)
-    encode, sparse = _encoder(model, options.k), hasattr(model, "encode")
+    sparse = hasattr(model, "encode_to")
+    if not (sparse or hasattr(model, "transform")):
+        raise SystemExit(f"fastae: {type(model).__name__} gives no codes; encode goes with models that transform rows")
+    if options.k is not None and not sparse:
+        raise SystemExit(f"fastae: --k goes with models whose encode takes k; {type(model).__name__} does not")
     rows = open_rows(options.data, model.n_features_in_)
     dtype = options.dtype or computing_dtype(rows.dtype, getattr(model, "precision", "auto")).name
     progress = _Progress(options.quiet)
@@ -140,13 +139,13 @@ def _encode(options: argparse.Namespace) -> int:
         shape = _encode_file(model, rows, options, dtype, progress)
         print(f"{shape[0]:,} rows encoded to {options.out}: {shape} {dtype}{progress.close()}")
         return 0
-    with open(options.model, "rb") as file:
-        fingerprint = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    manifest = encode_to(
-        encode, options.out, rows, block_rows=options.block_rows, resume=options.resume, dtype=dtype,
-        model=fingerprint if options.k is None else f"{fingerprint} k={options.k}",
-        n_components=model.n_components if sparse else None, progress=progress,
-    )  # fmt: skip
+    how = {"block_rows": options.block_rows, "resume": options.resume, "dtype": dtype, "progress": progress}
+    if sparse:
+        manifest = model.encode_to(options.out, rows, k=options.k, **how)
+    else:
+        with open(options.model, "rb") as file:
+            fingerprint = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        manifest = encode_to(model.transform, options.out, rows, model=fingerprint, **how)
     width = (
         f"{manifest['k']} of {manifest['n_components']}" if manifest["kind"] == "fixed" else manifest["n_components"]
     )

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+import fastae
 from fastae.cli import main
 
 X = np.random.default_rng(0).uniform(size=(150, 8)).astype(np.float32)
@@ -19,15 +21,12 @@ def test_train_encode_info(tmp_path, capsys):
     assert main(["train", x, model, "--n-components", "3", "--hidden", "5", "--epochs", "2", "--quiet",
                  "--set", "dropout=0.1"]) == 0  # fmt: skip
     assert main(["encode", model, x, out]) == 0
-    import fastae
-
     np.testing.assert_array_equal(np.load(out), fastae.load(model).transform(X))
     assert main(["info", model]) == 0
     assert "8 features, code of 3" in capsys.readouterr().out
 
 
 def test_encode_into_a_folder(tmp_path, capsys, monkeypatch):
-    import fastae
     from fastae.encode import open_codes, read_manifest
 
     np.save(tmp_path / "a.npy", X[:70])
@@ -55,26 +54,12 @@ def test_encode_into_a_folder(tmp_path, capsys, monkeypatch):
         main([*command, "--k", "3"])
 
 
-class TopK:
-    """As `SparseAutoencoder` encodes."""
-
-    n_features_in_, n_components = 8, 8
-
-    def set_params(self, **parameters):
-        self.parameters = parameters
-
-    def encode(self, X, k=2):
-        indices = np.sort(np.argsort(-X, axis=1, kind="stable")[:, :k], axis=1).astype(np.int32)
-        return np.take_along_axis(X, indices, axis=1), indices
-
-
 def test_encode_sparse_codes(tmp_path, capsys, monkeypatch):
-    import fastae.io.model_file
     from fastae.encode import open_codes
 
-    monkeypatch.setattr(fastae.io.model_file, "load", lambda path: TopK())
+    fitted = fastae.SparseAutoencoder(8, k=2, max_iter=2, random_state=0).fit(X)
+    fitted.save(tmp_path / "m")
     np.save(tmp_path / "x.npy", X)
-    (tmp_path / "m").write_bytes(b"a model")
     command = ["encode", str(tmp_path / "m"), str(tmp_path / "x.npy"), str(tmp_path / "out")]
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setattr("fastae.cli.time.perf_counter", iter(range(1000)).__next__)
@@ -82,8 +67,12 @@ def test_encode_sparse_codes(tmp_path, capsys, monkeypatch):
     text = capsys.readouterr()
     assert "150 rows" in text.out and "2 of 8 float32, 50 rows/s" in text.out
     assert "100 rows of 150, 1 s left, 50 rows/s" in text.err
-    for got, wanted in zip(open_codes(tmp_path / "out"), TopK().encode(X), strict=True):
+    for got, wanted in zip(open_codes(tmp_path / "out"), fitted.encode(X), strict=True):
         np.testing.assert_array_equal(got, wanted)
+    # the estimator's own method knows the folder again, and the other way round
+    assert fitted.encode_to(tmp_path / "out", tmp_path / "x.npy")["complete"]
+    fitted.encode_to(tmp_path / "other", X)
+    assert main([*command[:-1], str(tmp_path / "other")]) == 0
     assert main([*command, "--k", "3"]) == 2
     assert "holds other codes" in capsys.readouterr().err
     assert main([*command, "--k", "3", "--no-resume", "--quiet"]) == 0
@@ -93,9 +82,30 @@ def test_encode_sparse_codes(tmp_path, capsys, monkeypatch):
         main([*command[:-1], "out.npy"])
 
 
-def test_encode_computes_and_writes_the_same_type(tmp_path):
-    import fastae
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: fastae.SparseAutoencoder(16, k=2, max_iter=2).fit(X), "6 steps done, last loss .*, 2 latents a row"),
+        (lambda: fastae.SparseAutoencoder.from_arrays(X[:3], None, X[:3], None, k=1), "0 steps done$"),
+        (lambda: fastae.AutoencoderDetector(n_components=4, max_iter=2).fit(X), "8 features, code of 4"),
+        (lambda: fastae.AutoencoderClassifier(max_iter=2).fit(X, X[:, 0] > 0.5), "steps done, last loss"),
+    ],
+    ids=["sparse", "sparse from arrays", "detector", "classifier"],
+)
+def test_info_of_every_kind_of_model(make, said, tmp_path, capsys):
+    make().save(tmp_path / "m")
+    assert main(["info", str(tmp_path / "m")]) == 0
+    assert re.search(said, capsys.readouterr().out, re.MULTILINE)
 
+
+def test_a_model_without_codes_is_not_encoded_with(tmp_path):
+    fastae.AutoencoderDetector(max_iter=1).fit(X).save(tmp_path / "m")
+    np.save(tmp_path / "x.npy", X)
+    with pytest.raises(SystemExit, match="AutoencoderDetector gives no codes"):
+        main(["encode", str(tmp_path / "m"), str(tmp_path / "x.npy"), str(tmp_path / "out")])
+
+
+def test_encode_computes_and_writes_the_same_type(tmp_path):
     fastae.Autoencoder(3, max_iter=2, random_state=0, precision="float64").fit(X).save(tmp_path / "m")
     np.save(tmp_path / "x.npy", X)
     for out in ("codes.npy", "folder"):
