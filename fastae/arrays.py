@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,25 @@ def asarray(value: Any) -> Any:
     if isinstance(value, xp.ndarray):
         return value
     return xp.from_dlpack(value) if _gives_dlpack(value) else xp.asarray(value)
+
+
+def of_tensor(value: Any) -> Any:
+    """A tensor in the host's memory (PyTorch's) as NumPy's array of its own type, without a copy; else the value.
+
+    Its dtype is none of NumPy's, for which scikit-learn would take float64; and NumPy has no bfloat16 to ask it for.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or isinstance(dtype, np.dtype) or not hasattr(value, "__array__") or on_device(value):
+        return value
+    if hasattr(value, "detach"):
+        value = value.detach()
+    if str(dtype) != "torch.bfloat16":
+        return np.asarray(value)
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        raise ImportError("tensors of bfloat16 need ml_dtypes: pip install ml_dtypes") from None
+    return value.view(sys.modules["torch"].int16).numpy().view(bfloat16)
 
 
 def to_host(array: Any) -> np.ndarray:

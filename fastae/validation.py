@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import asarray, device_number, namespace, on_device
+from .arrays import asarray, device_number, namespace, of_tensor, on_device
 from .plan.plan import Source
 from .spec.network import Network
 
@@ -76,10 +76,11 @@ def check_rows(
 ) -> tuple[Source, np.dtype]:  # fmt: skip
     """Rows of X and the dtype to compute in; sets (``reset``) or checks n_features_in_ and feature_names_in_.
 
-    X : array (N, p) of any real dtype, CSR or other sparse matrix, pandas, polars or pyarrow frame
+    X : array or tensor (N, p) of any real dtype, CSR or other sparse matrix, pandas, polars or pyarrow frame
     Raises ValueError or TypeError, worded by scikit-learn, for NaN (unless ``allow_nan``), infinity, wrong width, too
     few rows, and so on.
     """
+    X = of_tensor(X)
     if type(X) in (np.ndarray, np.memmap) and _conforms(estimator, X, reset, min_rows):
         array = readable(X)
         if _finite(array, backend, allow_nan):

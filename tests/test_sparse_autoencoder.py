@@ -160,6 +160,16 @@ def test_scale_of_the_input_folds_into_the_weights():
         folded.fold()
 
 
+def test_from_arrays_takes_tensors(fitted):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    a = fitted["topk"].arrays_
+    w, b, d = (torch.nn.Parameter(torch.tensor(a[name])) for name in ("encoder", "encoder_bias", "decoder"))
+    made = SparseAutoencoder.from_arrays(w, b, d, torch.tensor(a["decoder_bias"]).bfloat16(), k=4)
+    assert made.dictionary_.dtype == np.float32
+    np.testing.assert_array_equal(made.dictionary_, a["decoder"])
+    np.testing.assert_array_equal(made.arrays_["encoder_bias"], a["encoder_bias"])
+
+
 def test_from_arrays(fitted):
     m = fitted["topk"]
     a = m.arrays_

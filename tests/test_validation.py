@@ -5,6 +5,7 @@ import pytest
 from scipy import sparse
 
 import fastae
+from fastae.stream import open_rows
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(0, 1, (40, 6)).astype(np.float32)
@@ -47,6 +48,22 @@ def test_bool_and_bfloat16():
     same(MODEL.transform(stored), MODEL.transform(stored.astype(np.float32)))
     with pytest.raises(ValueError, match=r"NaN|infinity"):
         MODEL.transform(np.full((2, 6), np.nan).astype(ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "float64"])
+def test_tensors_have_the_type_they_are_stored_in(dtype):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    tensor = torch.tensor(100 * X).to(getattr(torch, dtype))
+    array = tensor.double().numpy().astype("float64" if dtype == "float64" else "float32")
+    for given in (tensor, tensor.T.contiguous().T, tensor.requires_grad_() if dtype[0] in "fb" else tensor):
+        code, want = MODEL.transform(given), MODEL.transform(array)
+        assert code.dtype == want.dtype
+        np.testing.assert_array_equal(code, want)
+        fitted = fastae.Autoencoder(2, max_iter=1, random_state=0).fit(given)
+        assert fitted.weights_[0][0].dtype == want.dtype
+    assert open_rows(tensor).dtype.name == open_rows(lambda: iter(tensor.split(7))).dtype.name == dtype
 
 
 def test_float64_is_computed_in_float64():

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..arrays import of_tensor
 from ..spec import options
 from ..spec.options import number
 from ..spec.sparse import JumpReLU, SparseNetwork, sparse_network
@@ -307,7 +308,7 @@ class SparseAutoencoder(SparseFitting):
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:
-    array = np.asarray(value)
+    array = np.asarray(of_tensor(value))
     if array.ndim != 2 or (array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16"):
         raise ValueError(
             f"{name} has shape {array.shape} and dtype {array.dtype}; wanted a real matrix (latents, width)"
@@ -316,12 +317,12 @@ def _matrix(name: str, value: Any) -> np.ndarray:
 
 
 def _fitting(name: str, value: Any, rows: int, columns: int) -> np.ndarray:
-    array = np.asarray(value, dtype=np.float64)
+    array = np.asarray(of_tensor(value), dtype=np.float64)
     if array.ndim == 1 and rows == 1:
         array = array[None, :]
     if array.shape != (rows, columns):
         wanted = (columns,) if rows == 1 else (rows, columns)
-        raise ValueError(f"{name} has shape {np.asarray(value).shape}; wanted {wanted}")
+        raise ValueError(f"{name} has shape {tuple(np.shape(value))}; wanted {wanted}")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has NaN or infinity; wanted finite numbers")
     return array

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import of_tensor
 from ..backends import get_backend
 from ..spec.options import number
 from ..validation import READABLE
@@ -126,7 +127,7 @@ def as_block(item: tuple[int | None, Any]) -> Block:
         block = csr_array(value)
         check_dtype(name, block.dtype)
         return block
-    array = np.asarray(value)
+    array = np.asarray(of_tensor(value))
     check_shape(name, array.shape)
     return array.view(check_dtype(name, array.dtype))
 
