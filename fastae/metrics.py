@@ -15,8 +15,10 @@ import json
 from typing import Any, Self
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from . import ops
+from .backends import get_backend
 from .io.model_file import write_atomically
 from .models.feed import is_stream, rows_of
 from .spec.options import number
@@ -57,6 +59,8 @@ class SparseReport:
         source : what `fastae.stream.open_rows` takes; also frames, lists of rows and arrays of objects, as in ``fit``
         max_rows : rows after which to stop, or None
         """
+        if hasattr(model, "get_params"):
+            check_is_fitted(model)
         rows = open_rows(_as_fit_reads(model, source), model.n_features_in_)
         encode = getattr(model, "encode", None) or model.transform
         both = getattr(model, "_code_and_reconstruction", None)  # of one encoding
@@ -293,7 +297,7 @@ def _as_fit_reads(model: Any, source: Any) -> Any:
     numeric = hasattr(source, "tocsr") or getattr(getattr(source, "dtype", None), "kind", "O") != "O"
     if numeric or is_stream(source) or not hasattr(model, "get_params"):
         return source
-    return rows_of(check_rows(model, source, reset=False, backend="auto")[0])
+    return rows_of(check_rows(model, source, reset=False, backend=get_backend())[0])
 
 
 def _double(block: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ from math import fsum
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
+from sklearn.exceptions import NotFittedError
 
 import fastae
 from fastae.backends import get_backend
@@ -154,6 +155,19 @@ def test_rows_as_fit_reads_them():
         SparseReport.of(model, x[:, :5].astype(object))
     with pytest.raises(ValueError, match="could not convert"):
         SparseReport.of(model, np.full((3, 6), "a", object))
+
+
+@pytest.mark.parametrize("library, make", [("torch", "tensor"), ("pandas", "DataFrame")])
+def test_frames_and_tensors(library, make):
+    x = RNG.normal(size=(90, 6)).astype(np.float32)
+    model = fastae.SparseAutoencoder(8, k=2, max_iter=1, random_state=0).fit(x)
+    made = getattr(pytest.importorskip(library, reason=f"{library} is not installed"), make)(x)
+    assert SparseReport.of(model, made).to_dict() == SparseReport.of(model, x).to_dict()
+
+
+def test_a_model_that_is_not_fitted():
+    with pytest.raises(NotFittedError):
+        SparseReport.of(fastae.SparseAutoencoder(8), np.zeros((3, 6)))
 
 
 @pytest.mark.parametrize(
