@@ -58,7 +58,7 @@ _HOMES = {
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("metrics", "ops", "plot", "stream")
+_MODULES = ("distributed", "metrics", "ops", "plot", "stream")
 
 __all__ = ["__version__", *_MODULES, *_HOME_OF]
 

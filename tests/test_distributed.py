@@ -1,5 +1,7 @@
 """Data parallel training, with a communicator between threads in the place of NCCL."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -128,6 +130,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_training_on_all():
 
     on_ranks(fit)
     assert sorted(failed) == [0, 1]
+
+
+def test_it_is_there_as_its_documentation_writes_it():
+    code = "import fastae; fastae.distributed.nccl, fastae.distributed.DataParallel"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_rank_must_be_one_of_size():
