@@ -169,6 +169,7 @@ class Trainer:
                     first += count
                     if self.state.steps == self.next_resample(self.state.steps - 1):
                         self.revive(block, (first - 1) * self.batch)
+                        self.agree()
                     between()
                 self.keep()
             if not self.finite():
@@ -272,6 +273,12 @@ class Trainer:
                 array[:, dead] = target
             self._forget_moments(name, dead)
         self.view("since")[0, dead] = 0
+
+    def agree(self) -> None:
+        """What was changed between steps is rank 0's on all ranks, where gradients are shared."""
+        share = getattr(self.backend, "share", None)
+        if share is not None:
+            share(self.state.spaces)
 
     def _forget_moments(self, name: str, latents: np.ndarray) -> None:
         """Zeroes the rule's states of some latents of a parameter."""

@@ -112,6 +112,24 @@ def test_sparse_models_train_together():
     assert np.isfinite(first.fvu_curve_).all()
 
 
+def test_latents_begin_anew_alike_on_all_ranks():
+    def fit(rank, comm):
+        options = {"resample": fastae.Resample(every=3, until=1.0), "dead_after": 40, "learning_rate": 1e-2}
+        return fastae.SparseAutoencoder(
+            40,
+            k=2,
+            batch_size=LOCAL,
+            max_iter=3,
+            random_state=0,
+            backend=DataParallel(comm, backend_named("avx2")),
+            **options,
+        ).fit(rows_of(rank))
+
+    first, second = on_ranks(fit)
+    for name in first.arrays_:
+        np.testing.assert_array_equal(first.arrays_[name], second.arrays_[name])
+
+
 def test_ranks_with_other_numbers_of_batches_are_an_error():
     with pytest.raises(ValueError, match=r"ranks have \[4, 3\] batches"):
         on_ranks(lambda rank, comm: model(DataParallel(comm, backend_named("avx2")), LOCAL).fit(

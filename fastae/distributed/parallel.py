@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backends import get_backend
 from ..plan import schema
-from ..plan.plan import Job, Plan
+from ..plan.plan import Job, Plan, Spaces
 from .communicator import Communicator
 
 _BOTH = schema.GRADIENT | schema.UPDATE
@@ -59,6 +59,11 @@ class DataParallel:
             if job.progress is not None:
                 job.progress(i + 1)
         return job.n_steps
+
+    def share(self, spaces: Spaces) -> None:
+        """Makes rank 0's weights and optimiser's state those of all ranks."""
+        for space in (schema.THETA, schema.STATE):
+            self.comm.broadcast(spaces.array(space, np.dtype(np.uint8)))
 
     def _agree(self, job: Job) -> None:
         """Raises on all ranks where their numbers of steps differ: some would wait for ever."""
