@@ -38,6 +38,24 @@ def test_round_trip(fitted, tmp_path):
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "model, precision",
+    [
+        (fastae.Autoencoder(4, max_iter=1), "tf32"),
+        (fastae.SparseAutoencoder(4, k=2, max_iter=1), "auto"),
+        (fastae.StackedAutoencoder(max_iter=1), "auto"),
+        (fastae.AutoencoderDetector(max_iter=1), "tf32"),
+    ],
+    ids=lambda value: type(value).__name__ if hasattr(value, "fit") else value,
+)
+def test_files_know_no_device(model, precision, tmp_path):
+    wanted = model.fit(X).score_samples(X)
+    model.set_params(device="cuda:1", precision=precision).save(tmp_path / "m")
+    loaded = fastae.load(tmp_path / "m")
+    assert loaded.device == "auto"
+    np.testing.assert_array_equal(loaded.score_samples(X), wanted)
+
+
 def test_unfitted_models_are_not_saved(tmp_path):
     from sklearn.exceptions import NotFittedError
 

@@ -190,7 +190,9 @@ def decode(value: Any) -> Any:
 
 
 # what belongs to a process, not to a model
-_LEFT_OUT = {"callbacks": (), "random_state": None, "initializer": "auto", "backend": "auto", "n_jobs": None}
+_LEFT_OUT = {
+    "callbacks": (), "random_state": None, "initializer": "auto", "backend": "auto", "n_jobs": None, "device": "auto",
+}  # fmt: skip
 
 
 def save_estimator(estimator: Any, path: Any) -> None:
@@ -200,6 +202,8 @@ def save_estimator(estimator: Any, path: Any) -> None:
     tensors, state = estimator._get_model_state()
     kept = {name: value for name, value in estimator.get_params(deep=False).items()
             if name not in _LEFT_OUT or (name == "initializer" and isinstance(value, str))}  # fmt: skip
+    if kept.get("precision") == "tf32":  # a GPU's way to multiply float32
+        kept["precision"] = "float32"
     description = {"class": type(estimator).__name__, "parameters": {k: encode(v) for k, v in kept.items()}}
     formulas = used(getattr(estimator, "autoencoder_", estimator).network_, kept)
     save(path, tensors, description | ({"formulas": formulas} if formulas else {}) | {"state": state})
@@ -210,7 +214,8 @@ def load(path: Any) -> Any:
 
     Raises ModelFileError for a file that is damaged, of another kind, or of a newer format; FileNotFoundError when
     there is none. A formula that was a Python function must be registered before. ``callbacks``, ``random_state``,
-    ``backend``, ``n_jobs`` and an ``initializer`` that is more than a name are not stored.
+    ``backend``, ``device``, ``n_jobs`` and an ``initializer`` that is more than a name are not stored, nor is
+    ``precision="tf32"``, which becomes "float32": the model is on the CPU; ``to("cuda")`` moves it.
     """
     from ..registry.travel import MAX_FORMULAS, UnregisteredError, restoring
 
