@@ -98,6 +98,7 @@ def test_flipped_bytes_never_crash(fitted, tmp_path):
     [
         (lambda d: d.update(format_version=99), "format version 99"),
         (lambda d: d.update({"class": "Pickle"}), "holds a 'Pickle'"),
+        (lambda d: d.update({"class": ["Autoencoder"]}), r"holds a \['Autoencoder'\]"),
         (lambda d: d["parameters"].update(loss={"option": "os.system", "fields": {}}), "os.system"),
         (lambda d: d["parameters"].update(n_components=4), "does not fit together"),
         (lambda d: d["parameters"].update(banana=4), "does not fit together"),

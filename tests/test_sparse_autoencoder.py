@@ -641,7 +641,8 @@ def test_damaged_files_are_refused(fitted, tmp_path):
     cases = [
         ({"encoder": bad}, {}), ({"encoder": tensors["encoder"].astype(np.int32)}, {}), ({}, {"dtype": "int8"}),
         ({}, {"input_scale": float("nan")}), ({}, {"optimizer": o | {"capacity": 2**40}}),
-        ({}, {"optimizer": o | {"step": -5}}), ({}, {"optimizer": o | {"totals": o["totals"] | {"rows": "x"}}}),
+        ({}, {"optimizer": o | {"step": -5}}), ({}, {"optimizer": o | {"epochs": 2**70}}),
+        ({}, {"optimizer": o | {"totals": o["totals"] | {"rows": "x"}}}),
         ({"optimizer": tensors["optimizer"][:-8]}, {}), ({"encoder": tensors["encoder"][:-1]}, {}),
     ]  # fmt: skip
     for i, (changed, said) in enumerate(cases):

@@ -221,7 +221,7 @@ def load(path: Any) -> Any:
 
     tensors, description = read(path)
     name = description.get("class")
-    if name not in ESTIMATORS:
+    if not isinstance(name, str) or name not in ESTIMATORS:
         known = ", ".join(ESTIMATORS)
         raise ModelFileError(f"{str(path)!r} holds a {name!r}; this fastae reads {known}; upgrade fastae")
     cls = getattr(importlib.import_module(f"..{ESTIMATORS[name]}", __package__), name)

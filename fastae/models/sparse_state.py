@@ -118,7 +118,7 @@ def _restored(network: SparseNetwork, dtype: np.dtype, tensors: dict[str, np.nda
     memory, raw, rule = tensors["optimizer"], tensors.get("raw_parameters"), str(o["rule"])
     counts = {name: int(o[name]) for name in ("steps", "epochs", "first_epoch", "step")}
     capacity = 1 if o["capacity"] is None else int(o["capacity"])
-    if min(counts.values()) < 0 or not 1 <= capacity <= network.n_components:
+    if min(counts.values()) < 0 or max(counts.values()) > 2**62 or not 1 <= capacity <= network.n_components:
         raise ValueError(f"the optimizer has counts {counts} and capacity {capacity}")
     plan = sparse_training_plan(network, dtype, 1)
     wanted = {"optimizer": plan.sizes[schema.STATE] if rule == network.solver.name else memory.nbytes}
