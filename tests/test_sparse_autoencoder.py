@@ -183,6 +183,9 @@ def test_from_arrays(fitted):
         SparseAutoencoder.from_arrays(a["encoder"], None, a["decoder"][1:], None)
     with pytest.raises(ValueError, match="threshold was given"):
         SparseAutoencoder.from_arrays(a["encoder"], None, a["decoder"], None, k=3, threshold=1.0)
+    with pytest.raises(ValueError, match="batch_topk one for all"):
+        SparseAutoencoder.from_arrays(a["encoder"], None, a["decoder"], None, sparsity="batch_topk", k=3,
+                                      threshold=np.arange(64))  # fmt: skip
     with pytest.raises(ValueError, match="gate_bias was given"):
         SparseAutoencoder.from_arrays(a["encoder"], None, a["decoder"], None, k=3, gate_bias=np.zeros(64))
     with pytest.raises(ValueError, match="encoder has NaN"):
@@ -255,6 +258,34 @@ def test_presets_train(library, sparsity):
         SparseAutoencoder.preset(library, sparsity="top")
     with pytest.raises(ValueError, match="choose from dictionary_learning, openai, saelens, sparsify"):
         SparseAutoencoder.preset("sae", 64)
+
+
+@pytest.mark.parametrize("library", ["openai", "sparsify", "dictionary_learning", "saelens"])
+def test_presets_of_transcoders_leave_the_input_alone(library):
+    Y = X[:, :5]
+    m = SparseAutoencoder.preset(library, 64, transcoder=True, k=4, random_state=0, max_iter=1, normalization=None)
+    assert not m.fit(X, Y).network_.pre_bias
+    assert SparseAutoencoder.preset(library, 64, transcoder=True, pre_bias=True).pre_bias
+
+
+# ---- published checkpoints ---
+
+
+def test_parameters_go_before_the_checkpoints(fitted, tmp_path):
+    fitted["topk"].save_pretrained(tmp_path)
+    same, other = (SparseAutoencoder.from_pretrained(tmp_path, **known) for known in ({}, {"k": 2}))
+    assert same.k == 4 and same.encode(X)[0].shape == (600, 4)
+    np.testing.assert_array_equal(other.encode(X)[1], fitted["topk"].encode(X, k=2)[1])
+
+
+def test_a_transcoder_with_a_pre_bias_is_written_without(tmp_path):
+    m = model(transcoder=True).fit(X, X[:, ::-1])
+    m.save_pretrained(tmp_path, "sparsify")
+    same = SparseAutoencoder.from_pretrained(tmp_path)
+    assert m.pre_bias and not same.pre_bias
+    np.testing.assert_allclose(same.reconstruct(X), m.reconstruct(X), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="own file can hold it"):
+        model("gated", transcoder=True).fit(X, X).save_pretrained(tmp_path / "other")
 
 
 # ---- streams ---

@@ -213,6 +213,11 @@ class SparseAutoencoder(SparseFitting):
         extra = sorted(name for name, value in given.items() if value is not None and name not in names)
         if extra:
             raise ValueError(f"{extra[0]} was given, but sparsity={network.sparsity.name!r} has no such array")
+        if threshold is not None and network.selection.name == "batch_topk" and len(np.unique(threshold)) > 1:
+            raise ValueError(
+                "threshold has a value of its own for each latent, batch_topk one for all; give sparsity="
+                "fastae.JumpReLU(logarithm=False)"
+            )
         model._set_arrays(network, np.dtype(np.float64 if double else np.float32), {
             name: np.zeros((rows, columns)) if given.get(name) is None else _fitting(name, given[name], rows, columns)
             for name, rows, columns in network.parameters
@@ -304,7 +309,8 @@ class SparseAutoencoder(SparseFitting):
         sparsity : name of a kind of code that the library has
         parameters : of the estimator, which go before the preset's
         """
-        return cls(n_components, **{**preset_parameters(library, sparsity), **parameters})
+        known = preset_parameters(library, sparsity, bool(parameters.get("transcoder", False)))
+        return cls(n_components, **{**known, **parameters})
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:

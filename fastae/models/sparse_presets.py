@@ -3,7 +3,7 @@
 | | openai | sparsify | dictionary_learning | saelens |
 |---|---|---|---|---|
 | input | rows standardised | as it is | as it is | as it is |
-| pre-bias | yes | yes; not of transcoders | yes | yes |
+| pre-bias, not of transcoders | yes | yes | yes | yes |
 | decoder's bias | geometric median | mean | geometric median | zeros |
 | objective | e² / variance | e² / variance | Σ e² | Σ e² |
 | AuxK | 1/32, of the residual's variance | off; on: of the target's, scaled by dead / k | 1/32, of the residual's | 1, plain, scaled by dead / k, no relu |
@@ -93,10 +93,11 @@ PRESETS: dict[str, Callable[[str], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def preset_parameters(library: str, sparsity: str) -> dict[str, Any]:
+def preset_parameters(library: str, sparsity: str, transcoder: bool = False) -> dict[str, Any]:
     """Parameters of an estimator with a library's conventions for a kind of code, by its name."""
     if library not in PRESETS:
         raise unknown("preset", library, PRESETS)
     if not isinstance(sparsity, str):
         raise TypeError(f"sparsity={sparsity!r} must be a name; a preset makes the option: change it afterwards")
-    return PRESETS[library](sparsity)
+    found = PRESETS[library](sparsity)
+    return found | {"pre_bias": False} if transcoder else found

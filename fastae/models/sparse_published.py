@@ -19,7 +19,7 @@ def from_checkpoint(cls: type, c: SparseCheckpoint, parameters: dict[str, Any]) 
     """A fitted model that gives a checkpoint's codes; ``parameters`` of the estimator go before the checkpoint's."""
     arrays = dict(c.arrays)
     threshold: Any = arrays.pop("threshold", None)
-    k = c.k
+    k = parameters.get("k", c.k)
     match c.architecture:
         case "topk":
             sparsity: Any = TopK(k)
@@ -44,7 +44,7 @@ def from_checkpoint(cls: type, c: SparseCheckpoint, parameters: dict[str, Any]) 
         "sparsity": sparsity, "pre_bias": c.pre_bias, "normalization": c.normalization,
         # a skip connection, which sparsify's autoencoders may have too, is a transcoder's here
         "transcoder": c.transcoder or "skip" in arrays,
-    }  # fmt: skip
+    } | ({} if k is None else {"k": k})  # fmt: skip
     named = {_ARRAYS.get(name, name): array for name, array in arrays.items() if name not in ("encoder", "decoder")}
     model = cls.from_arrays(  # type: ignore[attr-defined]
         arrays["encoder"], named.pop("b_enc", None), arrays["decoder"], named.pop("b_dec"), threshold=threshold,
@@ -68,9 +68,16 @@ def to_checkpoint(model: SparseAutoencoder) -> SparseCheckpoint:
     ends = np.array(network.groups or (), dtype=np.int64)
     # sparsify's autoencoders with a skip connection, which subtract the bias from x, go back to what they were
     transcoder = network.transcoder and not (network.skip and network.pre_bias)
+    pre_bias = network.pre_bias
+    if transcoder and pre_bias:  # libraries' transcoders have none: W (x − b) + c = W x + (c − W b)
+        if "encoder_bias" not in arrays:
+            raise ValueError("a gated transcoder with pre_bias=True is no library's; fastae's own file can hold it")
+        product = arrays["encoder"].astype(np.float64) @ arrays["decoder_bias"].astype(np.float64)
+        arrays["encoder_bias"] = (arrays["encoder_bias"] - product).astype(arrays["encoder_bias"].dtype)
+        pre_bias = False
     sizes = tuple(np.diff(ends, prepend=0).tolist()) if architecture == "matryoshka" else None
     return SparseCheckpoint(
-        architecture, arrays, k=network.k, group_sizes=sizes, pre_bias=network.pre_bias,
+        architecture, arrays, k=network.k, group_sizes=sizes, pre_bias=pre_bias,
         normalization=network.normalization, input_scale=network.input_scale, transcoder=transcoder,
         metadata=getattr(model, "source_", {}),
     )  # fmt: skip
