@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,12 @@ def check_rows(
 
             validate_data(estimator, X, reset=reset, skip_check_array=True)
             return Source(array, columns=array.shape[1]), computing_dtype(array.dtype, precision)
+    first = X[0] if isinstance(X, (list, tuple)) and X else X
+    if isinstance(first, (str, os.PathLike)) or callable(X) or hasattr(X, "__next__"):
+        raise ValueError(
+            f"X is a {type(X).__name__}; wanted an array of rows, such as numpy.load(path, mmap_mode='r'); files and "
+            "iterables of blocks are for fit, partial_fit and encode_to"
+        )
     try:
         return _by_sklearn(estimator, X, reset, precision, min_rows, allow_nan)
     except ValueError as error:

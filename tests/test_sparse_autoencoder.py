@@ -204,6 +204,9 @@ def test_transcoder():
     np.testing.assert_allclose(m.score(X, Y), -((Y - m.reconstruct(X)) ** 2).mean(), rtol=1e-4)
     with pytest.raises(ValueError, match=r"give fit\(X, Y\)"):
         model(transcoder=True, pre_bias=False).fit(X)
+    for blocks in ((X, lambda: iter([Y])), (lambda: iter([X]), Y)):
+        with pytest.raises(ValueError, match="X and y are shuffled alike only where both"):
+            model(transcoder=True, pre_bias=False).fit(*blocks)
     with pytest.raises(ValueError, match="y has 599 rows, X 600"):
         model(transcoder=True, pre_bias=False).fit(X, Y[1:])
     with pytest.raises(ValueError, match="pre_bias=False"):
@@ -362,6 +365,8 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         model().fit(X, resume=True)
     with pytest.raises(FileNotFoundError, match="make its folder first"):
         model().fit(X, checkpoint=tmp_path / "nowhere" / "c.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a folder; give a file in it"):
+        model().fit(X, checkpoint=tmp_path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")

@@ -351,3 +351,11 @@ def test_sentence_transformers(name, tmp_path):
     state = {key: value for key, value in files["model.safetensors"].items()}
     other = folder(tmp_path / "b", {"config.json": files["config.json"], "pytorch_model.bin": state})
     check(other, "sentence_transformers", "topk", **wanted, k=K)
+
+
+def test_a_pt_file_says_nothing_of_the_files_beside_it(tmp_path):
+    (tmp_path / "activations.pt").write_bytes(b"")
+    (tmp_path / "own.safetensors").write_bytes(b"")
+    assert detect(tmp_path / "activations.pt") == "openai"
+    with pytest.raises(ModelFileError, match=r"files of fastae's own are for fastae\.load"):
+        detect(tmp_path / "own.safetensors")

@@ -221,6 +221,17 @@ def test_bad_files_and_numbers(tmp_path):
             call()
 
 
+@pytest.mark.parametrize("start, message", [
+    (b"PAR1", r"but Parquet; give lambda: pyarrow\.parquet"), (b"\x89HDF\r\n", r"but HDF5; give .*h5py\.File"),
+    (b"@\0\0\0\0\0\0\0{", "it begins with b'@"),
+])  # fmt: skip
+def test_files_of_other_formats_are_named(tmp_path, start, message):
+    (tmp_path / "x").write_bytes(start + bytes(99))
+    with pytest.raises(ValueError, match=message) as error:
+        open_rows(tmp_path / "x")
+    assert "pickle" not in str(error.value)  # NumPy's advice for whatever it does not know
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64", "uint8", "int64", "bool", "bfloat16"])
 def test_stored_types_stay(tmp_path, dtype):
     if dtype == "bfloat16":

@@ -33,6 +33,21 @@ def same(a, b):
     assert a.loss_curve_ == b.loss_curve_ and (a.t_, a.n_iter_) == (b.t_, b.n_iter_)
 
 
+class Batch:
+    """As Arrow's record batches: a shape, no number of dimensions."""
+
+    def __init__(self, rows):
+        self.rows, self.shape = rows, rows.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return self.rows
+
+
+def test_a_list_of_whatever_numpy_makes_arrays_of():
+    parts = [X[:250], X[250:]]
+    same(model().fit([Batch(part) for part in parts]), model().fit(parts))
+
+
 class Dataset:
     """As those of h5py and zarr."""
 

@@ -66,6 +66,12 @@ def test_tensors_have_the_type_they_are_stored_in(dtype):
     assert open_rows(tensor).dtype.name == open_rows(lambda: iter(tensor.split(7))).dtype.name == dtype
 
 
+@pytest.mark.parametrize("X", ["x.npy", ["x.npy", "y.npy"], lambda: iter([X]), iter([X])])
+def test_files_and_iterables_are_for_fit(X):
+    with pytest.raises(ValueError, match=r"wanted an array of rows, such as numpy\.load"):
+        MODEL.transform(X)
+
+
 def test_float64_is_computed_in_float64():
     assert MODEL.transform(X.astype(np.float64)).dtype == np.float64
     double = fastae.Autoencoder(2, max_iter=1).fit(X.astype(np.float64))

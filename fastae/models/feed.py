@@ -32,7 +32,7 @@ def is_stream(X: Any) -> bool:
     if isinstance(X, (Rows, str, os.PathLike)) or callable(X):
         return True
     if isinstance(X, (list, tuple)):
-        return bool(X) and (isinstance(X[0], (str, os.PathLike)) or getattr(X[0], "ndim", 0) == 2)
+        return bool(X) and (isinstance(X[0], (str, os.PathLike)) or len(getattr(X[0], "shape", ())) == 2)
     if isinstance(X, np.memmap):
         return X.nbytes > MAPPED_BYTES
     if hasattr(X, "chunks") and isinstance(getattr(X, "dtype", None), np.dtype):

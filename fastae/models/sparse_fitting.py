@@ -48,6 +48,8 @@ class SparseFitting(SparseState):
         number("checkpoint_every", checkpoint_every, 1, _NEVER, integer=True)
         if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
             raise FileNotFoundError(f"cannot write checkpoint {os.fspath(checkpoint)!r}: make its folder first")
+        if checkpoint is not None and Path(checkpoint).is_dir():
+            raise IsADirectoryError(f"checkpoint {os.fspath(checkpoint)!r} is a folder; give a file in it")
         with self._unchanged_on_error():
             backend = self._backend()
             feed, dtype, settings = self._open(X, y, backend, reset=True, passes=self.max_iter)
@@ -133,6 +135,11 @@ class SparseFitting(SparseState):
             targets, _, unchecked_y = open_checked(row_checker(type(self).__name__)(), y, reset=True, backend=backend,
                                                    precision=self.precision)  # fmt: skip
             unchecked = unchecked or unchecked_y
+            if (targets.n_rows is None) != (rows.n_rows is None):
+                raise ValueError(
+                    "X and y are shuffled alike only where both are arrays or files, or both are iterables of blocks; "
+                    "give them in one form"
+                )
             if targets.n_rows != rows.n_rows:
                 raise ValueError(f"y has {targets.n_rows} rows, X {rows.n_rows}; give a target for each row")
         rows, targets = on_one_side(rows, targets)

@@ -163,11 +163,25 @@ def visited(rows: Rows, key: int, chunk: int, buffer: int, skip: int) -> Iterato
         skip = 0
 
 
+_NPY = b"\x93N"
+_OTHERS = {  # by how they begin
+    b"PAR1": "Parquet; give lambda: pyarrow.parquet.ParquetFile(path).iter_batches()",
+    b"\x89HDF": "HDF5; give one of its datasets, such as h5py.File(path)['activations']",
+}
+
+
 def open_file(path: Any) -> File | Array:
     path = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path!r}; give a .npy file of shape (rows, features)")
+    with open(path, "rb") as file:
+        start = file.read(6)
+    for magic, how in _OTHERS.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path!r} is not a .npy file but {how}")
     try:
+        if start[:2] not in (_NPY, b"PK", b""):
+            raise ValueError(f"it begins with {start!r}")
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(mapped, np.memmap):
             raise ValueError("it is an archive of several arrays")

@@ -80,7 +80,7 @@ def detect(path: Any) -> str:
     else:
         folder = path
     found = _by_files(folder)
-    if found is not None:
+    if found is not None and not (found == "openai" and path.is_file()):  # a .pt beside it says nothing of this one
         return found
     inside = [entry for entry in _subfolders(folder) if _by_files(entry) is not None] if path.is_dir() else []
     if inside:
@@ -91,7 +91,8 @@ def detect(path: Any) -> str:
             f"give the path of one, such as {str(inside[0])!r}"
         )
     raise ModelFileError(
-        f"{str(path)!r} is in no format that fastae knows by its files; give format=, one of {sorted(READERS)}"
+        f"{str(path)!r} is in no format that fastae knows by its files; give format=, one of {sorted(READERS)}; "
+        "files of fastae's own are for fastae.load"
     )
 
 
