@@ -147,6 +147,9 @@ def test_calibrated_threshold(fitted):
         m = fitted[kind].calibrate(held_out, 3.0)
         assert m.transform(held_out).nnz / 400 == pytest.approx(3.0, abs=0.01)
         assert m.sparsity.name == "jumprelu"
+    # rounding in another way finds the same latents: no pre-activation is the threshold itself
+    all_values, _ = fitted["topk"].encode(held_out, k=64)
+    assert (all_values != fitted["topk"].calibrate(held_out, 3.0).threshold_[0]).all()
     with pytest.raises(ValueError, match="has no threshold"):
         fitted["gated"].calibrate(X, 3.0)
 
@@ -261,6 +264,12 @@ def test_presets_train(library, sparsity):
         SparseAutoencoder.preset(library, sparsity="top")
     with pytest.raises(ValueError, match="choose from dictionary_learning, openai, saelens, sparsify"):
         SparseAutoencoder.preset("sae", 64)
+
+
+def test_groups_are_a_tuple_whatever_they_came_as():
+    wanted = fastae.Matryoshka((16, 48))
+    assert fastae.Matryoshka([16, 48]) == fastae.Matryoshka(np.array([16, 48])) == wanted
+    assert hash(fastae.Matryoshka([16, 48])) == hash(wanted)
 
 
 @pytest.mark.parametrize("library", ["openai", "sparsify", "dictionary_learning", "saelens"])

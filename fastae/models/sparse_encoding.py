@@ -225,13 +225,16 @@ class SparseEncoding(SparseMemory):
             compiled = CompiledCode(self._backend(), plan, self._space(dtype))
             compiled.run(source, [val, idx, np.empty((m, 1), np.int32)], self._threads(), rows)
             flat = np.sort(val, axis=None)[::-1]
-            theta = float(flat[min(round(l0 * m), len(flat) - 1)])
+            rank = min(round(l0 * m), len(flat) - 1)
+            theta = float(flat[rank])
             # a row all of whose values are above it may have more that were left out
             if width < network.n_components and (val > theta).all(axis=1).any():
                 width = min(network.n_components, 2 * width)
                 continue
             if theta > 0:
-                return theta
+                # halfway to the last that is active, so that another way of rounding finds the same ones
+                middle = theta + (flat[max(rank - 1, 0)] - flat[rank]) / 2
+                return float(middle if middle < flat[max(rank - 1, 0)] else theta)
             raise ValueError(
                 f"l0={l0} cannot be reached: a row of X has {np.count_nonzero(val > 0) / m:.1f} positive "
                 "pre-activations on average; give a smaller l0"

@@ -181,8 +181,9 @@ class Matryoshka(Sparsity):
             raise ValueError(f"Matryoshka.over={self.over!r} must be TopK(…) or BatchTopK(…), without MultiTopK")
         if self.reduction not in ("sum", "mean"):
             raise unknown("Matryoshka.reduction", self.reduction, ("sum", "mean"))
-        for size in self.groups or ():
-            number("Matryoshka.groups", size, 1, 2**31 - 1, integer=True)
+        if self.groups is not None:
+            sizes = (number("Matryoshka.groups", size, 1, 2**31 - 1, integer=True) for size in self.groups)
+            object.__setattr__(self, "groups", tuple(sizes))
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
