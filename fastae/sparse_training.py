@@ -26,21 +26,23 @@ _KEEP_STEPS = 100  # between copies of the weights, for when a loss is not finit
 
 @dataclass
 class Totals:
-    """Sums over the steps of an epoch so far, weighted by rows."""
+    """Sums over the steps of an epoch so far, weighted by rows. error: of the squared errors, whatever the loss is."""
 
     rows: int = 0
     loss: float = 0.0
     other: float = 0.0
     l0: float = 0.0
     variance: float = 0.0
+    error: float = 0.0
 
-    def add(self, values: np.ndarray, rows: np.ndarray) -> None:
+    def add(self, values: np.ndarray, rows: np.ndarray, normalized: bool) -> None:
         for step, n in zip(values, rows, strict=True):  # one by one: sums must not depend on how steps are cut
             self.rows += int(n)
             self.loss += float(step[LOSS] * n)
             self.other += float(step[OTHER] * n)
             self.l0 += float(step[L0] * n)
             self.variance += float(step[VARIANCE] * n)
+            self.error += float(step[LOSS] * (step[VARIANCE] if normalized else 1.0) * n)
 
 
 @dataclass
@@ -132,7 +134,8 @@ class Trainer:
             )  # fmt: skip
             done = self.backend.run(self.handle, job)
             starts = (first + np.arange(done)) * self.batch
-            self.position.totals.add(values[:done], np.minimum(self.batch, n_rows - starts).astype(np.float64))
+            counts = np.minimum(self.batch, n_rows - starts).astype(np.float64)
+            self.position.totals.add(values[:done], counts, self.network.loss == "normalized")
             self.state.steps += done
             self.position.step += done
             first, n_steps = first + done, n_steps - done
@@ -225,7 +228,7 @@ class Trainer:
         """
         t = self.position.totals
         if t.variance > 0:
-            return t.loss / (self.sum_scale * t.variance)
+            return t.error / (self.sum_scale * t.variance)
         return float(t.loss > 0) if self.network.loss == "squared_error" and t.rows else np.nan
 
     def dead_fraction(self) -> float:

@@ -515,6 +515,17 @@ def test_encode_to_files(fitted, kind, tmp_path):
         fitted["abs_topk" if kind == "topk" else "gated"].encode_to(tmp_path / "codes", X)
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"normalization": "layer"}, {"normalization": "scale"}, {"sparsity": fastae.TopK(4, multi=fastae.MultiTopK())},
+    {"sparsity": fastae.Matryoshka()}, {"sparsity": fastae.Matryoshka(reduction="sum")},
+])  # fmt: skip
+def test_unexplained_part_is_a_part_of_the_variance_whatever_the_loss(options):
+    options = {"learning_rate": 1e-12, "random_state": 0, "max_iter": 1, "k": 4, "batch_size": 100} | options
+    plain, normalized = (SparseAutoencoder(64, loss=loss, **options).fit(X).fvu_curve_[0]
+                         for loss in ("squared_error", "normalized"))  # fmt: skip
+    assert 0.05 < plain < 1 and normalized == pytest.approx(plain, rel=1e-4)
+
+
 def test_unexplained_part_of_rows_that_are_all_the_same():
     same = np.full((200, 5), 3.0)
     exact = SparseAutoencoder(8, k=2, max_iter=2, random_state=0).fit(same)  # the decoder's bias begins as the row

@@ -130,6 +130,6 @@ def _restored(network: SparseNetwork, dtype: np.dtype, tensors: dict[str, np.nda
         if array.dtype != np.uint8 or array.shape != (size,):
             raise ValueError(f"{name} has dtype {array.dtype} and shape {array.shape}; wanted {size} bytes")
     t = o["totals"]
-    totals = Totals(int(t["rows"]), *(float(t[name]) for name in ("loss", "other", "l0", "variance")))
+    totals = Totals(int(t["rows"]), *(float(t[name]) for name in ("loss", "other", "l0", "variance", "error")))
     return SparseOptimizer(memory, raw, float(o["guess"]), rule, counts["steps"], counts["epochs"],
                            counts["first_epoch"], Position(counts["step"], capacity, totals))  # fmt: skip
