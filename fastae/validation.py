@@ -108,11 +108,12 @@ def check_rows(
     try:
         return _by_sklearn(estimator, X, reset, precision, min_rows, allow_nan)
     except ValueError as error:
-        if "contains NaN" in str(error) and hasattr(estimator, "missing"):
-            first = str(error).partition("\n")[0]
-            raise ValueError(
-                f"{first} Set missing=np.nan to learn from the entries that are there, or fill the others in."
-            ) from None
+        if "contains NaN" in str(error):
+            first = str(error).partition("\n")[0]  # what follows advises other estimators
+            remedy = "Leave such rows out, or fill these entries in."
+            if hasattr(estimator, "missing"):
+                remedy = "Set missing=np.nan to learn from the entries that are there, or fill the others in."
+            raise ValueError(f"{first} {remedy}") from None
         raise
 
 

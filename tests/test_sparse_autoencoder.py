@@ -430,7 +430,7 @@ def test_bad_rows(fitted):
         with pytest.raises(ValueError, match=r"NaN|nan"):
             model().fit(source)
     for call in (fitted["topk"].encode, fitted["relu"].transform, fitted["topk"].reconstruct):
-        with pytest.raises(ValueError, match="NaN"):
+        with pytest.raises(ValueError, match=r"contains NaN\. Leave such rows out, or fill these entries in\.$"):
             call(bad)
     with pytest.raises(ValueError, match="features"):
         fitted["topk"].encode(X[:, 1:])
