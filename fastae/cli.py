@@ -84,6 +84,8 @@ def _train(options: argparse.Namespace) -> int:
     except TypeError as error:
         raise SystemExit(f"fastae: {error}") from None
     X = _load_array(options.data)
+    if not Path(options.model).absolute().parent.is_dir():  # before the training, not after it
+        raise SystemExit(f"fastae: cannot save to {options.model!r}: make its folder first")
     model.fit(X)
     model.save(options.model)
     print(f"{model.n_iter_} epochs, loss {model.loss_:.6g}, backend {model.backend_}; saved to {options.model}")
@@ -239,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ValueError, TypeError, OSError, ArithmeticError, ImportError) as error:
-        print(f"fastae: {error}", file=sys.stderr)
+        print(f"fastae: {error}".replace("resume=False", "--no-resume"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fastae: interrupted", file=sys.stderr)

@@ -45,7 +45,7 @@ def test_encode_into_a_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     fastae.Autoencoder(3, max_iter=1, random_state=1).fit(X).save(model)
     assert main(command) == 2
-    assert "holds other codes: model" in capsys.readouterr().err
+    assert re.search("holds other codes: model .* --no-resume to", capsys.readouterr().err)
     assert main([*command, "--no-resume", "--dtype", "float16"]) == 0
     codes = open_codes(out)
     assert codes.dtype == np.float16
@@ -144,6 +144,13 @@ def test_bad_arguments_end_with_a_message(arguments, message, capsys):
     except SystemExit as end:
         status, text = 2, str(end)
     assert status == 2 and message in text
+
+
+def test_the_models_folder_is_looked_at_before_training(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", X)
+    monkeypatch.setattr(fastae.Autoencoder, "fit", None)
+    with pytest.raises(SystemExit, match="make its folder first"):
+        main(["train", str(tmp_path / "x.npy"), str(tmp_path / "nowhere" / "m")])
 
 
 def test_demo(tmp_path, capsys):
