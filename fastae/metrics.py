@@ -18,12 +18,10 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from . import ops
-from .backends import get_backend
 from .io.model_file import write_atomically
-from .models.feed import is_stream, rows_of
+from .models.feed import as_fit_reads, without_names
 from .spec.options import number
 from .stream import open_rows
-from .validation import check_rows
 
 SLICE = 1024  # rows that are in float64 at a time
 BIN = 0.25  # width of a bin of log10 frequencies
@@ -61,7 +59,8 @@ class SparseReport:
         """
         if hasattr(model, "get_params"):
             check_is_fitted(model)
-        rows = open_rows(_as_fit_reads(model, source), model.n_features_in_)
+        rows = open_rows(as_fit_reads(model, source), model.n_features_in_)
+        model = without_names(model)
         encode = getattr(model, "encode", None) or model.transform
         both = getattr(model, "_code_and_reconstruction", None)  # of one encoding
         report: Self | None = None
@@ -290,14 +289,6 @@ def _unexplained(error: Any, spread: Any, n_rows: int) -> np.ndarray:
     error, spread = np.asarray(error), np.asarray(spread)
     flat = np.where(error > 0, 1.0, 0.0) if n_rows else np.full(error.shape, np.nan)
     return np.divide(error, spread, out=flat, where=spread > 0)
-
-
-def _as_fit_reads(model: Any, source: Any) -> Any:
-    """Rows that are not numbers by their dtype as numbers: frames, nested lists, arrays of objects."""
-    numeric = hasattr(source, "tocsr") or getattr(getattr(source, "dtype", None), "kind", "O") != "O"
-    if numeric or is_stream(source) or not hasattr(model, "get_params"):
-        return source
-    return rows_of(check_rows(model, source, reset=False, backend=get_backend())[0])
 
 
 def _double(block: Any) -> np.ndarray:

@@ -165,6 +165,20 @@ def test_frames_and_tensors(library, make):
     assert SparseReport.of(model, made).to_dict() == SparseReport.of(model, x).to_dict()
 
 
+def test_names_of_features_are_looked_at_once(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(RNG.normal(size=(90, 6)), columns=list("abcdef"))
+    model = fastae.SparseAutoencoder(8, k=2, max_iter=1, random_state=0).fit(frame)
+    np.save(tmp_path / "x.npy", frame.to_numpy())
+    wanted = SparseReport.of(model, frame, rows_per_block=40).to_dict()  # without a warning for each block
+    assert SparseReport.of(model, tmp_path / "x.npy", rows_per_block=40).to_dict() == wanted
+    assert model.encode_to(tmp_path / "codes", frame, block_rows=40) == model.encode_to(tmp_path / "codes", frame)
+    for call in (SparseReport.of, lambda model, x: model.encode_to(tmp_path / "other", x)):
+        with pytest.raises(ValueError, match="feature names should match"):
+            call(model, frame[list("fedcba")])
+    assert list(model.feature_names_in_) == list("abcdef")
+
+
 def test_a_model_that_is_not_fitted():
     with pytest.raises(NotFittedError):
         SparseReport.of(fastae.SparseAutoencoder(8), np.zeros((3, 6)))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import on_device
+from ..backends import get_backend
 from ..plan.plan import Source
 from ..schedules import ConstantRate, ReduceOnPlateau, Schedule, StepDecay
 from ..stream import DeviceRows, Rows, check_finite, open_rows
@@ -54,6 +55,23 @@ def rows_of(source: Source) -> Any:
     from scipy.sparse import csr_array
 
     return csr_array((source.data, source.indices, source.indptr), (source.n_rows, source.columns))
+
+
+def as_fit_reads(model: Any, source: Any) -> Any:
+    """Rows that are not numbers by their dtype as numbers: frames, whose names are checked, nested lists, objects."""
+    numeric = hasattr(source, "tocsr") or getattr(getattr(source, "dtype", None), "kind", "O") != "O"
+    if numeric or is_stream(source) or not hasattr(model, "get_params"):
+        return source
+    return rows_of(check_rows(model, source, reset=False, backend=get_backend())[0])
+
+
+def without_names(model: Any) -> Any:
+    """The same fitted model for blocks of rows, which have no names of features: scikit-learn would warn of each."""
+    if "feature_names_in_" not in getattr(model, "__dict__", ()):
+        return model
+    other = object.__new__(type(model))
+    other.__dict__.update({name: value for name, value in model.__dict__.items() if name != "feature_names_in_"})
+    return other
 
 
 def open_checked(estimator: Any, X: Any, *, reset: bool, backend: Any, precision: str) -> tuple[Rows, np.dtype, bool]:

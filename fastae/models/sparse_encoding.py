@@ -184,6 +184,7 @@ class SparseEncoding(SparseMemory):
         returns : the manifest, as `fastae.encode_to` does
         """
         from ..encode import encode_to
+        from .feed import as_fit_reads, without_names
 
         k = self._check_k(k) if self._fitted() else None
         made = (self.network_, k, "bfloat16") if self._bf16 else (self.network_, k)
@@ -191,7 +192,8 @@ class SparseEncoding(SparseMemory):
         digest.update(self._theta.data)
         width = (k or self.network_.k) if self._ranked(k) else None
         known = {"n_components": self.network_.n_components, "model": f"sha256:{digest.hexdigest()}", "k": width}
-        return encode_to(lambda block: self.encode(block, k=k), path, source, **{**known, **options})
+        source, model = as_fit_reads(self, source), without_names(self)
+        return encode_to(lambda block: model.encode(block, k=k), path, source, **{**known, **options})
 
     def _code_and_reconstruction(self, X: Any) -> tuple[Any, np.ndarray]:
         """`encode` and `reconstruct`, encoding once where the code is enough to decode."""
