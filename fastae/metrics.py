@@ -12,6 +12,7 @@ numbers stay finite and can be averaged and compared. Without any rows numbers a
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from typing import Any, Self
 
 import numpy as np
@@ -51,28 +52,39 @@ class SparseReport:
         self.total = np.zeros(self.n_components)
 
     @classmethod
-    def of(cls, model: Any, source: Any, *, rows_per_block: int = 4096, max_rows: int | None = None) -> Self:
+    def of(
+        cls, model: Any, source: Any, targets: Any = None, *, rows_per_block: int = 4096, max_rows: int | None = None
+    ) -> Self:
         """Of a fitted model (``encode`` or ``transform``, and ``reconstruct``) and the rows of a source.
 
         source : what `fastae.stream.open_rows` takes; also frames, lists of rows and arrays of objects, as in ``fit``
+        targets : of a transcoder, what `fastae.stream.open_rows` takes
         max_rows : rows after which to stop, or None
         """
         if hasattr(model, "get_params"):
             check_is_fitted(model)
         rows = open_rows(as_fit_reads(model, source), model.n_features_in_)
+        transcoder = getattr(getattr(model, "network_", None), "transcoder", False)
+        if transcoder != (targets is not None):
+            raise ValueError("targets go with a transcoder, whose reconstructions are of them; give them there alone")
+        wanted = rows if targets is None else open_rows(targets, model.network_.n_targets)
         model = without_names(model)
         encode = getattr(model, "encode", None) or model.transform
         both = getattr(model, "_code_and_reconstruction", None)  # of one encoding
         report: Self | None = None
-        for block in rows.blocks(rows_per_block):
+        blocks = rows.blocks(rows_per_block)
+        pairs = ((x, x) for x in blocks) if targets is None else zip_longest(blocks, wanted.blocks(rows_per_block))
+        for block, target in pairs:
+            if block is None or target is None or block.shape[0] != target.shape[0]:
+                raise ValueError("source and targets have different numbers of rows; give a target for each row")
             left = block.shape[0] if max_rows is None else max_rows - (report.n_rows if report else 0)
             if left <= 0:
                 break
-            block = block[:left]
+            block, target = block[:left], target[:left]
             code, made = both(block) if both is not None else (encode(block), model.reconstruct(block))
             if report is None:
-                report = cls(_width(model, code), rows.n_features)
-            report.update(block, made, *(code if isinstance(code, tuple) else (code,)))
+                report = cls(_width(model, code), wanted.n_features)
+            report.update(target, made, *(code if isinstance(code, tuple) else (code,)))
         if report is None:
             raise ValueError(f"max_rows={max_rows} leaves no rows; wanted 1 or more")
         return report

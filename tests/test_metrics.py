@@ -179,6 +179,26 @@ def test_names_of_features_are_looked_at_once(tmp_path):
     assert list(model.feature_names_in_) == list("abcdef")
 
 
+@pytest.mark.parametrize("options", [{}, {"skip": True}, {"sparsity": "relu"}])
+def test_transcoders(options):
+    x = RNG.normal(size=(90, 6)).astype(np.float32)
+    y = RNG.normal(size=(90, 4)).astype(np.float32)
+    model = fastae.SparseAutoencoder(8, k=2, max_iter=1, transcoder=True, pre_bias=False, random_state=0, **options)
+    report = SparseReport.of(model.fit(x, y), x, iter([y[:50], y[50:]]), rows_per_block=40)
+    error, spread = y - model.reconstruct(x), y - y.mean(axis=0)
+    assert report.fvu == pytest.approx((error**2).sum() / (spread**2).sum(), rel=1e-5)
+    assert report.l0 == pytest.approx(model.transform(x).nnz / 90)
+    for given in (y[:50], y[:80], np.concatenate([y, y])):
+        with pytest.raises(ValueError, match="different numbers of rows"):
+            SparseReport.of(model, x, given, rows_per_block=40)
+    with pytest.raises(ValueError, match="the source has 3 features; wanted 4"):
+        SparseReport.of(model, x, y[:, :3])
+    plain = fastae.SparseAutoencoder(8, k=2, max_iter=1).fit(x)
+    for one, targets in ((model, None), (plain, x)):
+        with pytest.raises(ValueError, match="targets go with a transcoder"):
+            SparseReport.of(one, x, targets)
+
+
 def test_a_model_that_is_not_fitted():
     with pytest.raises(NotFittedError):
         SparseReport.of(fastae.SparseAutoencoder(8), np.zeros((3, 6)))

@@ -18,7 +18,10 @@ class SparseCodes(SparseEncoding):
     """Base of `SparseAutoencoder`: everything after fitting."""
 
     def decode(self, values: Any, indices: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows (N, q) of codes: values (N, s) and indices (N, s), as `encode` gives them."""
+        """Rows (N, q) of codes: values (N, s) and indices (N, s), as `encode` gives them.
+
+        What a skip connection adds to reconstructions is a map of the input and not in them.
+        """
         network = self._fitted()
         values, indices = asarray(values), asarray(indices)
         if values.ndim != 2 or values.shape != indices.shape or indices.dtype.kind not in "iu":
@@ -57,7 +60,7 @@ class SparseCodes(SparseEncoding):
         return out
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Rows (N, q) of codes X (N, n_components), dense or sparse."""
+        """Rows (N, q) of codes X (N, n_components), dense or sparse; a skip connection adds nothing, as in `decode`."""
         from scipy.sparse import csr_array, issparse
 
         network = self._fitted()

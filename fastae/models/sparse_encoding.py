@@ -198,12 +198,8 @@ class SparseEncoding(SparseMemory):
     def _code_and_reconstruction(self, X: Any) -> tuple[Any, np.ndarray]:
         """`encode` and `reconstruct`, encoding once where the code is enough to decode."""
         network = self._fitted()
-        if network.transcoder:
-            raise ValueError(
-                "a transcoder's targets are not its inputs; give report.update targets and reconstructions"
-            )
         code = self.encode(X)
-        if network.ragged or network.normalization == "layer":
+        if network.ragged or network.normalization == "layer" or network.skip:
             return code, self.reconstruct(X)
         return code, self.decode(*code)
 
