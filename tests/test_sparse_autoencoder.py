@@ -272,6 +272,13 @@ def test_groups_are_a_tuple_whatever_they_came_as():
     assert hash(fastae.Matryoshka([16, 48])) == hash(wanted)
 
 
+def test_presets_average_thresholds_as_the_libraries_do():
+    for library, decay in (("dictionary_learning", 0.999), ("saelens", 0.99)):
+        for kind in ("batch_topk", "matryoshka"):
+            sparsity = SparseAutoencoder.preset(library, 64, sparsity=kind).sparsity
+            assert getattr(sparsity, "over", sparsity).threshold_decay == decay
+
+
 @pytest.mark.parametrize("library", ["openai", "sparsify", "dictionary_learning", "saelens"])
 def test_presets_of_transcoders_leave_the_input_alone(library):
     Y = X[:, :5]

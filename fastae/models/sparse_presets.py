@@ -11,6 +11,7 @@
 | Adam's ε | 6.25e-10 | 1e-8 | 1e-8, gradient norm clipped to 1 but of ReLU and Gated | 1e-8 |
 | Adam's β₁ | 0.9 | 0.9 | 0.9; 0 of JumpReLU and Gated | 0.9 |
 | learning rate | 2e-4 / √(n / 2¹⁴) | the same | the same | 3e-4 |
+| threshold of BatchTopK averaged | | | 0.999 | 0.99 |
 | weights averaged | 0.999 | no | no | no |
 | JumpReLU | | | θ, ε = θ₀ = 0.001, (L0 / target − 1)², half a window, no pre-bias | θ ≥ 0, ε = 0.05, θ₀ = 0.01, λ L0, free norms |
 | Gated | | | l1 of gates; decoder left alone | weighted by norms; decoder learns |
@@ -77,8 +78,9 @@ def _dictionary_learning(sparsity: str) -> dict[str, Any]:
 
 def _saelens(sparsity: str) -> dict[str, Any]:
     aux = AuxK(strength=1.0, norm="none", scaled=True, relu=False)
+    batch = BatchTopK(aux=aux, threshold_decay=0.99)
     table = {
-        "topk": TopK(aux=aux), "batch_topk": BatchTopK(aux=aux), "matryoshka": Matryoshka(over=BatchTopK(aux=aux)),
+        "topk": TopK(aux=aux), "batch_topk": batch, "matryoshka": Matryoshka(over=batch),
         "jumprelu": JumpReLU(1.0, bandwidth=0.05, threshold=0.01, logarithm=False), "relu": ReLUCode(1.0),
         "gated": Gated(1.0, weighted=True, detached=False),
     }  # fmt: skip

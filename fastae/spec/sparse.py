@@ -147,7 +147,8 @@ class AbsTopK(_KLargest):
 class BatchTopK(_KLargest):
     """The k·rows largest of a whole batch; afterwards every latent above a threshold (Bussmann et al. 2024).
 
-    threshold_decay : of the running average of the smallest value kept, the threshold of a fitted model
+    threshold_decay : of the running average of the smallest value kept, the threshold of a fitted model. It follows
+        over some 1 / (1 - threshold_decay) steps: after fewer, `calibrate` gives a fitted model the wanted L0
     Other fields as of `TopK`.
     """
 
