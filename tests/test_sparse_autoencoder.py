@@ -370,6 +370,22 @@ def test_resumed_training_has_the_same_bits(kind, tmp_path):
     np.testing.assert_array_equal(again.arrays_["encoder"], whole.arrays_["encoder"])
 
 
+def test_an_iterator_that_ends_before_the_checkpoint(tmp_path):
+    path, half = tmp_path / "c.safetensors", model(max_iter=1, batch_size=50)
+    save = half.save
+
+    def once(name):
+        save(name)
+        raise KeyboardInterrupt
+
+    half.save = once
+    with pytest.raises(KeyboardInterrupt):
+        half.fit(iter(np.split(X, 6)), checkpoint=path, checkpoint_every=7)
+    with pytest.raises(ValueError, match="X ended after 300 rows, before step 7"):
+        model(max_iter=1, batch_size=50).fit(iter([X[:300]]), checkpoint=path, resume=True)
+    assert model(max_iter=1, batch_size=50).fit(iter([X[:301]]), checkpoint=path, resume=True).t_ == 7
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     model(max_iter=1).fit(X, checkpoint=path)

@@ -198,3 +198,8 @@ class Feed:
             skip = 0
             if taken[0].n_rows:
                 yield Block(tuple(taken), taken[0].n_rows)
+        passed = getattr(self.x, "passed", None)
+        if step and passed is not None and passed <= (step - 1) * self.batch:
+            raise ValueError(
+                f"X ended after {passed} rows, before step {step}, which was done already; give the same data"
+            )

@@ -15,6 +15,8 @@ from .rows import Block, Rows, as_block, check_alike, count, join
 class Sequence(Rows):
     """Blocks that an iterator gives; ``again`` makes a fresh one, or is None."""
 
+    passed: int | None = None  # rows of the last pass that came to its end
+
     def __init__(self, iterator: Iterator, again: Callable[[], Iterator] | None, backend: Any):
         self._again, self._backend, self.repeatable = again, backend, again is not None
         self.n_rows = None
@@ -56,6 +58,7 @@ class Sequence(Rows):
                 raise TypeError(f"block {item[0]} of the source is a {type(block).__name__}, unlike the first; give "
                                 "only arrays or only sparse matrices")  # fmt: skip
             yield readable(block) if isinstance(block, np.ndarray) else block
+        self.passed = rows
         if not rows:
             raise ValueError(
                 "a second pass over the source gave no rows; the function must return a fresh iterator at every call"
