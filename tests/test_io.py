@@ -38,6 +38,11 @@ def test_round_trip(fitted, tmp_path):
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
+def test_ranges_keep_their_step():
+    for value in (range(3), range(1, 7, 2), range(5, 0, -1)):
+        assert model_file.decode(json.loads(json.dumps(model_file.encode(value)))) == value
+
+
 @pytest.mark.parametrize(
     "model, precision",
     [
@@ -100,6 +105,10 @@ def test_flipped_bytes_never_crash(fitted, tmp_path):
         (lambda d: d.update({"class": "Pickle"}), "holds a 'Pickle'"),
         (lambda d: d.update({"class": ["Autoencoder"]}), r"holds a \['Autoencoder'\]"),
         (lambda d: d["parameters"].update(loss={"option": "os.system", "fields": {}}), "os.system"),
+        (
+            lambda d: d["parameters"].update(hidden_layer_sizes={"range": [1, 10**12]}),
+            "a range of 999999999999 numbers",
+        ),
         (lambda d: d["parameters"].update(n_components=4), "does not fit together"),
         (lambda d: d["parameters"].update(banana=4), "does not fit together"),
         (lambda d: d.pop("state"), "does not fit together"),

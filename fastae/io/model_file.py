@@ -22,6 +22,7 @@ from ..exceptions import ModelFileError
 from ..spec.options import Option
 
 FORMAT_VERSION = 1
+MAX_RANGE = 1 << 20  # numbers that a few bytes of a file may stand for
 _PREFIX = ".fastae-"
 _SUFFIX = ".partial"
 # estimator classes that files may name, and where they live
@@ -153,7 +154,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, np.generic):
         return encode(value.item())
     if isinstance(value, range):
-        return {"range": [value.start, value.stop]}
+        return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, tuple):
         return {"tuple": [encode(item) for item in value]}
     if isinstance(value, list):
@@ -178,7 +179,9 @@ def decode(value: Any) -> Any:
         if set(value) == {"tuple"}:
             return tuple(decode(item) for item in value["tuple"])
         if set(value) == {"range"}:
-            return range(*value["range"])
+            if len(found := range(*value["range"])) > MAX_RANGE:
+                raise ModelFileError(f"the file has a range of {len(found)} numbers; at most {MAX_RANGE} are read")
+            return found
         if set(value) == {"float"}:
             return float(value["float"])
         if set(value) == {"dict"}:
