@@ -325,6 +325,8 @@ def decoder_neighbours(
     weight = np.asarray(w, dtype=np.float64)
     if weight.ndim != 2 or len(weight) < 2:
         raise ValueError(f"w has shape {weight.shape}; wanted (n, p) with n >= 2")
+    if not np.isfinite(weight).all():
+        raise ValueError("w has NaN or infinity; wanted finite rows")
     n = len(weight)
     k = number("k", k, 1, n - 1, integer=True)
     size = number("rows_per_block", rows_per_block, 1, 2**31 - 1, integer=True)

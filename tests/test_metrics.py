@@ -285,7 +285,8 @@ def test_neighbours_that_are_equal_go_by_index():
     np.testing.assert_array_equal(indices[0], [3, 6, 9, 1])
     np.testing.assert_array_equal(cosines[0], [1, 1, 1, 0])
     np.testing.assert_array_equal(indices[5], [0, 1, 2, 3])
-    for bad, message in (((w[:1], 1), "wanted"), ((w, 12), "k=12 must be in"), ((w[0], 1), "wanted")):
+    cases = ((w[:1], 1), "wanted"), ((w, 12), "k=12 must be in"), ((w[0], 1), "wanted"), ((w * np.nan, 1), "NaN")
+    for bad, message in cases:
         with pytest.raises(ValueError, match=message):
             decoder_neighbours(*bad)
 
