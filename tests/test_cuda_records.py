@@ -181,6 +181,43 @@ def test_products_in_bfloat16(native, device):
         compare(kind, attributes | {"bf16": 1}, slots, sizes, np.float32, native, device)
 
 
+def compare_products(native, driver, kind, attributes, slots, sizes):
+    """A layer's products by tensor cores beside the compiled backend's, within rounding."""
+    arrays = inputs(slots, sizes, np.float32)
+    case = np.float32, sizes[0], kind, attributes | {"bf16": 1}, arrays
+    (want, _), (got, _) = (outcome(backend, *case) for backend in (native, CudaBackend(driver)))
+    for name in want:
+        atol = 1e-4 * np.abs(want[name]).max(initial=1)
+        label = f"{kind} {attributes} {sizes}: {name}"
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=atol, err_msg=label)
+
+
+@pytest.mark.parametrize("tile, n_multiprocessors", [("small", 1000), ("middle", 1)])
+@pytest.mark.parametrize("sizes", [(1, 8, 8), (7, 40, 16), (70, 136, 200), (33, 72, 264)], ids=str)
+def test_products_by_tensor_cores(native, tile, n_multiprocessors, sizes):
+    """With all that follows of a layer, whatever a tile and a slice of the depth leave over."""
+    driver = HostDriver(5, products="cublas")
+    driver.n_multiprocessors = n_multiprocessors
+    weights = {0: {"w": "n k"}, 1: {"w": "k n"}}
+    for kind, attributes, slots in [*RECORDS, *MORE]:
+        if kind in ("dense", "dense_grad"):
+            for transposed, w in weights.items():
+                turned = w | ({"dw": w["w"]} if "dw" in slots else {})
+                compare_products(native, driver, kind, attributes | {"transposed": transposed}, slots | turned, sizes)
+    assert {name for name in driver.launched if "_bf16_" in name} == {f"dense_bf16_{tile}", f"input_grad_bf16_{tile}"}
+    assert "dense_finish" not in driver.launched and "dense_grad_finish" not in driver.launched
+
+
+@pytest.mark.parametrize("sizes", [(40, 12, 16), (40, 16, 12), (300, 72, 72)], ids=str)
+def test_other_products_in_bfloat16_are_cublaslts(native, sizes):
+    """Where rows do not lie on 16 bytes, and where tiles are many."""
+    driver = HostDriver(5, products="cublas")
+    driver.n_multiprocessors = 1
+    record = next(record for record in MORE if record[0] == "dense_grad")
+    compare_products(native, driver, *record, sizes)
+    assert not [name for name in driver.launched if "_bf16_" in name]
+
+
 def test_not_finite_and_extreme_numbers(native, device):
     """Losses, activations and softmax of NaN, infinities, zeros of both signs and numbers near the limits."""
     special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, 3e38, -3e38, 88.7, -104], np.float32)
@@ -235,3 +272,21 @@ def test_a_product_needs_its_barriers(native, device, tmp_path):
     compare(*case, device)
     with pytest.raises(AssertionError):
         compare(*case, CudaBackend(driver))
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (f"{BARRIER}\n      start(from", "start(from"),  # a slice is overwritten while others read it
+        ("wait_for_groups<kStages - 2>();", "wait_for_groups<kStages - 1>();"),  # and read before it is there
+        (f"{BARRIER}\n    // through", "// through"),  # outputs lie where slices do
+    ],
+    ids=["barrier", "wait", "end"],
+)
+def test_tensor_cores_need_their_barriers(native, tmp_path, old, new):
+    case = "dense", {}, {"x": "M k", "w": "n k", "y": "M n"}, (40, 40, 440)
+    compare_products(native, HostDriver(1, products="cublas"), *case)
+    driver = changed(tmp_path, "tensor.cuh", old, new, ["run.cuh", "tensor.cuh"])
+    driver.products = "cublas"
+    with pytest.raises(AssertionError):
+        compare_products(native, driver, *case)
