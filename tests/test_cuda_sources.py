@@ -13,7 +13,7 @@ from cuda_host import HostDriver, compiler
 from test_packaging import ENVIRONMENT, ROOT, build_script
 
 from fastae.backends.cuda import driver, manifest, record, source
-from fastae.backends.cuda.binder import Launch
+from fastae.backends.cuda.launches import Launch
 
 CSRC = ROOT / "csrc"
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler (g++, or the one CXX names)")

@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 from ...catalog import INDEX
-from .binder import THREADS, Binder, Grid, ceil_div, over_cells
+from . import tensor
+from .binder import Binder
+from .launches import THREADS, Grid, ceil_div, over_cells
 from .lt import Matrix
 
 SEGMENT = 256  # rows of a chain of a weight's gradient
 PARTS_BYTES = 1 << 28  # of segments of a weight's gradient that wait to be added
 TILES = {"large": (128, 128), "middle": (64, 64), "small": (32, 32)}
-# Tiles for each multiprocessor up to which products in bfloat16 are the kernels' that do the rest of a layer as well:
-# cuBLASLt's products are faster, by less than two more launches take.
-TENSOR_TILES = 8
 
 
 def gather(b: Binder, op) -> None:
@@ -51,10 +50,7 @@ def dense(b: Binder, op) -> None:
             b.fours("dense_finish", "y")
         return
     x, w = b.operands(("x", False), ("w", not op.ints["transposed"]))
-    threads = tensor_tile(b, op, x, w, n, k)
-    if threads is not None:
-        name, grid = threads
-        b.launch(f"dense_bf16_{name}", grid, extra=(x.address, w.address, b.copy("y")[2]))
+    if tensor.layer(b, "dense", x, w, n, k, "y"):
         return
     fused = epilogue(b, op)
     b.fours("dense_finish", "y", extra=b.copy("y") if fused is None else ())
@@ -63,21 +59,6 @@ def dense(b: Binder, op) -> None:
     b.product(x, w, b.matrix("y"), b.m, n, k, **fused or {}, instead=finish if wanted else None)
     if fused is None:
         b.launches.append(finish)
-
-
-def tensor_tile(b: Binder, op, left: Matrix, right: Matrix, columns: int, depth: int) -> tuple[str, tuple] | None:
-    """Tile and grid of a small product by tensor.cuh, None where it is cuBLASLt's.
-
-    left : (m, depth); right : (columns, depth), stored so where it says transposed
-    """
-    sides = [left.address, right.address, 2 * left.ld, 2 * right.ld, 2 * (depth if right.transposed else columns)]
-    if op.ints["bf16"] != 1 or any(size % 16 for size in (*sides, 2 * depth)):
-        return None
-    tiles = [(name, ceil_div(columns, TILES[name][1]), ceil_div(b.m, TILES[name][0])) for name in ("middle", "small")]
-    name, x, y = next((tile for tile in tiles if 2 * tile[1] * tile[2] >= b.n_multiprocessors), tiles[-1])
-    if tiles[0][1] * tiles[0][2] > TENSOR_TILES * b.n_multiprocessors:
-        return None
-    return name, ((x, y, 1), (256, 1, 1))
 
 
 def epilogue(b: Binder, op) -> dict[str, Any] | None:
@@ -93,12 +74,10 @@ def epilogue(b: Binder, op) -> dict[str, Any] | None:
 
 def dense_grad(b: Binder, op) -> None:
     n, k = b.shape("dz")[1], b.shape("x")[1]
-    if b.has("db"):
-        with b.beside("dz", "db"):
-            bias_sum(b, "dense_bias", n)
     if b.cublas:
         multiply_gradients(b, op, n, k)
         return
+    bias_gradient(b, n)
     if b.has("dw"):
         with b.beside("dz", "x", "dw"):
             weight_gradient(b, n, k)
@@ -108,6 +87,12 @@ def dense_grad(b: Binder, op) -> None:
         b.launch(f"input_grad_{name}", threads, extra=(int(own),))
         if own:
             b.fours("dense_grad_finish", "dx")
+
+
+def bias_gradient(b: Binder, n: int) -> None:
+    if b.has("db"):
+        with b.beside("dz", "db"):
+            bias_sum(b, "dense_bias", n)
 
 
 def weight_gradient(b: Binder, n: int, k: int) -> None:
@@ -131,20 +116,17 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
     transposed, add = bool(op.ints["transposed"]), bool(op.ints["add"])
     wanted = [("dz", False)] + [("x", False)] * b.has("dw") + [("w", transposed)] * b.has("dx")
     dz, *others = b.operands(*wanted)
-    if b.has("dw"):
-        x = others.pop(0)
+    x = others.pop(0) if b.has("dw") else None
+    if x is None or not tensor.weight_gradient(b, dz, x, n, k):
+        bias_gradient(b, n)
         with b.beside("dz", "x", "dw"):
-            if transposed:  # dw (k, n) = xT dz
+            if x is None:
+                pass
+            elif transposed:  # dw (k, n) = xT dz
                 b.product(Matrix(x.address, x.ld, True), dz, b.matrix("dw"), k, n, b.m, add=add)
             else:
                 b.product(Matrix(dz.address, dz.ld, True), x, b.matrix("dw"), n, k, b.m, add=add)
-    if not b.has("dx"):
-        return
-    threads = tensor_tile(b, op, dz, others[0], k, n)
-    if threads is not None:
-        name, grid = threads
-        b.launch(f"input_grad_bf16_{name}", grid, extra=(dz.address, others[0].address, b.copy("dx")[2]))
-    else:
+    if b.has("dx") and not tensor.layer(b, "input_grad", dz, others[0], k, n, "dx"):
         b.product(dz, others[0], b.matrix("dx"), b.m, k, n)
         if b.has("saved"):
             b.fours("dense_grad_finish", "dx", extra=b.copy("dx"))
