@@ -1,4 +1,5 @@
 // Every device kernel, one after another. Compiled for float and for double (-DFASTAE_REAL=double).
+#include "cuda/chain.cuh"
 #include "cuda/dense.cuh"
 #include "cuda/encoding.cuh"
 #include "cuda/layer_end.cuh"

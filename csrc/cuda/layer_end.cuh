@@ -5,7 +5,7 @@
 
 namespace fastae {
 
-// z = x + [b] (kept if asked for), y = dropout(a(z)), and y's copy in bfloat16 where products read one
+// [y] = dropout(a(z)), z = x + [b] (kept if asked for), and y's copy in bfloat16 where products read one
 struct DenseEnd {
   AnyActivation a;
   Dropout drop;
@@ -21,7 +21,7 @@ struct DenseEnd {
         z(o.real(at_dense::s_z)),
         b(o.real(at_dense::s_b).p),
         rounded(o, y) {}
-  FASTAE_INLINE void operator()(int64_t r, int64_t j, int n, Four x) const {
+  FASTAE_INLINE Four operator()(int64_t r, int64_t j, int n, Four x) const {
     if (b) {
       const Four offset = load_four(b + j, n == 4 && aligned(b + j), n);
 #pragma unroll
@@ -31,12 +31,13 @@ struct DenseEnd {
 #pragma unroll
     for (int q = 0; q < 4; ++q) x.v[q] = a.y(x.v[q]);
     if (drops) drop.four(r, j, x);
-    store_four(y.at(r, j), x, n == 4 && aligned(y.at(r, j)), n);
+    if (y) store_four(y.at(r, j), x, n == 4 && aligned(y.at(r, j)), n);
     rounded(r, j, x, n);
+    return x;
   }
 };
 
-// dx = dropout'(x) a'(saved) of the layer before, or x where nothing of it is saved, and dx's copy
+// [dx] = dropout'(x) a'(saved) of the layer before, or x where nothing of it is saved, and dx's copy
 struct GradEnd {
   AnyActivation a;
   Dropout drop;
@@ -50,13 +51,14 @@ struct GradEnd {
         dx(o.real(at_dense_grad::s_dx)),
         saved(o.real(at_dense_grad::s_saved)),
         rounded(o, dx) {}
-  FASTAE_INLINE void operator()(int64_t r, int64_t j, int n, Four x) const {
+  FASTAE_INLINE Four operator()(int64_t r, int64_t j, int n, Four x) const {
     if (saved) {
       const Four s = load_four(saved.at(r, j), n == 4 && aligned(saved.at(r, j)), n);
       chain_four(a, x, s, drops ? &drop : nullptr, r, j);
     }
-    store_four(dx.at(r, j), x, n == 4 && aligned(dx.at(r, j)), n);
+    if (dx) store_four(dx.at(r, j), x, n == 4 && aligned(dx.at(r, j)), n);
     rounded(r, j, x, n);
+    return x;
   }
 };
 

@@ -74,6 +74,7 @@ class Binder:
         self.make: Callable[[Binder, list[Any]], Launch] | None = None
         self.op: Op | None = None
         self.bound: Op | None = None  # the plan's, also while the op at hand is another
+        self.group: list[Op] = []  # those of the plan that are made at once, the bound one first
         # Copies in bfloat16 of what products read, in the first part of the work memory: at half the distances of arena
         # and theta, where a place is written to again when the buffer there is no longer needed; of few rows each at a
         # place of its own, so that weight gradients need not be made before that.
@@ -152,6 +153,22 @@ class Binder:
         yield self.op
         self.op, self.m = before
 
+    def following(self) -> Iterator[Op]:
+        """Ops of the same phase behind the bound one."""
+        ops = iter(self.plan.ops)
+        for op in ops:
+            if op is self.bound:
+                break
+        return (op for op in ops if op.phase == self.bound.phase)  # type: ignore[union-attr]
+
+    @contextmanager
+    def bound_to(self, op: Op) -> Iterator[None]:
+        """Meanwhile another op of the plan is the bound one, and at hand."""
+        before = self.bound
+        self.op = self.bound = op
+        yield
+        self.op = self.bound = before
+
     def record(self, work: int = 0, extra: tuple[int, ...] = ()) -> np.ndarray:
         op, kind = self.op, schema.KIND[self.op.kind]  # type: ignore[union-attr]
         record = np.zeros(1, LAUNCH)
@@ -203,7 +220,9 @@ class Binder:
         elements = (rows - 1) * ld + columns if rows and columns else 0
         return address, address + elements * self.plan.buffer_dtype(buffer).itemsize
 
-    def _uses(self, slots: Iterable[str]) -> Uses:
+    def uses(self, slots: Iterable[str] | None = None) -> Uses:
+        """What the op at hand does with some of its slots, all where none are named."""
+        slots = self.op.slots if slots is None else slots  # type: ignore[union-attr]
         read, values = READ.get(self.op.kind, ()), self.op.ints.get("value", -1) >= 0  # type: ignore[union-attr]
         spans = {slot: self.span(slot) for slot in slots}
         return Uses([spans[s] for s in spans if s in read], [spans[s] for s in spans if s not in read], values)
@@ -259,8 +278,8 @@ class Binder:
         if self.op is not self.bound:
             yield
             return
-        uses = self._uses(slot for slot in slots if self.has(slot))
-        rest = self._uses(slot for slot in self.op.slots if slot not in slots)  # type: ignore[union-attr]
+        uses = self.uses(slot for slot in slots if self.has(slot))
+        rest = self.uses(slot for slot in self.op.slots if slot not in slots)  # type: ignore[union-attr]
         self.launches, scratch = [], self.scratch
         yield
         made, self.launches = self.launches, self.path
@@ -298,6 +317,13 @@ class Binder:
         if whole.space in self.copies:
             return self.copies[whole.space] + (address - self.bases[whole.space]) // 2
         return None
+
+    def place(self, slot: str) -> tuple[int, int]:
+        """Address of a slot's copy, and the distance of its rows in bytes."""
+        buffer = self.buffer(slot)
+        to = self._copy_of(buffer)
+        assert to is not None
+        return to, 2 * self.locate(buffer)[1]
 
     def keeps(self, slot: str) -> bool:
         """Whether a slot's buffer has a copy that outlasts the op."""
@@ -394,14 +420,17 @@ class Binder:
         if phases & schema.UPDATE:
             self.launches, self.deferred = self.deferred, []
         self.path, self.written = self.launches, set()
+        made: set[int] = set()
         for op in self.plan.ops:
-            if op.phase & phases:
+            if op.phase & phases and id(op) not in made:
                 self.op = self.bound = op
+                self.group = [op]
                 self.made, self.scratch = set(), False
-                self.make_way(self._uses(op.slots))
+                self.make_way(self.uses())
                 kernels[op.kind](self, op)
-                read = READ.get(op.kind, ())
-                written = {self._root(name) for slot, name in op.slots.items() if slot not in read}
+                made |= {id(one) for one in self.group}
+                written = {self._root(name) for one in self.group for slot, name in one.slots.items()
+                           if slot not in READ.get(one.kind, ())}  # fmt: skip
                 self.current -= {name for name in self.current if self._root(name) in written} - self.made
                 self.written |= written
         self._close(last=True)

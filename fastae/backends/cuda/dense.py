@@ -50,7 +50,7 @@ def dense(b: Binder, op) -> None:
             b.fours("dense_finish", "y")
         return
     x, w = b.operands(("x", False), ("w", not op.ints["transposed"]))
-    if tensor.layer(b, "dense", x, w, n, k, "y"):
+    if tensor.chain(b, "y", "x") or tensor.layer(b, "dense", x, w, n, k, "y"):
         return
     fused = epilogue(b, op)
     b.fours("dense_finish", "y", extra=b.copy("y") if fused is None else ())
@@ -116,16 +116,21 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
     transposed, add = bool(op.ints["transposed"]), bool(op.ints["add"])
     wanted = [("dz", False)] + [("x", False)] * b.has("dw") + [("w", transposed)] * b.has("dx")
     dz, *others = b.operands(*wanted)
-    x = others.pop(0) if b.has("dw") else None
-    if x is None or not tensor.weight_gradient(b, dz, x, n, k):
+    if b.has("dx") and tensor.chain(b, "dx", "dz"):
+        for one in b.group:
+            with b.bound_to(one):
+                dz, x = b.operands(("dz", False), ("x", False))
+                tensor.weight_gradient(b, dz, x, b.shape("dz")[1], b.shape("x")[1])
+        return
+    values = others.pop(0) if b.has("dw") else None
+    if values is None or not tensor.weight_gradient(b, dz, values, n, k):
         bias_gradient(b, n)
-        with b.beside("dz", "x", "dw"):
-            if x is None:
-                pass
-            elif transposed:  # dw (k, n) = xT dz
-                b.product(Matrix(x.address, x.ld, True), dz, b.matrix("dw"), k, n, b.m, add=add)
-            else:
-                b.product(Matrix(dz.address, dz.ld, True), x, b.matrix("dw"), n, k, b.m, add=add)
+        if values is not None:
+            with b.beside("dz", "x", "dw"):
+                if transposed:  # dw (k, n) = xT dz
+                    b.product(Matrix(values.address, values.ld, True), dz, b.matrix("dw"), k, n, b.m, add=add)
+                else:
+                    b.product(Matrix(dz.address, dz.ld, True), values, b.matrix("dw"), n, k, b.m, add=add)
     if b.has("dx") and not tensor.layer(b, "input_grad", dz, others[0], k, n, "dx"):
         b.product(dz, others[0], b.matrix("dx"), b.m, k, n)
         if b.has("saved"):

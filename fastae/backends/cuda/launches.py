@@ -22,6 +22,7 @@ class Launch:
     shared: int
     record: np.ndarray
     formula: int = 0  # index of one whose Python functions the kernel is linked with
+    held: Any = None  # memory of the device that the record points to
 
 
 @dataclass(frozen=True, eq=False)

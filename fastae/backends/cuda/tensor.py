@@ -5,11 +5,15 @@ cuBLASLt multiplies faster, by less than the launches take that have to follow i
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...plan import schema
+from ...plan.plan import Op
+from ...registry import FORMULAS
 from .launches import THREADS, Launch, Uses, ceil_div
 from .lt import Matrix
 from .record import LAUNCH
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
 
 SIDES = {"middle": 64, "small": 32}  # of a tile
 MOST_TILES = 8  # of a layer's outputs, for each multiprocessor
+CHAIN_ROWS, CHAIN_WIDTH = 16, 512  # of a block; of the widest layer: as in chain.cuh
+CHAIN_WEIGHTS = 192 << 10  # of all its layers, which each block reads
+CHAIN_BLOCKS = 2  # for each multiprocessor
 TOGETHER = 4  # layers whose gradients a launch makes: their slots and addresses are in one record
 ONTO_WEIGHT, ONTO_BIAS, TURNED = 1, 2, 4  # Onto of tensor.cuh
 
@@ -53,6 +60,66 @@ def layer(b: Binder, kernel: str, left: Matrix, right: Matrix, columns: int, dep
     copy = b.copy(out)[2]
     b.launch(f"{kernel}_bf16_{name}", (grid, (THREADS, 1, 1)), extra=(left.address, right.address, copy))
     return True
+
+
+def narrow(b: Binder, out: str, given: str) -> bool:
+    """Whether the op at hand is a layer for `chain`."""
+    slots = (given, "w", *(("x", "dw") if given == "dz" else ()))
+    if not all(b.has(slot) for slot in (*slots, out)) or not all(b.keeps(slot) for slot in slots if slot != "dw"):
+        return False
+    formula = FORMULAS.get(b.registered())
+    if formula is not None and formula.functions:
+        return False
+    widths = [b.shape(slot)[1] for slot in (given, out, "w")]
+    places = [place for slot in slots if slot != "dw" for place in b.place(slot)]
+    return max(widths) <= CHAIN_WIDTH and in_eights(b, *places, *(2 * width for width in widths))
+
+
+def chain(b: Binder, out: str, given: str) -> bool:
+    """Launches the op at hand with those that follow it, if each is a narrow layer that reads what the last one wrote.
+
+    out, given : slots of a layer's outputs, and of what it makes them of
+    """
+    if not b.few or ceil_div(b.m, CHAIN_ROWS) > CHAIN_BLOCKS * b.n_multiprocessors:
+        return False
+    ops: list[Op] = []
+    weights = 0
+    for op in itertools.chain([b.op], b.following()):
+        assert op is not None
+        if ops and (op.kind != ops[0].kind or op.slots.get(given) != ops[-1].slots[out]):
+            break
+        with b.bound_to(op):
+            if not narrow(b, out, given):
+                break
+            weights += int(np.prod(b.shape("w")))
+        if weights > CHAIN_WEIGHTS:
+            break
+        ops.append(op)
+    if len(ops) < 2:
+        return False
+    records = np.concatenate([layer_of_chain(b, op, out, given, ops) for op in ops])
+    held = b.driver.upload(records)
+    record = np.zeros(1, LAUNCH)
+    record["step"], record["m"], record["work"] = b.step, b.m, b.driver.address(held)
+    record["extra"][0, 0] = len(ops)
+    kernel = {"y": "dense_bf16_chain", "dx": "input_grad_bf16_chain"}[out]
+    b.launches.append(Launch(kernel, (ceil_div(b.m, CHAIN_ROWS), 1, 1), (THREADS, 1, 1), 0, record, held=held))
+    b.group = ops
+    return True
+
+
+def layer_of_chain(b: Binder, op: Op, out: str, given: str, ops: list[Op]) -> np.ndarray:
+    """A layer's record. What only the next layer reads is not written in float32: there it may lie where others do."""
+    with b.bound_to(op):
+        b.make_way(b.uses())
+        record = b.record(extra=(b.place(given)[0], b.place("w")[0], b.copy(out)[2]))
+        name = op.slots[out]
+        read = {
+            (one.kind, slot) for one in b.plan.ops for slot in one.slots if one is not op and one.slots[slot] == name
+        }
+        if op is not ops[-1] and read <= {(op.kind, given), ("dense_grad", given)}:
+            record["slot"][0, schema.KIND[op.kind].slots.index(out)]["p"] = 0
+    return record
 
 
 @dataclass(frozen=True)
