@@ -108,8 +108,8 @@ FASTAE_INLINE void chain_layer(const Launch& o, const ChainProduct& p, ChainRows
 
 // work: the layers' records, extra[0] of them; of a layer extra[0] the input's copy in bfloat16, extra[1] the weights',
 // extra[2] the output's; Layer(record): its product, and whether the weights lie across
-template <class End, class Layer> FASTAE_INLINE void chain(const Launch& o, const Layer& product) {
-  __shared__ ChainRows rows[2];
+template <class End, class Layer>
+FASTAE_INLINE void chain(const Launch& o, const Layer& product, ChainRows (&rows)[2]) {
   const Launch* const layer = (const Launch*)o.work;
   const int64_t row = (int64_t)blockIdx.x * kChainRows;
   const int n = (int)o.extra[0];
@@ -155,8 +155,14 @@ struct BackwardLayer {
             (int)o.slot[at::s_dz].columns};
   }
 };
-FASTAE_KERNEL(dense_bf16_chain, kThreads, 1) { chain<DenseEnd>(o, ForwardLayer()); }
-FASTAE_KERNEL(input_grad_bf16_chain, kThreads, 1) { chain<GradEnd>(o, BackwardLayer()); }
+FASTAE_KERNEL(dense_bf16_chain, kThreads, 1) {
+  __shared__ ChainRows rows[2];
+  chain<DenseEnd>(o, ForwardLayer(), rows);
+}
+FASTAE_KERNEL(input_grad_bf16_chain, kThreads, 1) {
+  __shared__ ChainRows rows[2];
+  chain<GradEnd>(o, BackwardLayer(), rows);
+}
 
 }  // namespace fastae
 #endif

@@ -189,13 +189,13 @@ bool release() {
   return any;
 }
 
-// A pattern in shared memory, so that nothing is read that no thread wrote. Not by memset: a sanitizer would find the
+// A pattern in shared memory, NaN as numbers, so that nothing is read that no thread wrote. Not by memset: a sanitizer would find the
 // guards between the arrays.
 #if defined(__SANITIZE_ADDRESS__)
 __attribute__((no_sanitize_address))
 #endif
 void spoil_shared() {
-  for (volatile unsigned char* p = __start_fastae_shared; p < __stop_fastae_shared; ++p) *p = 0xA5;
+  for (volatile unsigned char* p = __start_fastae_shared; p < __stop_fastae_shared; ++p) *p = 0xFF;
 }
 
 void run_block() {
@@ -319,7 +319,7 @@ extern "C" const char* fastae_host_launch(void* kernel, const unsigned* grid, co
   shuffle(order);
   for (unsigned b : order) {
     shim::block = {b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])};
-    memset(memory.data(), 0xA5, memory.size());
+    memset(memory.data(), 0xFF, memory.size());
     run_block();
     if (failure) return failure;
   }
