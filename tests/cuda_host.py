@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastae.backends.cuda.binder import Beside, Launch, Wait
+from fastae.backends.cuda.launches import Beside, Launch, Wait
 from fastae.backends.cuda.lt import Matrix, Product
 from fastae.backends.cuda.record import LAUNCH, STEP
 from fastae.backends.cuda.user import scalar_function

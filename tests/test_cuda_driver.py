@@ -13,7 +13,7 @@ from conftest import backend_named, launched_on_gpu
 
 import fastae
 from fastae.backends.cuda import CudaBackend, blocks, driver, lt, rtc, source
-from fastae.backends.cuda.binder import Uses
+from fastae.backends.cuda.launches import Uses
 from fastae.backends.cuda.slot import Slot
 from fastae.models import base
 

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 import fastae
 from fastae import arrays, ops
-from fastae.backends.cuda import CudaBackend, binder, blocks, latents
+from fastae.backends.cuda import CudaBackend, binder, blocks, latents, tensor
 from fastae.backends.cuda import dense as dense_ops
 from fastae.backends.cuda.memory import DeviceSpaces
 from fastae.exceptions import NonFiniteLossError
@@ -36,7 +36,7 @@ def assert_same(a, b):
 
 def dense(backend, **options):
     options = {"hidden_layer_sizes": (9,), "batch_size": 40, "max_iter": 2, "tol": 0, "random_state": 0} | options
-    return fastae.Autoencoder(4, backend=backend, **options)
+    return fastae.Autoencoder(options.pop("n_components", 4), backend=backend, **options)
 
 
 @pytest.mark.parametrize(
@@ -460,6 +460,41 @@ def test_sums_over_segments_keep_their_order(cuda, native, monkeypatch, m, parts
     got, want = (ops.dense_grad(*arrays, "tanh", backend=backend) for backend in (cuda, native))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "options, launches",
+    [
+        ({"activation": "relu"}, 2),  # of eight layers, four at a time
+        ({"activation": "tanh", "dropout": 0.2, "tied_weights": True}, None),
+        ({"activation": "elu", "normalization": "batch"}, None),
+        ({"activation": "relu", "penalties": (fastae.L2(1e-3),), "solver": fastae.Adam(clip_norm=0.5)}, 2),
+        ({"hidden_layer_sizes": (24, 30)}, None),  # some layers in cuBLASLt's way
+    ],
+    ids=str,
+)
+def test_small_layers_in_bfloat16_are_made_by_few_kernels(native, monkeypatch, options, launches):
+    rows = np.random.default_rng(1).standard_normal((120, 64)).astype(np.float32)
+    options = {"n_components": 8, "hidden_layer_sizes": (48, 32, 16), "batch_size": 60, "max_iter": 3} | options
+    models, drivers = [], [HostDriver(seed, products="cublas") for seed in (1, 5, 9)]
+    for driver in drivers:  # what may run beside others does, in another order each time
+        models.append(dense(CudaBackend(driver), **options, precision="bfloat16").fit(rows))
+    kernels = [name for name in drivers[0].launched if "_bf16_" in name]
+    assert len({name.rpartition("_")[0] for name in kernels}) == 3
+    if launches is not None:
+        assert sum(drivers[0].launched[name] for name in kernels if name.startswith("weight")) == launches * 6
+    assert_same(models[0], models[1])
+    assert_same(models[0], models[2])
+    other = dense(native, **options, precision="bfloat16").fit(rows)
+    monkeypatch.setattr(binder, "FEW_ROWS", 0)
+    monkeypatch.setattr(tensor, "MOST_TILES", 0)
+    driver = HostDriver(products="cublas")
+    by_cublas = dense(CudaBackend(driver), **options, precision="bfloat16").fit(rows)
+    assert not [name for name in driver.launched if "_bf16_" in name]
+    for model in (by_cublas, other):
+        for (w, c), (v, d) in zip(models[0].weights_, model.weights_, strict=True):
+            np.testing.assert_allclose(w, v, atol=0.01)
+            np.testing.assert_allclose(c, d, atol=0.01)
 
 
 class Never(set):

@@ -1,5 +1,6 @@
 """Device kernels of the dense ops, on the host: bit for bit the compiled backend's, in any order of threads."""
 
+import itertools
 import shutil
 
 import cuda_host
@@ -9,8 +10,8 @@ from conftest import backend_named
 from cuda_host import HostDriver
 from test_records import RECORDS, M, arrays_of
 
-from fastae.backends.cuda import CudaBackend
-from fastae.backends.cuda.binder import Launch
+from fastae.backends.cuda import CudaBackend, tensor
+from fastae.backends.cuda.launches import Launch
 from fastae.backends.cuda.record import LAUNCH, STEP
 from fastae.catalog import ACTIVATIONS, INDEX, LOSSES, PENALTIES, UPDATE_RULES
 from fastae.likelihoods import LIKELIHOODS
@@ -181,6 +182,142 @@ def test_products_in_bfloat16(native, device):
         compare(kind, attributes | {"bf16": 1}, slots, sizes, np.float32, native, device)
 
 
+def compare_products(native, driver, kind, attributes, slots, sizes):
+    """A layer's products by tensor cores beside the compiled backend's, within rounding."""
+    arrays = inputs(slots, sizes, np.float32)
+    case = np.float32, sizes[0], kind, attributes | {"bf16": 1}, arrays
+    (want, _), (got, _) = (outcome(backend, *case) for backend in (native, CudaBackend(driver)))
+    if "db" in want and {"weight_grad_bf16_small", "weight_grad_bf16_middle"} & driver.launched.keys():
+        # it is the sum of what products see
+        rounded = ((arrays["dz"].view(np.uint32) + 0x8000) & 0xFFFF0000).view(np.float32)
+        want["db"] = rounded.sum(0, keepdims=True) + (arrays["db"] if attributes.get("add_bias") else 0)
+    for name in want:
+        atol = 1e-4 * np.abs(want[name]).max(initial=1)
+        label = f"{kind} {attributes} {sizes}: {name}"
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=atol, err_msg=label)
+
+
+@pytest.mark.parametrize("tile, n_multiprocessors", [("small", 1000), ("middle", 1)])
+@pytest.mark.parametrize("sizes", [(1, 8, 8), (7, 40, 16), (70, 136, 200), (33, 72, 264)], ids=str)
+def test_products_by_tensor_cores(native, tile, n_multiprocessors, sizes):
+    """With all that follows of a layer, whatever a tile and a slice of the depth leave over."""
+    driver = HostDriver(5, products="cublas")
+    driver.n_multiprocessors = n_multiprocessors
+    weights = {0: {"w": "n k"}, 1: {"w": "k n"}}
+    for kind, attributes, slots in [*RECORDS, *MORE]:
+        if kind in ("dense", "dense_grad"):
+            for transposed, w in weights.items():
+                turned = w | ({"dw": w["w"]} if "dw" in slots else {})
+                compare_products(native, driver, kind, attributes | {"transposed": transposed}, slots | turned, sizes)
+    kernels = {f"{name}_bf16_{tile}" for name in ("dense", "input_grad", "weight_grad")}
+    assert {name for name in driver.launched if "dense" in name or "_grad" in name} == kernels
+
+
+def chain_of_layers(backend, m, widths, training):
+    """Outputs, or gradients of inputs, weights and biases, of layers with every kind of weight and activation."""
+    builder, rng = PlanBuilder(np.float32, m), np.random.default_rng(3)
+    arrays = {"given": rng.standard_normal((m, widths[0])), "rows": rng.integers(0, 1 << 40, (m, 1)),
+              "delta": rng.standard_normal((m, widths[-1]))}  # fmt: skip
+    given, rows = builder.external("given", M, widths[0]), builder.external("rows", M, 1, schema.INT64)
+    y = [builder.buffer("y0", M, widths[0])]
+    builder.op("activation", x=given, y=y[0])
+    slots, before = [], {}
+    for q, (k, n) in enumerate(itertools.pairwise(widths)):
+        turned = q % 3 == 1
+        w = builder.buffer(f"w{q}", *((k, n) if turned else (n, k)), schema.THETA)
+        b = builder.buffer(f"b{q}", 1, n, schema.THETA) if q % 2 else None
+        last = q == len(widths) - 2
+        y.append(builder.external("out", M, n) if last else builder.buffer(f"y{q + 1}", M, n))
+        if last:
+            arrays["out"] = np.zeros((m, n))
+        own = {"activation": (q + 1) % 5, "p0": 0.5, "rate": 0.3 * (q % 2), "stream": q}
+        more = {"b": b} if b else {}
+        builder.op("dense", x=y[q], w=w, y=y[q + 1], rows=rows, **more, **own, transposed=int(turned), bf16=1)
+        slots.append((w, turned, before))
+        before = own
+    dz = builder.buffer("dz", M, widths[-1])
+    builder.op("activation", x=builder.external("delta", M, widths[-1]), y=dz)
+    for q in reversed(range(len(slots)) if training else ()):
+        w, turned, before = slots[q]
+        k, n = widths[q : q + 2]
+        arrays |= {f"dw{q}": np.ones((k, n) if turned else (n, k)), f"db{q}": np.ones((1, n))}
+        dw, db = builder.external(f"dw{q}", *arrays[f"dw{q}"].shape), builder.external(f"db{q}", 1, n)
+        dx = builder.buffer(f"d{q}", M, k) if q else builder.external("dx", M, k)
+        saved = {"saved": y[q], "rows": rows} | before if q else {}
+        builder.op("dense_grad", dz=dz, x=y[q], w=w, dx=dx, dw=dw, db=db, **saved, transposed=int(turned), bf16=1,
+                   add=q % 2, add_bias=int(q == 2))  # fmt: skip
+        dz = dx
+    if training:
+        arrays["dx"] = np.zeros((m, widths[0]))
+    plan = builder.build()
+    spaces = plan.allocate()
+    spaces[schema.THETA].view(np.float32)[:] = 0.2 * rng.standard_normal(plan.sizes[schema.THETA] // 4)
+    outside = {b.name: arrays[b.name] for b in plan.buffers if b.space >= schema.EXTERNAL}
+    outside = {name: a if a.dtype == np.int64 else a.astype(np.float32) for name, a in outside.items()}
+    job = Job([*spaces, *outside.values()], (), m, phases=schema.GRADIENT, seed=11, epoch=3)
+    assert backend.run(backend.compile(plan), job) == 1
+    return outside
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize("m", [1, 16, 43])
+@pytest.mark.parametrize(
+    "widths",
+    [(64, 40, 8), (264, 136, 72, 512, 16, 32), (8, 304, 24, 200, 96, 48, 64, 128), (520, 64, 40, 48, 520)],
+    ids=str,
+)
+def test_narrow_layers_in_one_launch(native, monkeypatch, widths, m, training):
+    drivers = [HostDriver(seed, products="cublas") for seed in (2, 7)]
+    got, again = (chain_of_layers(CudaBackend(driver), m, widths, training) for driver in drivers)
+    want = chain_of_layers(native, m, widths, training)
+    wide = any(width > 512 for width in widths)
+    assert drivers[0].launched["dense_bf16_chain"] == 1
+    assert ("dense_bf16_small" in drivers[0].launched) is wide
+    assert drivers[0].launched.get("input_grad_bf16_chain", 0) == training
+    monkeypatch.setattr(tensor, "CHAIN_BLOCKS", 0)
+    driver = HostDriver(products="cublas")
+    apart = chain_of_layers(CudaBackend(driver), m, widths, training)
+    assert "dense_bf16_chain" not in driver.launched
+    for name in want:
+        np.testing.assert_array_equal(got[name], again[name], err_msg=name)
+        for other in (want, apart):
+            scale = max(np.abs(other[name]).max(initial=0), 1e-3)
+            np.testing.assert_allclose(got[name], other[name], rtol=0, atol=0.02 * scale, err_msg=name)
+
+
+def test_gradients_that_wait_keep_what_they_read():
+    """A buffer that is written to again, and read in bfloat16 again, while a weight gradient waits for others."""
+    m, n, k = 40, 16, 24
+    rng = np.random.default_rng(0)
+    given, x = rng.standard_normal((2, m, n)).astype(np.float32), rng.standard_normal((m, k)).astype(np.float32)
+    builder = PlanBuilder(np.float32, m)
+    a, b = builder.external("given", M, 2 * n), builder.external("rows", M, k)
+    dz, copied = builder.buffer("dz", M, n), builder.buffer("x", M, k)
+    builder.op("activation", x=builder.part(a, 0, n), y=dz)
+    builder.op("activation", x=b, y=copied)
+    for dw in ("first", "second"):
+        builder.op("dense_grad", dz=dz, x=copied, dw=builder.external(dw, n, k), bf16=1)
+        builder.op("add", x=dz, y=builder.part(a, n, n), sum=dz)
+    plan, dw = builder.build(), [np.zeros((n, k), np.float32) for _ in range(2)]
+    driver = HostDriver(1, products="cublas")
+    backend = CudaBackend(driver)
+    job = Job([*plan.allocate(), np.concatenate(given, 1), x, *dw], (), m, phases=schema.GRADIENT)
+    assert backend.run(backend.compile(plan), job) == 1
+    np.testing.assert_allclose(dw[0], given[0].T @ x, atol=0.1)
+    np.testing.assert_allclose(dw[1], (given[0] + given[1]).T @ x, atol=0.1)
+    assert driver.launched["weight_grad_bf16_small"] == 2
+
+
+@pytest.mark.parametrize("sizes", [(40, 12, 16), (40, 16, 12), (300, 72, 72)], ids=str)
+def test_other_products_in_bfloat16_are_cublaslts(native, sizes):
+    """Where rows do not lie on 16 bytes, and where tiles are many."""
+    driver = HostDriver(5, products="cublas")
+    driver.n_multiprocessors = 1
+    record = next(record for record in MORE if record[0] == "dense_grad")
+    compare_products(native, driver, *record, sizes)
+    assert not [name for name in driver.launched if "dense_bf16" in name or "input_grad_bf16" in name]
+
+
 def test_not_finite_and_extreme_numbers(native, device):
     """Losses, activations and softmax of NaN, infinities, zeros of both signs and numbers near the limits."""
     special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, 3e38, -3e38, 88.7, -104], np.float32)
@@ -235,3 +372,41 @@ def test_a_product_needs_its_barriers(native, device, tmp_path):
     compare(*case, device)
     with pytest.raises(AssertionError):
         compare(*case, CudaBackend(driver))
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (f"{BARRIER}\n      start(from", "start(from"),  # a slice is overwritten while others read it
+        ("wait_for_groups<kStages - 2>();", "wait_for_groups<kStages - 1>();"),  # and read before it is there
+        (f"{BARRIER}\n  }}\n\n  // f(row", "}\n\n  // f(row"),  # outputs lie where slices do
+    ],
+    ids=["barrier", "wait", "end"],
+)
+def test_tensor_cores_need_their_barriers(native, tmp_path, old, new):
+    case = "dense", {}, {"x": "M k", "w": "n k", "y": "M n"}, (40, 40, 440)
+    compare_products(native, HostDriver(1, products="cublas"), *case)
+    driver = changed(tmp_path, "tensor.cuh", old, new, ["run.cuh", "tensor.cuh"])
+    driver.products = "cublas"
+    with pytest.raises(AssertionError):
+        compare_products(native, driver, *case)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (
+            f"{BARRIER}\n    const ChainProduct p",
+            "const ChainProduct p",
+        ),  # a layer's rows are read before they are there
+        ("to.put(q % kChainRows, p.columns + q / kChainRows * 2, 0);", ";"),  # places behind a layer's last are read
+    ],
+    ids=["barrier", "zeros"],
+)
+def test_chains_need_their_barriers_and_zeros(tmp_path, old, new):
+    drivers = HostDriver(1, products="cublas"), changed(tmp_path, "chain.cuh", old, new, ["run.cuh", "chain.cuh"])
+    drivers[1].products = "cublas"
+    want, got = (chain_of_layers(CudaBackend(driver), 20, (64, 72, 40, 200, 8), False)["out"] for driver in drivers)
+    assert np.isfinite(want).all()
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(got, want, atol=1e-3)

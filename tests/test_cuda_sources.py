@@ -13,7 +13,7 @@ from cuda_host import HostDriver, compiler
 from test_packaging import ENVIRONMENT, ROOT, build_script
 
 from fastae.backends.cuda import driver, manifest, record, source
-from fastae.backends.cuda.binder import Launch
+from fastae.backends.cuda.launches import Launch
 
 CSRC = ROOT / "csrc"
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler (g++, or the one CXX names)")
@@ -185,7 +185,7 @@ def copied(tmp_path):
     return root
 
 
-def append(path, text="\n// another line\n"):
+def append(path, text="\nstruct AnotherLine {};\n"):
     path.write_text(path.read_text() + text)
 
 
@@ -198,8 +198,17 @@ def replace(path, old, new):
 def test_what_no_device_compiles_changes_no_kernel(copied):
     replace(copied / "vec.h", "#include <immintrin.h>", "#include <x86intrin.h>")
     assert not manifest.state(copied).changed
-    replace(copied / "vec.h", '#include "cuda/lane.h"', '#include "cuda/lane.h"  // here')
+    append(copied / "philox.h", "\n\n// a comment\n")
+    assert not manifest.state(copied).changed
+    replace(copied / "vec.h", '#include "cuda/lane.h"', '#include "cuda/lane.h"\n#define FASTAE_HERE')
     assert not manifest.state(copied).verified
+
+
+def test_a_kernels_body_changes_no_other(copied):
+    replace(copied / "cuda" / "run.cuh", "o.step->number += 1;", "o.step->number += 2;")
+    assert manifest.state(copied).changed == ["advance"]
+    replace(copied / "cuda" / "dense.cuh", "chain_four(a, x, s,", "chain_four(a, s, x,")
+    assert manifest.state(copied).changed == ["activation_grad", "advance"]
 
 
 def test_a_number_of_an_op_changes_its_kernels_alone(copied):

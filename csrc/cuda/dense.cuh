@@ -68,55 +68,12 @@ FASTAE_INLINE void finish_dense(const Launch& o, const Dropout* drop, T product,
   o.real(at::s_y)(r, j) = y;
 }
 
-FASTAE_KERNEL(dense_finish, kThreads, 1) {
-  namespace at = at_dense;
-  const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
-  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
-  const View<T> y = o.real(at::s_y), z = o.real(at::s_z);
-  const T* const b = o.real(at::s_b).p;
-  const bool drops = o.f[at::f_rate] > 0;
-  const Rounded rounded(o, y);
-  each_four(o.m, y.columns, [&](int64_t r, int64_t j, int n) {
-    const bool whole = n == 4 && aligned(y.at(r, j)) && aligned(b + j) && (!z || aligned(z.at(r, j)));
-    Four x = load_four(y.at(r, j), whole, n);
-    if (b) {
-      const Four offset = load_four(b + j, whole, n);
-#pragma unroll
-      for (int q = 0; q < 4; ++q) x.v[q] += offset.v[q];
-    }
-    if (z) store_four(z.at(r, j), x, whole, n);
-#pragma unroll
-    for (int q = 0; q < 4; ++q) x.v[q] = a.y(x.v[q]);
-    if (drops) drop.four(r, j, x);
-    store_four(y.at(r, j), x, whole, n);
-    rounded(r, j, x, n);
-  });
-}
-
 // The same behind dense_grad's product, which lies in dx.
 FASTAE_INLINE T finish_grad(const Launch& o, const Dropout* drop, T product, int64_t r, int64_t j) {
   namespace at = at_dense_grad;
   if (!o.has(at::s_saved)) return product;
   const Activation a(o, o.i[at::i_activation], o.f + at::f_p0);
   return chained(a, product, o.real(at::s_saved)(r, j), drop, [&](T x) { return (*drop)(r, j, x); });
-}
-
-FASTAE_KERNEL(dense_grad_finish, kThreads, 1) {
-  namespace at = at_dense_grad;
-  if (!o.has(at::s_saved)) return;
-  const AnyActivation a(o, o.i[at::i_activation], o.f + at::f_p0);
-  const Dropout drop(o, at::s_rows, o.i[at::i_stream], o.f[at::f_rate]);
-  const View<T> dx = o.real(at::s_dx), saved = o.real(at::s_saved);
-  const bool drops = o.f[at::f_rate] > 0;
-  const Rounded rounded(o, dx);
-  each_four(o.m, dx.columns, [&](int64_t r, int64_t j, int n) {
-    const bool whole = n == 4 && aligned(dx.at(r, j)) && aligned(saved.at(r, j));
-    Four x = load_four(dx.at(r, j), whole, n);
-    const Four s = load_four(saved.at(r, j), whole, n);
-    chain_four(a, x, s, drops ? &drop : nullptr, r, j);
-    store_four(dx.at(r, j), x, whole, n);
-    rounded(r, j, x, n);
-  });
 }
 
 FASTAE_KERNEL(activation, kThreads, 1) {

@@ -1,12 +1,15 @@
 // Every device kernel, one after another. Compiled for float and for double (-DFASTAE_REAL=double).
+#include "cuda/chain.cuh"
 #include "cuda/dense.cuh"
 #include "cuda/encoding.cuh"
+#include "cuda/layer_end.cuh"
 #include "cuda/losses.cuh"
 #include "cuda/norm.cuh"
 #include "cuda/product.cuh"
 #include "cuda/random.cuh"
 #include "cuda/regularisers.cuh"
 #include "cuda/run.cuh"
+#include "cuda/tensor.cuh"
 #include "cuda/update.cuh"
 // of codes
 #include "cuda/batch_select.cuh"

@@ -2,11 +2,8 @@
 // by the block. What an entry is says a Row: of certify.cuh with bounds, or here z itself.
 #pragma once
 #include "cuda/encode.cuh"
+#include "cuda/real.h"
 
-#define FASTAE_REAL_IS_float 1
-#define FASTAE_REAL_IS_double 0
-#define FASTAE_REAL_NAMED(name) FASTAE_REAL_IS_##name
-#define FASTAE_REAL_IS(name) FASTAE_REAL_NAMED(name)
 #if FASTAE_REAL_IS(FASTAE_REAL)
 
 namespace fastae {

@@ -5,6 +5,8 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
+#include <utility>
 #include <vector>
 
 #include "cuda/kernels.cu"
@@ -40,6 +42,11 @@ __asm__(
     ".size fastae_switch,.-fastae_switch\n");
 #endif
 
+struct Copy {
+  void* to;
+  const void* from;  // null for zeros
+};
+
 struct Fiber {
   unsigned char* stack = nullptr;
 #ifdef FASTAE_FAST_SWITCH
@@ -49,8 +56,10 @@ struct Fiber {
   void* fake = nullptr;
 #endif
   State state = done;
-  unsigned mask = 0;    // of the warp operation it waits at
-  unsigned parity = 0;  // which of the warp's two sets of values the next operation uses
+  unsigned mask = 0;                     // of the warp operation it waits at
+  unsigned parity = 0;                   // which of the warp's two sets of values the next operation uses
+  std::vector<Copy> open;                // copies of a group that is not closed
+  std::deque<std::vector<Copy>> groups;  // closed, the oldest first
 };
 
 Fiber fibers[kMostThreads];
@@ -180,13 +189,13 @@ bool release() {
   return any;
 }
 
-// A pattern in shared memory, so that nothing is read that no thread wrote. Not by memset: a sanitizer would find the
+// A pattern in shared memory, NaN as numbers, so that nothing is read that no thread wrote. Not by memset: a sanitizer would find the
 // guards between the arrays.
 #if defined(__SANITIZE_ADDRESS__)
 __attribute__((no_sanitize_address))
 #endif
 void spoil_shared() {
-  for (volatile unsigned char* p = __start_fastae_shared; p < __stop_fastae_shared; ++p) *p = 0xA5;
+  for (volatile unsigned char* p = __start_fastae_shared; p < __stop_fastae_shared; ++p) *p = 0xFF;
 }
 
 void run_block() {
@@ -195,25 +204,27 @@ void run_block() {
   for (unsigned i = 0; i < n_threads; ++i) {
     fibers[i].state = fresh;
     fibers[i].parity = 0;
+    fibers[i].open.clear();
+    fibers[i].groups.clear();
     if (!fibers[i].stack) fibers[i].stack = (unsigned char*)aligned_alloc(64, kStack);
   }
   for (;;) {
     order.clear();
     bool left = false;
+    const bool released = release();
     for (unsigned i = 0; i < n_threads; ++i) {
       if (fibers[i].state == fresh || fibers[i].state == ready) order.push_back(i);
       left = left || fibers[i].state != done;
     }
     if (!left || failure) return;
-    if (order.empty()) {
-      if (!release()) {
-        failure = "threads wait at a barrier or warp operation for others that never come";
-        return;
-      }
-      continue;
+    if (order.empty() && !released) {
+      failure = "threads wait at a barrier or warp operation for others that never come";
+      return;
     }
     shuffle(order);
+    const uint64_t held_back = n_threads > 32 ? draw() & draw() : 0;  // a quarter of the warps: they drift apart
     for (unsigned id : order) {
+      if (held_back >> id / 32 & 1) continue;
       resume(id);
       if (failure) return;
     }
@@ -257,6 +268,23 @@ uint64_t exchange(unsigned mask, uint64_t value, int from) {
   return slot[from];
 }
 
+const uint64_t* exchange_all(uint64_t value) {
+  exchange(0xffffffffu, value, lane());
+  return values[number() / 32][current->parity];
+}
+
+void copy_later(void* to, const void* from, bool there) { current->open.push_back({to, there ? from : nullptr}); }
+
+void close_group() { current->groups.push_back(std::exchange(current->open, {})); }
+
+void finish_groups(int left) {
+  std::deque<std::vector<Copy>>& groups = current->groups;
+  for (; (int)groups.size() > left; groups.pop_front())
+    for (const Copy& copy : groups.front())
+      if (copy.from) memcpy(copy.to, copy.from, 16);
+      else memset(copy.to, 0, 16);
+}
+
 unsigned ballot(unsigned mask, bool value) {
   const unsigned id = number(), warp = id / 32, own = id % 32;
   if (!(mask >> own & 1)) fail("a thread takes part in a warp operation whose mask does not name it");
@@ -291,7 +319,7 @@ extern "C" const char* fastae_host_launch(void* kernel, const unsigned* grid, co
   shuffle(order);
   for (unsigned b : order) {
     shim::block = {b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])};
-    memset(memory.data(), 0xA5, memory.size());
+    memset(memory.data(), 0xFF, memory.size());
     run_block();
     if (failure) return failure;
   }

@@ -19,6 +19,12 @@ void block_barrier();
 // Gives a value to the warp and returns that of the lane `from` after all lanes of the mask have given theirs.
 uint64_t exchange(unsigned mask, uint64_t value, int from);
 unsigned ballot(unsigned mask, bool value);
+// All values that a whole warp's threads give, until the thread's next operation of the warp.
+const uint64_t* exchange_all(uint64_t value);
+// Copies of 16 bytes that a thread has begun, in groups; each is made when its group is waited for, and not before.
+void copy_later(void* to, const void* from, bool there);
+void close_group();
+void finish_groups(int left);
 int lane();
 unsigned char* dynamic_shared();
 [[noreturn]] void fail(const char* why);
@@ -121,3 +127,40 @@ inline float __uint_as_float(unsigned x) {
   memcpy(&y, &x, 4);
   return y;
 }
+
+// Tensor cores (mma.sync.m16n8k16, bfloat16 in, float32 out): lane 4 g + t holds rows g and g + 8 of a, places 2 t, 2 t
+// + 1 and those 8 further; column g of b, the same places; of the sums rows g and g + 8, columns 2 t and 2 t + 1.
+inline void multiply_add_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  uint64_t left[2][32], right[32];
+  for (int h = 0; h < 2; ++h) memcpy(left[h], shim::exchange_all(a[2 * h] | (uint64_t)a[2 * h + 1] << 32), 256);
+  memcpy(right, shim::exchange_all(b[0] | (uint64_t)b[1] << 32), 256);
+  const int g = shim::lane() / 4, t = shim::lane() % 4;
+  const auto number = [](uint64_t word, int low, int upper) {
+    return __uint_as_float((unsigned)(word >> (32 * low + 16 * upper)) << 16);
+  };
+  for (int i = 0; i < 4; ++i) {
+    double x = sum[i];
+    for (int k = 0; k < 16; ++k)
+      x += (double)number(left[k / 8][4 * g + k % 8 / 2], i / 2, k % 2) *
+           number(right[4 * (2 * t + i % 2) + k % 8 / 2], k / 8, k % 2);
+    sum[i] = (float)x;
+  }
+}
+// ldmatrix: four 8 x 8 matrices, whose row i of matrix j the lane 8 j + i points to.
+template <bool Turned> void load_matrices(uint32_t (&m)[4], const void* row) {
+  uint64_t rows[32];
+  memcpy(rows, shim::exchange_all((uint64_t)(uintptr_t)row), sizeof rows);
+  const int g = shim::lane() / 4, t = shim::lane() % 4;
+  for (int j = 0; j < 4; ++j) {
+    m[j] = 0;
+    for (int e = 0; e < 2; ++e) {
+      uint16_t number;
+      const int r = Turned ? 2 * t + e : g, c = Turned ? g : 2 * t + e;
+      memcpy(&number, (const char*)(uintptr_t)rows[8 * j + r] + 2 * c, 2);
+      m[j] |= (uint32_t)number << 16 * e;
+    }
+  }
+}
+inline void copy_ahead(void* to, const void* from, bool there) { shim::copy_later(to, from, there); }
+inline void end_group() { shim::close_group(); }
+template <int Groups> void wait_for_groups() { shim::finish_groups(Groups); }

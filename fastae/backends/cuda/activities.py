@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ...plan import schema
-from .binder import Binder, float_bits, over_columns, over_rows
+from .binder import Binder
 from .dense import dense, dense_grad
+from .launches import float_bits, over_columns, over_rows
 
 
 def activity(b: Binder, op) -> None:

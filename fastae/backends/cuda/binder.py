@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,27 @@ from ...catalog import FIRST_REGISTERED
 from ...plan import schema
 from ...plan.plan import Op, Plan
 from ...registry import FORMULAS
+from .launches import (
+    PART,
+    Beside,
+    Grid,
+    Launch,
+    Uses,
+    Wait,
+    ceil_div,
+    float_bits,
+    in_one_block,
+    over_cells,
+    over_fours,
+    over_rows,
+    overlap,
+)
 from .lt import Matrix, Product
 from .record import FORMULA_EXTRA, LAUNCH
 
 PRODUCTS = ("float32", "bfloat16", "tf32")  # what a record's ``bf16`` means
 
-THREADS, LANES, COLUMNS = 256, 16, 32
-PART = 16  # bytes that a thread reads or writes at a time: Part of device.cuh
+FEW_ROWS = 4096  # of a batch: each operand in bfloat16 has a place of its own, and weight gradients wait for each other
 THETA = ""  # the name of all of theta, among names of buffers
 
 # slots that an op reads and does not write: an array that is in no others is what it was
@@ -31,102 +45,6 @@ READ = {
     "decode": ("val", "idx", "count", "w", "b", "groups"), "code_grad": ("dy", "idx", "count", "w", "groups"),
     "by_latent": ("idx", "count"), "latent_grad": ("coef", "start", "entry", "u", "w", "factor", "groups"),
 }  # fmt: skip
-Grid = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel over a grid of blocks, with its record."""
-
-    kernel: str
-    grid: Grid
-    block: Grid
-    shared: int
-    record: np.ndarray
-    formula: int = 0  # index of one whose Python functions the kernel is linked with
-
-
-@dataclass(frozen=True, eq=False)
-class Beside:
-    """Launches, one after another, that may run beside those that follow them, until some `Wait` is for them."""
-
-    launches: list[Any]
-
-
-@dataclass(frozen=True)
-class Wait:
-    """What ran beside and is done before what follows."""
-
-    ended: list[Beside]
-
-
-@dataclass(frozen=True)
-class Uses:
-    """Where what runs beside and the rest must not meet: bytes of buffers, memory that ops share, the step's values."""
-
-    reads: list[tuple[int, int]]
-    writes: list[tuple[int, int]]
-    values: bool = False
-    work: bool = False
-
-    def meets(self, other: Uses) -> bool:
-        """Whether one has to be done before the other."""
-        return (
-            (self.values and other.values) or (self.work and other.work) or overlap(self.writes, other.writes)
-            or overlap(self.writes, other.reads) or overlap(self.reads, other.writes)
-        )  # fmt: skip
-
-
-def overlap(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
-    return any(a < d and c < b for a, b in some for c, d in others)
-
-
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def float_bits(x: float) -> int:
-    """A float64 as the integer of its bits."""
-    return int(np.float64(x).view(np.int64))
-
-
-def power(n: int, low: int, high: int) -> int:
-    """The smallest power of two that is not below n, within bounds that are powers themselves."""
-    return min(high, max(low, 1 << max(n - 1, 0).bit_length()))
-
-
-def over_cells(rows: int, columns: int) -> tuple[Grid, Grid]:
-    """Grid and block for ``each_cell``: threads over columns first, so that memory is read in rows."""
-    x = power(columns, 1, THREADS)
-    y = power(rows, 1, THREADS // x)
-    return (max(1, min(ceil_div(rows, y), 16384)), max(1, min(ceil_div(columns, x), 65535)), 1), (x, y, 1)
-
-
-def over_fours(rows: int, columns: int) -> tuple[Grid, Grid]:
-    """Grid and block for ``each_four``."""
-    return over_cells(rows, ceil_div(columns, 4))
-
-
-def over(n: int) -> tuple[Grid, Grid]:
-    """Grid and block for ``each``."""
-    threads = power(n, 32, THREADS)
-    return (max(1, min(ceil_div(n, threads), 16384)), 1, 1), (threads, 1, 1)
-
-
-def over_rows(rows: int) -> tuple[Grid, Grid]:
-    """Grid and block for ``each_row``: sixteen threads a row, whole warps."""
-    y = power(rows, 2, THREADS // LANES)
-    return (max(1, min(ceil_div(rows, y), 16384)), 1, 1), (LANES, y, 1)
-
-
-def in_one_block(n: int) -> tuple[Grid, Grid]:
-    """Grid and block for a sum of n numbers by ``block_sum``; more threads would add zeros."""
-    return (1, 1, 1), (power(n, 32, 1024), 1, 1)
-
-
-def over_columns(columns: int) -> tuple[Grid, Grid]:
-    """Grid and block for ``each_column``: sixteen threads a column, for sums over rows."""
-    return (max(1, min(ceil_div(columns, COLUMNS), 16384)), 1, 1), (COLUMNS, LANES, 1)
 
 
 class Binder:
@@ -152,17 +70,31 @@ class Binder:
         self.path = self.launches  # those that follow each other, also while `beside` collects others
         self.running: list[tuple[Beside, Uses]] = []
         self.scratch = False  # whether the op at hand has something in the memory that ops share
+        self.parts: list[tuple[Any, Uses]] = []  # of a launch that ops share, see `together`
+        self.make: Callable[[Binder, list[Any]], Launch] | None = None
         self.op: Op | None = None
         self.bound: Op | None = None  # the plan's, also while the op at hand is another
-        # Copies in bfloat16 of what products read, at half the distances of arena and theta: a place is written to
-        # again when the buffer there is no longer needed. They live in the first part of the work memory.
+        self.group: list[Op] = []  # those of the plan that are made at once, the bound one first
+        # Copies in bfloat16 of what products read, in the first part of the work memory: at half the distances of arena
+        # and theta, where a place is written to again when the buffer there is no longer needed; of few rows each at a
+        # place of its own, so that weight gradients need not be made before that.
+        self.few = m <= FEW_ROWS
         self.operand_names = self._operand_names()
         self.copies: dict[int, int] = {}  # space → where its copies are
+        self.apart: dict[str, int] = {}  # a buffer of the arena → where its copy is
         kept = 0
         for space in (schema.ARENA, schema.THETA) if self.operand_names else ():
-            self.copies[space] = work + kept
-            kept += ceil_div(plan.sizes[space], 512) * 256
+            if space == schema.THETA or not self.few:
+                self.copies[space] = work + kept
+                kept += ceil_div(plan.sizes[space], 512) * 256
+        for name in sorted({self._whole(name).name for name in self.operand_names}) if self.few else ():
+            buffer = plan.buffers[plan.index[name]]
+            if buffer.space == schema.ARENA:
+                rows, columns = buffer.shape(m)
+                self.apart[name] = work + kept
+                kept += ceil_div(2 * rows * columns, 256) * 256
         self.work, self.kept, self.work_bytes = work + kept, kept, kept
+        self.written: set[str] = set()  # whole buffers that the phase's launches so far write
         self.current: set[str] = set()  # buffers whose copies are what they are, THETA for all of that space
         self.made: set[str] = set()  # those that the op at hand writes with the buffers
 
@@ -221,6 +153,22 @@ class Binder:
         yield self.op
         self.op, self.m = before
 
+    def following(self) -> Iterator[Op]:
+        """Ops of the same phase behind the bound one."""
+        ops = iter(self.plan.ops)
+        for op in ops:
+            if op is self.bound:
+                break
+        return (op for op in ops if op.phase == self.bound.phase)  # type: ignore[union-attr]
+
+    @contextmanager
+    def bound_to(self, op: Op) -> Iterator[None]:
+        """Meanwhile another op of the plan is the bound one, and at hand."""
+        before = self.bound
+        self.op = self.bound = op
+        yield
+        self.op = self.bound = before
+
     def record(self, work: int = 0, extra: tuple[int, ...] = ()) -> np.ndarray:
         op, kind = self.op, schema.KIND[self.op.kind]  # type: ignore[union-attr]
         record = np.zeros(1, LAUNCH)
@@ -272,7 +220,9 @@ class Binder:
         elements = (rows - 1) * ld + columns if rows and columns else 0
         return address, address + elements * self.plan.buffer_dtype(buffer).itemsize
 
-    def _uses(self, slots: Iterable[str]) -> Uses:
+    def uses(self, slots: Iterable[str] | None = None) -> Uses:
+        """What the op at hand does with some of its slots, all where none are named."""
+        slots = self.op.slots if slots is None else slots  # type: ignore[union-attr]
         read, values = READ.get(self.op.kind, ()), self.op.ints.get("value", -1) >= 0  # type: ignore[union-attr]
         spans = {slot: self.span(slot) for slot in slots}
         return Uses([spans[s] for s in spans if s in read], [spans[s] for s in spans if s not in read], values)
@@ -284,6 +234,40 @@ class Binder:
             self.path.append(Wait(ended))
             self.running = [(one, own) for one, own in self.running if one not in ended]
 
+    def make_way(self, uses: Uses) -> None:
+        """Has what meets with something done before it: parts of a shared launch, and what runs beside."""
+        if any(own.meets(uses) for _, own in self.parts):
+            self._close()
+        self._wait_for(uses)
+
+    def together(self, part: Any, uses: Uses, make: Callable[[Binder, list[Any]], Launch], most: int) -> None:
+        """Adds a part of a launch that some ops share: make(binder, parts), when one is needed or there are so many."""
+        if self.op is not self.bound:
+            self.launches.append(make(self, [part]))
+            return
+        if self.make is not make:
+            self._close()
+        self.parts.append((part, uses))
+        self.make = make
+        if len(self.parts) == most:
+            self._close()
+
+    def _close(self, *, last: bool = False) -> None:
+        """The shared launch, beside what follows; last : nothing follows"""
+        if not self.parts:
+            return
+        assert self.make is not None
+        made = self.make(self, [part for part, _ in self.parts])
+        uses = Uses([span for _, own in self.parts for span in own.reads],
+                    [span for _, own in self.parts for span in own.writes])  # fmt: skip
+        self.parts = []
+        self._wait_for(uses)
+        if last:
+            self.path.append(made)
+        else:
+            self.path.append(Beside([made]))
+            self.running.append((self.path[-1], uses))
+
     @contextmanager
     def beside(self, *slots: str) -> Iterator[None]:
         """Meanwhile launches are added that may run beside the op's others, and the ops' that follow.
@@ -294,8 +278,8 @@ class Binder:
         if self.op is not self.bound:
             yield
             return
-        uses = self._uses(slot for slot in slots if self.has(slot))
-        rest = self._uses(slot for slot in self.op.slots if slot not in slots)  # type: ignore[union-attr]
+        uses = self.uses(slot for slot in slots if self.has(slot))
+        rest = self.uses(slot for slot in self.op.slots if slot not in slots)  # type: ignore[union-attr]
         self.launches, scratch = [], self.scratch
         yield
         made, self.launches = self.launches, self.path
@@ -314,13 +298,36 @@ class Binder:
         products = [op for op in layers if op.ints["bf16"] == 1]
         return {op.slots[slot] for op in products for slot in ("x", "w", "dz") if slot in op.slots}
 
-    def _root(self, name: str) -> str:
-        """The buffer that another is a part of; one name for all of theta."""
-        buffer = self.plan.buffers[self.plan.index[name]] if name != THETA else None
-        return THETA if buffer is None or buffer.space == schema.THETA else buffer.parent or name
+    def _whole(self, name: str) -> Any:
+        """The buffer that another is a part of, or that itself."""
+        buffer = self.plan.buffers[self.plan.index[name]]
+        return buffer if buffer.parent is None else self._whole(buffer.parent)
 
-    def _copy_of(self, space: int, address: int) -> int:
-        return self.copies[space] + (address - self.bases[space]) // 2
+    def _root(self, name: str) -> str:
+        """Name of the whole buffer; one name for all of theta."""
+        whole = self._whole(name) if name != THETA else None
+        return THETA if whole is None or whole.space == schema.THETA else whole.name
+
+    def _copy_of(self, buffer: Any) -> int | None:
+        """Where a buffer's copy is; None for one that is made where it is read."""
+        whole = self._whole(buffer.name)
+        address = self.locate(buffer)[0]
+        if whole.name in self.apart:
+            return self.apart[whole.name] + (address - self.locate(whole)[0]) // 2
+        if whole.space in self.copies:
+            return self.copies[whole.space] + (address - self.bases[whole.space]) // 2
+        return None
+
+    def place(self, slot: str) -> tuple[int, int]:
+        """Address of a slot's copy, and the distance of its rows in bytes."""
+        buffer = self.buffer(slot)
+        to = self._copy_of(buffer)
+        assert to is not None
+        return to, 2 * self.locate(buffer)[1]
+
+    def keeps(self, slot: str) -> bool:
+        """Whether a slot's buffer has a copy that outlasts the op."""
+        return self._copy_of(self.buffer(slot)) is not None
 
     def copy(self, slot: str) -> tuple[int, int, int]:
         """What a kernel gets as `extra` that writes a slot's buffer and its copy, where products read one."""
@@ -329,12 +336,29 @@ class Binder:
             return (0, 0, 0)
         self.current.add(buffer.name)
         self.made.add(buffer.name)
-        return (0, 0, self._copy_of(buffer.space, self.locate(buffer)[0]))
+        to = self._copy_of(buffer)
+        assert to is not None
+        self._copy_is_written(buffer, to)
+        return (0, 0, to)
+
+    def _copy_is_written(self, buffer: Any, to: int) -> None:
+        rows, _ = buffer.shape(self.m)
+        self.make_way(Uses([], [(to, to + 2 * rows * self.locate(buffer)[1])]))
 
     def round(self, address: int, ld: int, rows: int, columns: int, to: int, work_bytes: int = 0) -> None:
         """A launch that rounds a matrix to bfloat16."""
         self.launch("round_bf16", over_fours(rows, columns), work_bytes=work_bytes, extra=(0, 0, to))
         self.launches[-1].record["slot"][0, 0] = (address, ld, rows, columns)
+
+    def _round_theta(self) -> None:
+        """Rounds all of theta: beside what the phase launched so far, as that has not written to it."""
+        space = schema.THETA
+        n, before = self.plan.sizes[space] // self.plan.dtype.itemsize, len(self.path)
+        self.round(self.bases[space], n, 1, n, self.copies[space])
+        if before and self.launches is self.path and THETA not in self.written:
+            rounded = Beside([self.path.pop()])
+            self.path.insert(0, rounded)
+            self.path.append(Wait([rounded]))
 
     def operands(self, *slots: tuple[str, bool]) -> list[Matrix]:
         """Buffers, each with whether it is read transposed, as operands in the precision of the op at hand."""
@@ -344,13 +368,13 @@ class Binder:
         for slot, transposed in slots:
             buffer = self.buffer(slot)
             (address, ld), (rows, columns), space = self.locate(buffer), self.shape(slot), buffer.space
-            if space in self.copies:
-                name = THETA if space == schema.THETA else buffer.name
-                to = self._copy_of(space, address)
+            place = self._copy_of(buffer)
+            if place is not None:
+                name, to = THETA if space == schema.THETA else buffer.name, place
                 if name == THETA and name not in self.current:
-                    n = self.plan.sizes[space] // self.plan.dtype.itemsize
-                    self.round(self.bases[space], n, 1, n, self.copies[space])
+                    self._round_theta()
                 elif name not in self.current:
+                    self._copy_is_written(buffer, to)
                     self.round(address, ld, rows, columns, to)
                 self.current.add(name)
             else:
@@ -395,15 +419,20 @@ class Binder:
         self.launches = []
         if phases & schema.UPDATE:
             self.launches, self.deferred = self.deferred, []
-        self.path = self.launches
+        self.path, self.written = self.launches, set()
+        made: set[int] = set()
         for op in self.plan.ops:
-            if op.phase & phases:
+            if op.phase & phases and id(op) not in made:
                 self.op = self.bound = op
+                self.group = [op]
                 self.made, self.scratch = set(), False
-                self._wait_for(self._uses(op.slots))
+                self.make_way(self.uses())
                 kernels[op.kind](self, op)
-                read = READ.get(op.kind, ())
-                written = {self._root(name) for slot, name in op.slots.items() if slot not in read}
+                made |= {id(one) for one in self.group}
+                written = {self._root(name) for one in self.group for slot, name in one.slots.items()
+                           if slot not in READ.get(one.kind, ())}  # fmt: skip
                 self.current -= {name for name in self.current if self._root(name) in written} - self.made
+                self.written |= written
+        self._close(last=True)
         self._wait_for()
         return self.path

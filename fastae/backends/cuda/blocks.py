@@ -14,7 +14,8 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Job, Plan, Source
-from .binder import READ, Launch
+from .binder import READ
+from .launches import Launch
 from .record import LAUNCH, SOURCE
 
 BLOCK_BYTES = 1 << 28  # of rows and results that are in flight at a time

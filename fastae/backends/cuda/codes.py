@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...plan import schema
-from .binder import LANES, PART, THREADS, Binder, ceil_div, over, over_cells, over_rows, power
+from .binder import Binder
+from .launches import LANES, PART, THREADS, ceil_div, over, over_cells, over_rows, power
 
 ONE_BLOCK = ((1, 1, 1), (256, 1, 1))
 SUM, MEAN, BY_FACTOR, SCALED_MEAN = range(4)  # what code_value makes of the rows' sums

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from ...catalog import INDEX
-from .binder import THREADS, Binder, Grid, ceil_div, over_cells
+from . import tensor
+from .binder import Binder
+from .launches import THREADS, Grid, ceil_div, over_cells
 from .lt import Matrix
 
 SEGMENT = 256  # rows of a chain of a weight's gradient
@@ -48,6 +50,8 @@ def dense(b: Binder, op) -> None:
             b.fours("dense_finish", "y")
         return
     x, w = b.operands(("x", False), ("w", not op.ints["transposed"]))
+    if tensor.chain(b, "y", "x") or tensor.layer(b, "dense", x, w, n, k, "y"):
+        return
     fused = epilogue(b, op)
     b.fours("dense_finish", "y", extra=b.copy("y") if fused is None else ())
     finish = b.launches.pop()
@@ -70,12 +74,10 @@ def epilogue(b: Binder, op) -> dict[str, Any] | None:
 
 def dense_grad(b: Binder, op) -> None:
     n, k = b.shape("dz")[1], b.shape("x")[1]
-    if b.has("db"):
-        with b.beside("dz", "db"):
-            bias_sum(b, "dense_bias", n)
     if b.cublas:
         multiply_gradients(b, op, n, k)
         return
+    bias_gradient(b, n)
     if b.has("dw"):
         with b.beside("dz", "x", "dw"):
             weight_gradient(b, n, k)
@@ -85,6 +87,12 @@ def dense_grad(b: Binder, op) -> None:
         b.launch(f"input_grad_{name}", threads, extra=(int(own),))
         if own:
             b.fours("dense_grad_finish", "dx")
+
+
+def bias_gradient(b: Binder, n: int) -> None:
+    if b.has("db"):
+        with b.beside("dz", "db"):
+            bias_sum(b, "dense_bias", n)
 
 
 def weight_gradient(b: Binder, n: int, k: int) -> None:
@@ -108,14 +116,22 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
     transposed, add = bool(op.ints["transposed"]), bool(op.ints["add"])
     wanted = [("dz", False)] + [("x", False)] * b.has("dw") + [("w", transposed)] * b.has("dx")
     dz, *others = b.operands(*wanted)
-    if b.has("dw"):
-        x = others.pop(0)
-        with b.beside("dz", "x", "dw"):
-            if transposed:  # dw (k, n) = xT dz
-                b.product(Matrix(x.address, x.ld, True), dz, b.matrix("dw"), k, n, b.m, add=add)
-            else:
-                b.product(Matrix(dz.address, dz.ld, True), x, b.matrix("dw"), n, k, b.m, add=add)
-    if b.has("dx"):
+    if b.has("dx") and tensor.chain(b, "dx", "dz"):
+        for one in b.group:
+            with b.bound_to(one):
+                dz, x = b.operands(("dz", False), ("x", False))
+                tensor.weight_gradient(b, dz, x, b.shape("dz")[1], b.shape("x")[1])
+        return
+    values = others.pop(0) if b.has("dw") else None
+    if values is None or not tensor.weight_gradient(b, dz, values, n, k):
+        bias_gradient(b, n)
+        if values is not None:
+            with b.beside("dz", "x", "dw"):
+                if transposed:  # dw (k, n) = xT dz
+                    b.product(Matrix(values.address, values.ld, True), dz, b.matrix("dw"), k, n, b.m, add=add)
+                else:
+                    b.product(Matrix(dz.address, dz.ld, True), values, b.matrix("dw"), n, k, b.m, add=add)
+    if b.has("dx") and not tensor.layer(b, "input_grad", dz, others[0], k, n, "dx"):
         b.product(dz, others[0], b.matrix("dx"), b.m, k, n)
         if b.has("saved"):
             b.fours("dense_grad_finish", "dx", extra=b.copy("dx"))

@@ -13,8 +13,8 @@ import numpy as np
 
 from ...registry import Formula
 from . import lt, user
-from .binder import Beside, Launch, Wait
 from .kernels import Kernels
+from .launches import Beside, Launch, Wait
 from .slot import Slot
 
 _log = logging.getLogger("fastae")

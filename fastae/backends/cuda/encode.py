@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...plan import schema
-from .binder import Binder, Grid, ceil_div, over, over_cells, over_rows
+from .binder import Binder
 from .codes import ONE_BLOCK
 from .dense import tile
+from .launches import Grid, ceil_div, over, over_cells, over_rows
 from .lt import Matrix, Product
 
 PRODUCTS = 1 << 24  # of a chunk: latents times rows of the batch

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .binder import Binder, over_rows
+from .binder import Binder
 from .dense import tile
+from .launches import over_rows
 
 
 def pack_int8(b: Binder, op) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 from ...catalog import UPDATE_RULES
 from ...plan import schema
 from ...plan.plan import Op
-from .binder import PART, THREADS, Binder, Grid, ceil_div, over, over_cells
+from .binder import Binder
 from .dense import bias_sum
+from .launches import PART, THREADS, Grid, ceil_div, over, over_cells
 
 ROWS_OF_A_BLOCK = 32  # rows of the batch whose entries one block of threads places
 MOST_COUNTS = 1 << 24  # counts of latents by blocks of rows

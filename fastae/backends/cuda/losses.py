@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .binder import THREADS, Binder
+from .binder import Binder
+from .launches import THREADS
 
 WIDE = 256  # columns from which a block takes a row of a loss, where rows are too few for sixteen threads each
 MOST_WIDE_ROWS = 64  # for each multiprocessor

@@ -1,7 +1,8 @@
 """Which kernels were verified on a GPU as they are now: csrc/cuda/verified.json, which ``benchmarks.gpu`` writes.
 
-A kernel is known by a digest of all that its file is made of, headers included, and of how it is compiled. Left out are
-what headers hold for the host, and the slots and numbers of ops that it never speaks of.
+A kernel is known by a digest of its body, of all that its file is made of besides kernels, headers included, and of how
+it is compiled. Left out are comments, what headers hold for the host, and the slots and numbers of ops that it never
+speaks of.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import source
 
-_KERNEL = re.compile(r"^FASTAE_KERNEL\((\w+),", re.MULTILINE)
+_KERNEL = re.compile(r"^FASTAE_KERNEL\((\w+),.* \{(?:.*\}\n|\n(?:(?!\}).*\n)*\}\n)", re.MULTILINE)
 _ENUMS = re.compile(r"^namespace (\w+) \{\n(?:enum .*\n)+\}\n", re.MULTILINE)
+_WORD = re.compile(r"\w+")
 FILE = Path("cuda", "verified.json")
 
 
 def of_device(text: str) -> str:
-    """A source without what FASTAE_DEVICE leaves out."""
+    """A source without comments, empty lines and what FASTAE_DEVICE leaves out."""
     kept: list[str] = []
     dropping: list[bool | None] = []  # for each open condition whether its lines go; None where nobody knows
     for line in text.splitlines():
@@ -30,17 +32,17 @@ def of_device(text: str) -> str:
             dropping.append({"#ifdef": False, "#ifndef": True}.get(word[0]) if "FASTAE_DEVICE" in word[1:] else None)
         elif word[0] == "#else" and dropping[-1] is not None:
             dropping[-1] = not dropping[-1]
-        if not any(dropping):
-            kept.append(line)
+        code = line.partition("//")[0].rstrip()
+        if code and not any(dropping):
+            kept.append(code + "\n")
         if word[0] == "#endif":
             dropping.pop()
-    return "\n".join(kept)
+    return "".join(kept)
 
 
-def spoken_of(text: str) -> str:
-    """A source without the namespaces of enums alone whose names it never takes up."""
-    times = Counter(re.findall(r"\w+", text))
-    return _ENUMS.sub(lambda found: found[0] if times[found[1]] > 1 else "", text)
+def spoken_of(text: str, names: Container[str]) -> str:
+    """A source without the namespaces of enums alone whose names are none of these."""
+    return _ENUMS.sub(lambda found: found[0] if found[1] in names else "", text)
 
 
 def kernel_digests(root: Path) -> dict[str, str]:
@@ -48,8 +50,12 @@ def kernel_digests(root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for unit in source.UNITS:
         for name, text in source.parts(root, unit).items():
-            if name.endswith((".cuh", ".cu")) and (kernels := _KERNEL.findall(text)):
-                found |= dict.fromkeys(kernels, source.digest(spoken_of(of_device(source.flatten(root, name)))))
+            own = {kernel[1]: kernel[0] for kernel in _KERNEL.finditer(of_device(text))}
+            if own and name.startswith("cuda/"):
+                rest = _KERNEL.sub("", of_device(source.flatten(root, name)))
+                taken_up = {word for word, times in Counter(_WORD.findall(rest)).items() if times > 1}
+                for kernel, body in own.items():
+                    found[kernel] = source.digest(spoken_of(rest, taken_up.union(_WORD.findall(body))) + body)
     return dict(sorted(found.items()))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...plan import schema
 from ...plan.plan import Plan, aligned_bytes
-from .binder import Launch, over
+from .launches import Launch, over
 from .record import LAUNCH, STEP
 
 _NOWHERE, _HOST, _DEVICE, _BOTH = range(4)  # where a space's present bytes are; nowhere: all zeros

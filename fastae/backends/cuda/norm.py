@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .binder import Binder, over_columns
+from .binder import Binder
+from .launches import over_columns
 
 
 def fold_norm(b: Binder, op) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .binder import Binder, over
+from .binder import Binder
+from .launches import over
 
 
 def noise(b: Binder, op) -> None:

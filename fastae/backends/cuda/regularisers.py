@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ...plan import schema
 from .activities import add_scaled
-from .binder import THREADS, Binder, Grid, ceil_div, over_rows
+from .binder import Binder
 from .dense import dense, dense_grad
 from .latents import brought_to_unit
+from .launches import THREADS, Grid, ceil_div, over_rows
 
 FLAT_BLOCK = 4096  # elements whose sum one block makes
 

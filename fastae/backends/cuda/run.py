@@ -12,9 +12,10 @@ import numpy as np
 from ...plan import schema
 from ...plan.plan import Job, Plan
 from . import blocks
-from .binder import Binder, Launch
+from .binder import Binder
 from .blocks import Rows, on_device, read_externals, row_bytes, written_externals
 from .formulas import Formulas
+from .launches import Launch
 from .memory import DeviceSpaces, JobSpaces, too_large
 from .record import LAUNCH, MAX_SOURCES, STEP
 

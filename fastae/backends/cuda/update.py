@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ...catalog import UPDATE_RULES
 from ...plan import schema
-from .binder import Binder, ceil_div, in_one_block, over, over_fours
+from .binder import Binder
 from .latents import together
+from .launches import ceil_div, in_one_block, over, over_fours
 from .regularisers import FLAT_BLOCK, over_blocks
 
 

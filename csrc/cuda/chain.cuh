@@ -1,0 +1,168 @@
+// Consecutive narrow layers in bfloat16 in one launch: sixteen rows a block from layer to layer in shared memory, weights
+// read past it. Worth it while the weights of all of them are few: each block reads all.
+//
+// Products as in tensor.cuh, of a warp for 16 rows and 8 NT neighbouring columns: lane 4 g + t has the columns NT g to
+// NT g + NT - 1 of the right operand, and of 32 places in depth those from 8 t on. Rows in shared memory lie so that the
+// left operand's places are the same: place 8 c + 2 i + (0, 1) is word c % 4 of their eight 4 (c / 4) + i.
+#pragma once
+#include "cuda/tensor.cuh"
+
+#if FASTAE_REAL_IS(FASTAE_REAL)
+
+namespace fastae {
+
+constexpr int kChainRows = 16, kChainWidth = 512;  // rows of a block; the widest layer
+
+struct ChainRows {
+  Eight at[kChainRows * kChainWidth / 8];
+  FASTAE_INLINE Eight* eight(int row, int e) { return at + row * (kChainWidth / 8) + (e ^ row % 8); }
+  // columns c, c + 1 for even c
+  FASTAE_INLINE void put(int row, int c, uint32_t pair) { eight(row, c / 32 * 4 + c % 8 / 2)->w[c / 8 % 4] = pair; }
+};
+
+struct ChainProduct {
+  Bf16Matrix w;
+  int columns, depth;
+};
+
+// A lane's part of the right operand, (columns, depth) or, where it lies Across, (depth, columns), for 32 places in depth
+// from d0 on: for each of two steps the pairs of its NT columns.
+template <int NT, bool Across> struct ChainOperand {
+  uint32_t b[2][NT][2];
+  FASTAE_INLINE ChainOperand(const ChainProduct& p, int column, int d0) {
+    const int t = threadIdx.x % 4, d = d0 + 8 * t;
+    const bool deep = d < p.depth;
+    if constexpr (!Across) {
+#pragma unroll
+      for (int q = 0; q < NT; ++q) {
+        const bool there = deep && column + q < p.columns;
+        const Eight x = there ? *(const Eight*)(p.w.p + (column + q) * p.w.ld + d) : Eight{};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[i / 2][q][i % 2] = x.w[i];
+      }
+    } else {
+      struct alignas(2 * NT) Some {
+        uint32_t w[NT / 2];
+      };
+      const bool there = deep && column < p.columns;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint16_t* const at = p.w.p + (d + 2 * i) * p.w.ld + column;
+        const Some x = there ? *(const Some*)at : Some{}, y = there ? *(const Some*)(at + p.w.ld) : Some{};
+#pragma unroll
+        for (int q = 0; q < NT; ++q) {
+          const uint32_t u = x.w[q / 2], v = y.w[q / 2];
+          b[i / 2][q][i % 2] = q % 2 ? u >> 16 | (v & 0xffff0000u) : (u & 0xffffu) | v << 16;
+        }
+      }
+    }
+  }
+};
+
+// to = End(o) of from's rows times the right operand; row: the block's first
+template <class End, int NT, bool Across>
+FASTAE_INLINE void chain_product(const Launch& o, const ChainProduct& p, ChainRows& from, ChainRows& to, int64_t row) {
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int matrix = threadIdx.x % 32 / 8, r = threadIdx.x % 8;
+  const int first = 8 * NT * warp, column = first + NT * g;
+  if (first >= p.columns) return;
+  float sum[NT][4] = {};
+  ChainOperand<NT, Across> next(p, column, 0);
+#pragma unroll 1
+  for (int d0 = 0; d0 < p.depth; d0 += 32) {
+    const ChainOperand<NT, Across> now = next;
+    next = ChainOperand<NT, Across>(p, column, d0 + 32);
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      uint32_t a[4];
+      load_matrices<false>(a, from.eight(matrix % 2 * 8 + r, d0 / 8 + 2 * s + matrix / 2));
+#pragma unroll
+      for (int q = 0; q < NT; ++q) multiply_add_bf16(sum[q], a, now.b[s][q]);
+    }
+  }
+  const End end(o);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (row + g + 8 * h >= o.m) continue;
+#pragma unroll
+    for (int e = 0; e < 2 * NT; e += 4) {
+      const int j = first + 2 * NT * t + e;
+      if (j >= p.columns) continue;
+      Four x;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x.v[i] = sum[(e + i) % NT][2 * h + (e + i) / NT];
+      x = end(row + g + 8 * h, j, 4, x);
+#pragma unroll
+      for (int i = 0; i < 4; i += 2)
+        to.put(g + 8 * h, j + i, bf16_from(x.v[i]) | (uint32_t)bf16_from(x.v[i + 1]) << 16);
+    }
+  }
+}
+
+template <class End, bool Across>
+FASTAE_INLINE void chain_layer(const Launch& o, const ChainProduct& p, ChainRows& from, ChainRows& to, int64_t row) {
+  if (p.columns > 256) chain_product<End, 8, Across>(o, p, from, to, row);
+  else if (p.columns > 128) chain_product<End, 4, Across>(o, p, from, to, row);
+  else chain_product<End, 2, Across>(o, p, from, to, row);
+}
+
+// work: the layers' records, extra[0] of them; of a layer extra[0] the input's copy in bfloat16, extra[1] the weights',
+// extra[2] the output's; Layer(record): its product, and whether the weights lie across
+template <class End, class Layer>
+FASTAE_INLINE void chain(const Launch& o, const Layer& product, ChainRows (&rows)[2]) {
+  const Launch* const layer = (const Launch*)o.work;
+  const int64_t row = (int64_t)blockIdx.x * kChainRows;
+  const int n = (int)o.extra[0];
+  bool across;
+  int width = product(layer[0], across).depth;
+  const int64_t ld = product.input(layer[0]).ld;
+  for (int q = threadIdx.x; q < kChainRows * (width + 31) / 32 * 4; q += kThreads) {
+    const int r = q % kChainRows, c = q / kChainRows;
+    const bool there = row + r < o.m && 8 * c < width;
+    const Eight x = there ? *(const Eight*)((const uint16_t*)layer[0].extra[0] + (row + r) * ld + 8 * c) : Eight{};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) rows[0].put(r, 8 * c + 2 * i, x.w[i]);
+  }
+#pragma unroll 1
+  for (int l = 0; l < n; ++l) {
+    __syncthreads();
+    const ChainProduct p = product(layer[l], across);
+    ChainRows& to = rows[(l + 1) % 2];
+    if (across) chain_layer<End, true>(layer[l], p, rows[l % 2], to, row);
+    else chain_layer<End, false>(layer[l], p, rows[l % 2], to, row);
+    // the next layer's depth is a multiple of 32
+    for (int q = threadIdx.x; q < (32 - p.columns % 32) % 32 / 2 * kChainRows; q += kThreads)
+      to.put(q % kChainRows, p.columns + q / kChainRows * 2, 0);
+  }
+}
+
+struct ForwardLayer {
+  FASTAE_INLINE View<T> input(const Launch& o) const { return o.real(at_dense::s_x); }
+  FASTAE_INLINE ChainProduct operator()(const Launch& o, bool& across) const {
+    namespace at = at_dense;
+    across = o.i[at::i_transposed] != 0;
+    return {
+        {(const uint16_t*)o.extra[1], o.slot[at::s_w].ld}, (int)o.slot[at::s_y].columns, (int)o.slot[at::s_x].columns};
+  }
+};
+struct BackwardLayer {
+  FASTAE_INLINE View<T> input(const Launch& o) const { return o.real(at_dense_grad::s_dz); }
+  FASTAE_INLINE ChainProduct operator()(const Launch& o, bool& across) const {
+    namespace at = at_dense_grad;
+    across = o.i[at::i_transposed] == 0;
+    return {{(const uint16_t*)o.extra[1], o.slot[at::s_w].ld},
+            (int)o.slot[at::s_dx].columns,
+            (int)o.slot[at::s_dz].columns};
+  }
+};
+FASTAE_KERNEL(dense_bf16_chain, kThreads, 1) {
+  __shared__ ChainRows rows[2];
+  chain<DenseEnd>(o, ForwardLayer(), rows);
+}
+FASTAE_KERNEL(input_grad_bf16_chain, kThreads, 1) {
+  __shared__ ChainRows rows[2];
+  chain<GradEnd>(o, BackwardLayer(), rows);
+}
+
+}  // namespace fastae
+#endif

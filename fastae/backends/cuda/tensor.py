@@ -1,0 +1,169 @@
+"""Small products of layers in bfloat16 by the kernels of csrc/cuda/tensor.cuh, which do the rest of a layer as well.
+
+cuBLASLt multiplies faster, by less than the launches take that have to follow it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...plan import schema
+from ...plan.plan import Op
+from ...registry import FORMULAS
+from .launches import THREADS, Launch, Uses, ceil_div
+from .lt import Matrix
+from .record import LAUNCH
+
+if TYPE_CHECKING:
+    from .binder import Binder
+
+SIDES = {"middle": 64, "small": 32}  # of a tile
+MOST_TILES = 8  # of a layer's outputs, for each multiprocessor
+CHAIN_ROWS, CHAIN_WIDTH = 16, 512  # of a block; of the widest layer: as in chain.cuh
+CHAIN_WEIGHTS = 192 << 10  # of all its layers, which each block reads
+CHAIN_BLOCKS = 2  # for each multiprocessor
+TOGETHER = 4  # layers whose gradients a launch makes: their slots and addresses are in one record
+ONTO_WEIGHT, ONTO_BIAS, TURNED = 1, 2, 4  # Onto of tensor.cuh
+
+
+def in_eights(b: Binder, *sides: int) -> bool:
+    """Whether the op's products are in bfloat16, and some bytes and numbers of elements whole parts of 16 bytes."""
+    return b.op.ints["bf16"] == 1 and not any(size % 16 for size in sides)  # type: ignore[union-attr]
+
+
+def tile(b: Binder, *outputs: tuple[int, int]) -> tuple[str, int]:
+    """The largest tile that gives half of the multiprocessors a block, and how many of those some matrices are."""
+    for name, side in SIDES.items():
+        tiles = sum(ceil_div(rows, side) * ceil_div(columns, side) for rows, columns in outputs)
+        if 2 * tiles >= b.n_multiprocessors or name == "small":
+            break
+    return name, tiles
+
+
+def layer(b: Binder, kernel: str, left: Matrix, right: Matrix, columns: int, depth: int, out: str) -> bool:
+    """Launches a layer's product and what follows it, if these kernels are to make it.
+
+    left : (m, depth); right : (columns, depth) where it says transposed, else (depth, columns)
+    kernel : "dense" or "input_grad"; out : the op's slot of the outputs
+    """
+    inner = depth if right.transposed else columns
+    if not in_eights(b, left.address, right.address, 2 * left.ld, 2 * right.ld, 2 * inner, 2 * depth):
+        return False
+    if ceil_div(b.m, SIDES["middle"]) * ceil_div(columns, SIDES["middle"]) > MOST_TILES * b.n_multiprocessors:
+        return False
+    name, _ = tile(b, (b.m, columns))
+    grid = (ceil_div(columns, SIDES[name]), ceil_div(b.m, SIDES[name]), 1)
+    copy = b.copy(out)[2]
+    b.launch(f"{kernel}_bf16_{name}", (grid, (THREADS, 1, 1)), extra=(left.address, right.address, copy))
+    return True
+
+
+def narrow(b: Binder, out: str, given: str) -> bool:
+    """Whether the op at hand is a layer for `chain`."""
+    slots = (given, "w", *(("x", "dw") if given == "dz" else ()))
+    if not all(b.has(slot) for slot in (*slots, out)) or not all(b.keeps(slot) for slot in slots if slot != "dw"):
+        return False
+    formula = FORMULAS.get(b.registered())
+    if formula is not None and formula.functions:
+        return False
+    widths = [b.shape(slot)[1] for slot in (given, out, "w")]
+    places = [place for slot in slots if slot != "dw" for place in b.place(slot)]
+    return max(widths) <= CHAIN_WIDTH and in_eights(b, *places, *(2 * width for width in widths))
+
+
+def chain(b: Binder, out: str, given: str) -> bool:
+    """Launches the op at hand with those that follow it, if each is a narrow layer that reads what the last one wrote.
+
+    out, given : slots of a layer's outputs, and of what it makes them of
+    """
+    if not b.few or ceil_div(b.m, CHAIN_ROWS) > CHAIN_BLOCKS * b.n_multiprocessors:
+        return False
+    ops: list[Op] = []
+    weights = 0
+    for op in itertools.chain([b.op], b.following()):
+        assert op is not None
+        if ops and (op.kind != ops[0].kind or op.slots.get(given) != ops[-1].slots[out]):
+            break
+        with b.bound_to(op):
+            if not narrow(b, out, given):
+                break
+            weights += int(np.prod(b.shape("w")))
+        if weights > CHAIN_WEIGHTS:
+            break
+        ops.append(op)
+    if len(ops) < 2:
+        return False
+    records = np.concatenate([layer_of_chain(b, op, out, given, ops) for op in ops])
+    held = b.driver.upload(records)
+    record = np.zeros(1, LAUNCH)
+    record["step"], record["m"], record["work"] = b.step, b.m, b.driver.address(held)
+    record["extra"][0, 0] = len(ops)
+    kernel = {"y": "dense_bf16_chain", "dx": "input_grad_bf16_chain"}[out]
+    b.launches.append(Launch(kernel, (ceil_div(b.m, CHAIN_ROWS), 1, 1), (THREADS, 1, 1), 0, record, held=held))
+    b.group = ops
+    return True
+
+
+def layer_of_chain(b: Binder, op: Op, out: str, given: str, ops: list[Op]) -> np.ndarray:
+    """A layer's record. What only the next layer reads is not written in float32: there it may lie where others do."""
+    with b.bound_to(op):
+        b.make_way(b.uses())
+        record = b.record(extra=(b.place(given)[0], b.place("w")[0], b.copy(out)[2]))
+        name = op.slots[out]
+        read = {
+            (one.kind, slot) for one in b.plan.ops for slot in one.slots if one is not op and one.slots[slot] == name
+        }
+        if op is not ops[-1] and read <= {(op.kind, given), ("dense_grad", given)}:
+            record["slot"][0, schema.KIND[op.kind].slots.index(out)]["p"] = 0
+    return record
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """dw (n, k) = dzT x and db = sum_r dz of a layer; onto : bits of tensor.cuh's Onto."""
+
+    dz: Matrix
+    x: Matrix
+    dw: Matrix
+    db: int
+    n: int
+    k: int
+    onto: int
+
+    def uses(self, b: Binder) -> Uses:
+        reads = [(matrix.address, matrix.address + 2 * b.m * matrix.ld) for matrix in (self.dz, self.x)]
+        return Uses(reads, [b.span(slot) for slot in ("dw", "db") if b.has(slot)])
+
+
+def weight_gradient(b: Binder, dz: Matrix, x: Matrix, n: int, k: int) -> bool:
+    """Makes dw and db with those of other layers, if these kernels are to make them."""
+    if not b.few or not in_eights(b, dz.address, x.address, 2 * dz.ld, 2 * x.ld, 2 * n, 2 * k):
+        return False
+    ints = b.op.ints  # type: ignore[union-attr]
+    onto = ONTO_WEIGHT * bool(ints["add"]) | ONTO_BIAS * bool(ints["add_bias"]) | TURNED * bool(ints["transposed"])
+    db = b.address("db") if b.has("db") else 0
+    part = WeightGradient(dz, x, b.matrix("dw"), db, n, k, onto)
+    if b.keeps("dz") and b.keeps("x"):
+        b.together(part, part.uses(b), weight_gradients, TOGETHER)
+    else:
+        b.launches.append(weight_gradients(b, [part]))
+    return True
+
+
+def weight_gradients(b: Binder, parts: list[WeightGradient]) -> Launch:
+    """One launch for the gradients of some layers."""
+    record = np.zeros(1, LAUNCH)
+    record["step"], record["m"] = b.step, b.m
+    record["i"][0, : 1 + len(parts)] = [len(parts), *(part.onto for part in parts)]
+    for q, part in enumerate(parts):
+        rows, columns = (part.k, part.n) if part.onto & TURNED else (part.n, part.k)
+        record["slot"][0, 3 * q] = (part.dz.address, part.dz.ld, b.m, part.n)
+        record["slot"][0, 3 * q + 1] = (part.x.address, part.x.ld, b.m, part.k)
+        record["slot"][0, 3 * q + 2] = (part.dw.address, part.dw.ld, rows, columns)
+        record["extra"][0, q] = part.db
+    name, tiles = tile(b, *((part.n, part.k) for part in parts))
+    return Launch(f"weight_grad_bf16_{name}", (tiles, 1, 1), (THREADS, 1, 1), 0, record)
