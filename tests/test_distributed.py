@@ -130,6 +130,17 @@ def test_latents_begin_anew_alike_on_all_ranks():
         np.testing.assert_array_equal(first.arrays_[name], second.arrays_[name])
 
 
+def test_the_inputs_scale_is_one_for_all_ranks():
+    def fit(rank, comm):
+        backend = DataParallel(comm, backend_named("avx2"))
+        model = fastae.SparseAutoencoder(12, k=2, normalization="scale", batch_size=LOCAL, max_iter=2, backend=backend)
+        return model.set_params(random_state=0).fit(rows_of(rank) * (1 + rank))
+
+    first, second = on_ranks(fit)
+    assert first.input_scale_ == second.input_scale_
+    np.testing.assert_array_equal(first.transform(X).toarray(), second.transform(X).toarray())
+
+
 def test_ranks_with_other_numbers_of_batches_are_an_error():
     with pytest.raises(ValueError, match=r"ranks have \[4, 3\] batches"):
         on_ranks(lambda rank, comm: model(DataParallel(comm, backend_named("avx2")), LOCAL).fit(

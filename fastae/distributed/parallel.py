@@ -65,6 +65,12 @@ class DataParallel:
         for space in (schema.THETA, schema.STATE):
             self.comm.broadcast(spaces.array(space, np.dtype(np.uint8)))
 
+    def same(self, number: float) -> float:
+        """Rank 0's number, on all ranks."""
+        held = np.array([number], dtype=np.float64)
+        self.comm.broadcast(held)
+        return float(held[0])
+
     def _agree(self, job: Job) -> None:
         """Raises on all ranks where their numbers of steps differ: some would wait for ever."""
         steps = np.zeros(self.comm.size)

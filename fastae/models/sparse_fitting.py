@@ -188,6 +188,7 @@ class SparseFitting(SparseState):
         x = dense_rows(first.sources[0], rows)
         y = dense_rows(first.sources[1], rows) if self.transcoder else x
         scale = input_scale(x) if self.normalization == "scale" else 1.0
+        scale = getattr(backend, "same", float)(scale)  # where ranks train one model, each on rows of its own
         network = self._network(x.shape[1], y.shape[1], n_rows=feed.x.n_rows, input_scale=scale)
         trainer = self._trainer(network, feed, dtype, settings, backend)
         start_weights(network, trainer.view, x, y, settings.seed, self.initializer, self.bias_initializer,
