@@ -112,6 +112,21 @@ def native_backend(request):
     return backend_named(request.param)
 
 
+@pytest.fixture(params=["cuda_host", *(name for name, products in GPU.items() if products == "cublas")])
+def by_cublas(request, monkeypatch):
+    """make(seed, n_multiprocessors): a CUDA backend with cuBLASLt's products, which are NumPy's on the host."""
+
+    def make(seed=1, n_multiprocessors=4):
+        backend = backend_named(request.param)
+        if request.param == "cuda_host":
+            backend.driver.seed, backend.driver.products = seed, "cublas"
+            backend.driver.epilogues = frozenset(("bias", "relu"))
+        monkeypatch.setattr(backend.driver, "n_multiprocessors", n_multiprocessors)
+        return backend
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """Folder of the real data: FASTAE_DATA, else ../shared/data."""
