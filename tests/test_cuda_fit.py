@@ -85,6 +85,23 @@ def test_rows_that_do_not_fit_go_through_in_blocks(cuda, native, monkeypatch, sp
     np.testing.assert_array_equal(device.transform(rows), host.transform(rows))
 
 
+def test_rows_held_out_go_to_the_device_once_with_the_others(cuda, native, monkeypatch):
+    sent, upload = [], HostDriver.upload
+
+    def seen(self, array, **options):
+        sent.append(array.nbytes)
+        return upload(self, array, **options)
+
+    options = {"early_stopping": True, "validation_fraction": 0.2, "max_iter": 4}
+    want = dense(native, **options).fit(X)
+    monkeypatch.setattr(HostDriver, "upload", seen)
+    model = dense(cuda, **options).fit(X)
+    # and a second time for the look at the fitted model
+    assert [n_bytes for n_bytes in sent if n_bytes >= 0.2 * X.nbytes] == 2 * [X.nbytes]
+    assert_same(model, want)
+    assert model.validation_scores_ == want.validation_scores_
+
+
 def test_out_of_memory_halves_the_block_of_an_encoding_and_ends_training(cuda, native, monkeypatch):
     monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
     rows = np.tile(X, (20, 1))

@@ -90,8 +90,11 @@ class FittedByBatches(TakesRows):
             state = self._begin(backend, network, sources[0], dtype, n_rows,
                                 None if warm else self._start(network, sources[0], rows))  # fmt: skip
             state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
-            validate = None if held_out is None else self._validator(backend, network, sources, held_out, state)
-            sources = self._with_graph(network, sources, held_out)
+            placed = sources if given.blocks else backend.place(sources)  # once, also for the rows held out
+            validate = None
+            if held_out is not None:
+                validate = self._validator(backend, network, sources, placed[0], held_out, state)
+            placed = (*placed, *self._graph(network, sources[0], held_out))
         self._live = None
         history = training.History()
 
@@ -100,7 +103,7 @@ class FittedByBatches(TakesRows):
 
         full = options.is_full_batch(network.solver)
         train = full_batch.fit if full else training.fit
-        feed: Any = training.Held(backend, settings, sources, rows) if full or given.blocks is None else given.blocks
+        feed: Any = training.Held(backend, settings, placed, rows) if full or given.blocks is None else given.blocks
         try:
             if settings.max_iter:
                 train(backend, self.plan_, state, feed, settings, validate=validate, model=self, history=history,
@@ -135,7 +138,7 @@ class FittedByBatches(TakesRows):
             else:
                 weights.write(live.plan, live.state.spaces, network, self.weights_, self.norms_)  # the user's to change
                 self.plan_ = live.plan
-            sources = self._with_graph(network, given.sources, None)
+            sources = (*given.sources, *self._graph(network, given.sources[0], None))
         self._live, state = live, live.state
         history = training.History(losses=getattr(self, "loss_curve_", []))
         feed = given.blocks or training.Held(backend, settings, sources)
@@ -221,18 +224,17 @@ class FittedByBatches(TakesRows):
             self.basis_ = principal_directions(_first_rows(source, network, SAMPLE_ROWS), network.n_directions)
         return self.basis_
 
-    def _with_graph(
-        self, network: Network, sources: tuple[Source, ...], held_out: np.ndarray | None
-    ) -> tuple[Source, ...]:
-        """The sources, and the graph between rows where a `Laplacian` needs it."""
+    def _graph(self, network: Network, source: Source, held_out: np.ndarray | None) -> tuple[Source, ...]:
+        """The graph between rows where a `Laplacian` needs it, as a source, else none."""
         option = network.penalty(options.Laplacian)
-        if option is None:
-            return sources
-        return *sources, neighbour_graph(option, seen_source(sources[0], network), held_out)
+        return () if option is None else (neighbour_graph(option, seen_source(source, network), held_out),)
 
-    def _validator(self, backend: Any, network: Network, sources: tuple[Source, ...], held_out: np.ndarray,
-                   state: training.State):  # fmt: skip
-        """The function that gives the mean loss of the held-out rows under the weights of ``state``."""
+    def _validator(self, backend: Any, network: Network, sources: tuple[Source, ...], placed: Source,
+                   held_out: np.ndarray, state: training.State):  # fmt: skip
+        """The function that gives the mean loss of the held-out rows under the weights of ``state``.
+
+        placed : the first source where steps read it best
+        """
         plan, values, row_losses = self._validation(network, self.plan_.dtype, sources, held_out)
         compiled = _Compiled(backend, plan)
         weight = sources[0].weight
@@ -241,7 +243,7 @@ class FittedByBatches(TakesRows):
         def validate() -> float:
             compiled.spaces.take(schema.THETA, state.spaces)
             compiled.packed = False
-            compiled.run(sources[0], values, self._threads(), held_out)
+            compiled.run(placed, values, self._threads(), held_out)
             return float(np.average(row_losses(values), weights=weight))
 
         return validate

@@ -205,7 +205,8 @@ OP_KINDS: tuple[OpKind, ...] = (
             "[dw] (n,k) = dzT x, [db] (n) = sum_r dz, [dx] (m,k) = dropout'(dz w) a'(saved): activation, saved, stream "
             "and rate are those of the layer that made x (identity, empty, 0 where there is none to fuse). "
             "transposed: w, dw are (k,n); add, add_bias: dw, db are added to; bf16: as in dense, db of dz as it is, or "
-            "rounded as for dw; fused: a backend may apply the plan's update to w at once and leave dw unwritten, when it runs both phases"
+            "rounded as for dw; fused: a backend may apply the plan's update to w at once and leave dw unwritten, when "
+            "it runs both phases"
         ),
     ),
     OpKind(
