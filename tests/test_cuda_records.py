@@ -267,7 +267,13 @@ def chain_of_layers(backend, m, widths, training):
 @pytest.mark.parametrize("m", [1, 16, 43])
 @pytest.mark.parametrize(
     "widths",
-    [(64, 40, 8), (264, 136, 72, 512, 16, 32), (8, 304, 24, 200, 96, 48, 64, 128), (520, 64, 40, 48, 520)],
+    [
+        (64, 40, 8),
+        (264, 136, 72, 512, 16, 32),
+        (8, 304, 24, 200, 96, 48, 64, 128),
+        (512, 128, 32, 128, 512),
+        (520, 64, 40, 48, 520),
+    ],
     ids=str,
 )
 def test_narrow_layers_in_one_launch(native, by_cublas, monkeypatch, widths, m, training):
@@ -284,9 +290,11 @@ def test_narrow_layers_in_one_launch(native, by_cublas, monkeypatch, widths, m, 
     assert "dense_bf16_chain" not in (launched(device) or ())
     for name in want:
         np.testing.assert_array_equal(got[name], again[name], err_msg=name)
-        for other in (want, apart):
+        for other, within in ((want, 1e-2 if name.startswith("db") else 1e-4), (apart, 1e-4)):
+            # a number that is rounded the other way moves some of the next layer's by as much
             scale = max(np.abs(other[name]).max(initial=0), 1e-3)
             np.testing.assert_allclose(got[name], other[name], rtol=0, atol=0.02 * scale, err_msg=name)
+            assert np.abs(got[name] - other[name]).mean() <= within * np.abs(other[name]).mean(), name
 
 
 def test_gradients_that_wait_keep_what_they_read(by_cublas):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise, product
 from typing import Any
 
@@ -10,18 +12,39 @@ import numpy as np
 
 import fastae
 from fastae import training
+from fastae.backends.cuda import binder, tensor
 from fastae.plan.plan import Source
 
 from .device import Device, show, torch_seconds
 
 WIDTHS = (784, 512, 128, 32, 128, 512, 784)
 BATCHES = (1024, 65_536)
+# batches at which the thresholds of small layers in bfloat16 are looked at, and what is left out of their ways
+SMALL = (128, 1024, 2048, 4096)
+WITHOUT: dict[str, list[tuple[Any, str]]] = {
+    "": [],
+    ", a launch a layer": [(tensor, "CHAIN_BLOCKS")],
+    ", cuBLASLt alone": [(tensor, "CHAIN_BLOCKS"), (tensor, "MOST_TILES"), (binder, "FEW_ROWS")],
+}
 _SHARE = 0.4  # of the time that is left, after which PyTorch's remaining ways are left out
 
 
 def flops(batch: int) -> float:
     pairs = list(pairwise(WIDTHS))
     return batch * 2.0 * (3 * sum(a * b for a, b in pairs) - pairs[0][0] * pairs[0][1])
+
+
+@contextmanager
+def without(limits: list[tuple[Any, str]]) -> Iterator[None]:
+    """Meanwhile some limits of sizes are 0."""
+    before = [getattr(module, name) for module, name in limits]
+    for module, name in limits:
+        setattr(module, name, 0)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(limits, before, strict=True):
+            setattr(module, name, value)
 
 
 def ours(device: Device, X: np.ndarray, batch: int, precision: str, products: str) -> dict[str, Any]:
@@ -106,8 +129,17 @@ def run(device: Device, left: float) -> dict[str, Any]:
         print(f"batch {batch}, {name}: {entry['seconds'] * 1e6:.1f} µs, {entry['flop/s'] / 1e12:.1f} TFLOP/s, "
               f"loss {entry['loss']:.4f}", flush=True)  # fmt: skip
 
+    def rows(batch: int, steps: int) -> np.ndarray:
+        return np.random.default_rng(0).random((batch * steps, 784), dtype=np.float32)
+
+    for batch in (32,) if device.rehearse else SMALL:
+        out.setdefault(str(batch), {})
+        for name, limits in WITHOUT.items():
+            with without(limits):
+                entry = ours(device, rows(batch, device.size(200, 3)), batch, "bfloat16", "cublas")
+            note(batch, f"fastae bfloat16 cublas{name}", entry)
     for batch in batches:
-        X = np.random.default_rng(0).random((batch * steps[batch], 784), dtype=np.float32)
+        X = rows(batch, steps[batch])
         for precision, products in (("float32", "exact"), ("float32", "cublas"), ("tf32", "cublas"),
                                     ("bfloat16", "cublas")):  # fmt: skip
             note(batch, f"fastae {precision} {products}", ours(device, X, batch, precision, products))

@@ -116,7 +116,7 @@ FASTAE_INLINE void chain(const Launch& o, const Layer& product, ChainRows (&rows
   bool across;
   int width = product(layer[0], across).depth;
   const int64_t ld = product.input(layer[0]).ld;
-  for (int q = threadIdx.x; q < kChainRows * (width + 31) / 32 * 4; q += kThreads) {
+  for (int q = threadIdx.x; q < (width + 31) / 32 * 4 * kChainRows; q += kThreads) {
     const int r = q % kChainRows, c = q / kChainRows;
     const bool there = row + r < o.m && 8 * c < width;
     const Eight x = there ? *(const Eight*)((const uint16_t*)layer[0].extra[0] + (row + r) * ld + 8 * c) : Eight{};
