@@ -25,61 +25,76 @@ struct ChainProduct {
   int columns, depth;
 };
 
-// A lane's part of the right operand, (columns, depth) or, where it lies Across, (depth, columns), for 32 places in depth
-// from d0 on: for each of two steps the pairs of its NT columns.
+// A lane's part of the right operand, (columns, depth) or, where it lies Across, (depth, columns), for 32 places in
+// depth: its NT columns', as they lie in memory.
 template <int NT, bool Across> struct ChainOperand {
-  uint32_t b[2][NT][2];
-  FASTAE_INLINE ChainOperand(const ChainProduct& p, int column, int d0) {
-    const int t = threadIdx.x % 4, d = d0 + 8 * t;
-    const bool deep = d < p.depth;
-    if constexpr (!Across) {
+  uint32_t w[4 * NT];
+  // places 8 t + 4 s + 2 p + (0, 1) of column q
+  FASTAE_INLINE uint32_t pair(int s, int q, int p) const {
+    if constexpr (!Across) return w[4 * q + 2 * s + p];
+    const int row = 4 * s + 2 * p;
+    const uint32_t u = w[row * (NT / 2) + q / 2], v = w[(row + 1) * (NT / 2) + q / 2];
+    return q % 2 ? u >> 16 | (v & 0xffff0000u) : (u & 0xffffu) | v << 16;
+  }
+};
+
+// Fetches them, 32 places after the other.
+template <int NT, bool Across> struct ChainWay {
+  const uint16_t* at;
+  int64_t ld;
+  int left;  // how deep the operand still is from the lane's places on; 0 where the lane has no columns
+  FASTAE_INLINE ChainWay(const ChainProduct& p, int column) : ld(p.w.ld) {
+    const int deep = 8 * (threadIdx.x % 4);
+    at = p.w.p + (Across ? deep * ld + column : column * ld + deep);
+    left = column < p.columns ? p.depth - deep : 0;
+  }
+  FASTAE_INLINE void fetch(ChainOperand<NT, Across>& to) {
+    struct alignas(Across ? 2 * NT : 16) Some {
+      uint32_t w[Across ? NT / 2 : 4];
+    };
+    constexpr int kPieces = Across ? 8 : NT, kWords = sizeof(Some) / 4;
+    const bool there = left > 0;
 #pragma unroll
-      for (int q = 0; q < NT; ++q) {
-        const bool there = deep && column + q < p.columns;
-        const Eight x = there ? *(const Eight*)(p.w.p + (column + q) * p.w.ld + d) : Eight{};
+    for (int i = 0; i < kPieces; ++i) {
+      const Some x = there ? *(const Some*)(at + i * ld) : Some{};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) b[i / 2][q][i % 2] = x.w[i];
-      }
-    } else {
-      struct alignas(2 * NT) Some {
-        uint32_t w[NT / 2];
-      };
-      const bool there = deep && column < p.columns;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint16_t* const at = p.w.p + (d + 2 * i) * p.w.ld + column;
-        const Some x = there ? *(const Some*)at : Some{}, y = there ? *(const Some*)(at + p.w.ld) : Some{};
-#pragma unroll
-        for (int q = 0; q < NT; ++q) {
-          const uint32_t u = x.w[q / 2], v = y.w[q / 2];
-          b[i / 2][q][i % 2] = q % 2 ? u >> 16 | (v & 0xffff0000u) : (u & 0xffffu) | v << 16;
-        }
-      }
+      for (int e = 0; e < kWords; ++e) to.w[kWords * i + e] = x.w[e];
     }
+    at += Across ? 32 * ld : 32;
+    left -= 32;
   }
 };
 
 // to = End(o) of from's rows times the right operand; row: the block's first
 template <class End, int NT, bool Across>
 FASTAE_INLINE void chain_product(const Launch& o, const ChainProduct& p, ChainRows& from, ChainRows& to, int64_t row) {
+  constexpr int kAhead = NT == 8 ? 2 : 4;  // times 32 places on their way, as far as registers go
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const int matrix = threadIdx.x % 32 / 8, r = threadIdx.x % 8;
-  const int first = 8 * NT * warp, column = first + NT * g;
+  const int first = 8 * NT * warp;
   if (first >= p.columns) return;
   float sum[NT][4] = {};
-  ChainOperand<NT, Across> next(p, column, 0);
+  ChainWay<NT, Across> way(p, first + NT * g);
+  ChainOperand<NT, Across> b[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) way.fetch(b[i]);
 #pragma unroll 1
-  for (int d0 = 0; d0 < p.depth; d0 += 32) {
-    const ChainOperand<NT, Across> now = next;
-    next = ChainOperand<NT, Across>(p, column, d0 + 32);
+  for (int d0 = 0; d0 < p.depth; d0 += 32 * kAhead)
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      uint32_t a[4];
-      load_matrices<false>(a, from.eight(matrix % 2 * 8 + r, d0 / 8 + 2 * s + matrix / 2));
+    for (int i = 0; i < kAhead; ++i) {
+      if (d0 + 32 * i >= p.depth) break;
 #pragma unroll
-      for (int q = 0; q < NT; ++q) multiply_add_bf16(sum[q], a, now.b[s][q]);
+      for (int s = 0; s < 2; ++s) {
+        uint32_t a[4];
+        load_matrices<false>(a, from.eight(matrix % 2 * 8 + r, d0 / 8 + 4 * i + 2 * s + matrix / 2));
+#pragma unroll
+        for (int q = 0; q < NT; ++q) {
+          const uint32_t own[2] = {b[i].pair(s, q, 0), b[i].pair(s, q, 1)};
+          multiply_add_bf16(sum[q], a, own);
+        }
+      }
+      way.fetch(b[i]);
     }
-  }
   const End end(o);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
