@@ -268,6 +268,18 @@ BAD = [
     ({"early_stopping": True, "validation_fraction": 1.5}, "validation_fraction"),
     ({"reduction": "max"}, "reduction='max'"),
     ({"constraints": ["maxnorm"]}, "did you mean 'max_norm'"),
+    ({"activation": "Relu"}, "did you mean 'relu'"),
+    ({"n_components": 2**27}, r"must be in \[1, 67108864\]"),
+    ({"n_iter_no_change": 0}, r"must be in \[1, 2147483648\]"),
+    ({"n_components": True}, "n_components=True must be an integer"),
+    ({"learning_rate": True}, "learning_rate=True must be a number"),
+    ({"batch_size": np.True_}, "must be an integer"),
+    ({"penalties": {"l2": 1e-3}}, "penalties=.* must be one option or a sequence"),
+    *(
+        ({name: value}, f"{name}={value!r} must be True or False")
+        for value in ("False", None, 2)
+        for name in ("tied_weights", "skip_connections", "shuffle", "early_stopping", "warm_start")
+    ),
 ]
 
 
@@ -289,6 +301,12 @@ def test_bad_parameters_are_named(parameters, message):
         (lambda: fastae.WeightRange(1, 0), "must be <"),
         (lambda: fastae.Cosine(-1), "Cosine.learning_rate"),
         (lambda: fastae.KLSparsity(rho=0), "KLSparsity.rho"),
+        (lambda: fastae.Adam(beta1=None), "Adam.beta1=None must be a number"),
+        (lambda: fastae.GaussianNoise(None), "GaussianNoise.std=None must be a number"),
+        (lambda: fastae.L2(True), "L2.strength=True must be a number"),
+        (lambda: fastae.WeightRange("0", 1), "WeightRange.low='0' must be a number"),
+        (lambda: fastae.NegativeBinomial(size_factor="no"), "size_factor='no' must be True or False"),
+        (lambda: fastae.DenoisingPretraining(tied_weights="no"), "tied_weights='no' must be True or False"),
     ],
 )
 def test_bad_options_are_named(make, message):

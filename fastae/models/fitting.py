@@ -76,7 +76,7 @@ class FittedByBatches(TakesRows):
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
         saturated.
         """
-        warm = self.warm_start and hasattr(self, "weights_")
+        warm = options.flag("warm_start", self.warm_start) and hasattr(self, "weights_")
         with self._unchanged_on_error():
             backend = self._backend()
             given = self._given(X, y, reset=not warm, sample_weight=sample_weight, mask=mask, passes=self.max_iter,

@@ -14,7 +14,7 @@ from ..plan.plan import Source
 from ..schedules import schedule
 from ..spec import options
 from ..spec.network import Network
-from ..spec.options import number
+from ..spec.options import flag, number
 from ..validation import apply_mask, check_mark, check_rows, check_target, check_transform, check_weight, is_nan
 from .base import checked_callbacks, seed_of
 from .feed import Feed, is_stream, open_checked
@@ -43,6 +43,7 @@ class TakesRows(Stored):
 
     def _settings(self, network: Network, seed: int) -> training.Settings:
         number("validation_fraction", self.validation_fraction, 0.0, 1.0, "neither")
+        flag("early_stopping", self.early_stopping)
         return training.Settings(
             schedule=schedule(self.learning_rate),
             rule=network.solver,
@@ -50,8 +51,8 @@ class TakesRows(Stored):
             seed=seed,
             n_threads=self._threads(),
             tol=number("tol", self.tol, 0.0, float("inf"), "both"),
-            n_iter_no_change=number("n_iter_no_change", self.n_iter_no_change, 1, float("inf"), integer=True),
-            shuffle=bool(self.shuffle),
+            n_iter_no_change=number("n_iter_no_change", self.n_iter_no_change, 1, 2**31, integer=True),
+            shuffle=flag("shuffle", self.shuffle),
             callbacks=checked_callbacks(self.callbacks),
             verbose=self.verbose,
         )
