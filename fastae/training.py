@@ -269,7 +269,7 @@ class Monitor:
             if validation < history.best_validation or self.best_weights is None:
                 history.best_validation = validation
                 self.best_weights = state.spaces.snapshot(schema.THETA)
-        rate = _next_rate(settings, state, history)
+        rate = next_rate(settings, state, history)
         info = EpochInfo(state.epochs, loss, validation, rate, time.perf_counter() - self.begin, self.model)
         self.bar.epoch(info)
         # an improvement must be relative to what there is to improve
@@ -296,7 +296,7 @@ class Monitor:
             self.state.spaces.restore(schema.THETA, self.best_weights)
 
 
-def _next_rate(settings: Settings, state: State, history: History) -> float:
+def next_rate(settings: Settings, state: State, history: History) -> float:
     """The rate of the epoch just done; a schedule that watches the loss decides the next one here.
 
     NaN for full-batch solvers, whose line search finds the length of each step.

@@ -83,6 +83,16 @@ def test_partial_fits_go_on_in_the_schedule():
     assert parts.validation_scores_ is None and parts.best_validation_score_ is None
 
 
+def test_partial_fits_go_on_in_a_schedule_that_watches_the_loss():
+    schedule = fastae.ReduceOnPlateau(0.3, patience=0)
+    whole = quick(max_iter=8, learning_rate=schedule, tol=0).fit(X)
+    parts = quick(learning_rate=schedule)
+    for _ in range(8):
+        parts = copy.deepcopy(parts).partial_fit(X)
+    assert np.max(np.diff(whole.loss_curve_)) > 0  # it did come to a plateau
+    assert bits(whole) == bits(parts)
+
+
 def test_partial_fits_on_batches_of_changing_size_match_fresh_memory():
     live, fresh = quick(), quick()
     for rows in (64, 64, 100, 64, 64):

@@ -141,6 +141,7 @@ class FittedByBatches(TakesRows):
         feed = given.blocks or training.Held(backend, settings, sources)
         try:
             history.losses.append(training.run_epoch(backend, live.plan, live.handle, state, feed, settings))
+            training.next_rate(settings, state, history)
         finally:
             self._finish(backend, network, dtype, state, history, state.epochs)
         return self
