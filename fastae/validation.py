@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -57,9 +59,29 @@ def _frame_array(X: Any) -> np.ndarray | None:
         columns = [column.to_numpy(zero_copy_only=False) if not hasattr(column, "combine_chunks")
                    else column.combine_chunks().to_numpy(zero_copy_only=False) for column in X.columns]  # fmt: skip
         values = np.stack(columns, axis=1) if columns else np.empty((X.num_rows, 0))
-    else:
+    elif hasattr(X, "to_numpy"):
         values = X.to_numpy()
-    return values if values.dtype.kind in "fiub" else None
+    else:
+        raise TypeError(f"X is a {type(X).__name__}, which holds no rows yet; give X.collect()")
+    return values if values.ndim == 2 and values.dtype.name in READABLE else None
+
+
+def refuse_masked(name: str, X: Any) -> None:
+    """Raises for a masked array that has masked entries: NumPy and scikit-learn read what lies below the mask."""
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise TypeError(
+            f"{name} is a masked array, whose masked entries would count as data; fill them by {name}.filled(…), with "
+            "NaN for a model that has missing=np.nan"
+        )
+
+
+def _refuse_blocks(X: Any) -> None:
+    """Raises for rows in files or blocks where only rows in memory will do."""
+    if isinstance(X, (str, os.PathLike, Iterator)) or callable(X):
+        raise TypeError(
+            f"X is a {type(X).__name__}; wanted rows in memory: an array, a sparse matrix or a frame. Files and blocks "
+            "are read by fit and partial_fit of models that train on them, and encoded by fastae.encode_to"
+        )
 
 
 def _finite(array: np.ndarray, backend: Any, allow_nan: bool) -> bool:
@@ -87,6 +109,8 @@ def check_rows(
                 estimator.n_features_in_ = X.shape[1]
                 estimator.__dict__.pop("feature_names_in_", None)
             return Source(array, columns=array.shape[1]), computing_dtype(X.dtype, precision)
+    refuse_masked("X", X)
+    _refuse_blocks(X)
     if on_device(X):
         return _device_rows(estimator, asarray(X), reset, backend, precision, min_rows, allow_nan)
     frame = _frame_array(X)
@@ -313,6 +337,12 @@ def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:
     weight = np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != (n_rows,):
         raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_rows,)}: one weight per row")
-    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.sum() > 0:
+    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
         raise ValueError("sample_weight must be finite, non-negative and not all zero")
+    weight = below_one(weight)
     return weight / weight.mean()
+
+
+def below_one(weight: np.ndarray) -> np.ndarray:
+    """Weights times a power of two, so that sums of them neither overflow nor lose digits."""
+    return np.ldexp(weight, -np.frexp(weight.max())[1])

@@ -90,6 +90,26 @@ def test_polars_and_pyarrow():
     same(fastae.Autoencoder(3, max_iter=2, random_state=0).fit(table).transform(table))
 
 
+def test_frames_of_what_kernels_do_not_read():
+    pandas = pytest.importorskip("pandas")
+    wide = pandas.DataFrame(X.astype(np.longdouble), columns=list("abcdef"))
+    assert fastae.Autoencoder(3, max_iter=2, random_state=0).fit(wide).transform(wide).dtype == np.float64
+    polars = pytest.importorskip("polars")
+    with pytest.raises(TypeError, match=r"LazyFrame, which holds no rows yet; give X.collect\(\)"):
+        MODEL.transform(polars.DataFrame({"a": [1.0]}).lazy())
+    with pytest.raises(ValueError, match="1D array"):
+        MODEL.transform(polars.DataFrame({"a": [1.0]})["a"])
+
+
+def test_masked_arrays():
+    masked = np.ma.masked_array(X, X > 0.9)
+    for call in (MODEL.fit, MODEL.transform, MODEL.reconstruct, MODEL.encoder(), lambda X: MODEL.partial_fit(iter([X])),
+                 fastae.AutoencoderDetector(max_iter=1).fit):  # fmt: skip
+        with pytest.raises(TypeError, match="is a masked array, whose masked entries would count as data"):
+            call(masked)
+    same(MODEL.transform(np.ma.masked_array(X)))  # nothing is masked
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [
@@ -103,7 +123,9 @@ def test_polars_and_pyarrow():
         (X.astype(complex), "Complex"),
         (np.array([["a"] * 6]), "string|numeric|convert"),
         (np.array([[{}] * 6], dtype=object), "argument must be|number|not 'dict'"),
-        ("text", "scalar|Expected 2D|array|convert"),
+        ("text", "X is a str; wanted rows in memory"),
+        (iter([X]), "X is a list_iterator; wanted rows in memory"),
+        (lambda: [X[0]], "X is a function; wanted rows in memory"),
         (None, "Expected 2D|NoneType|array|scalar"),
     ],
 )
@@ -123,6 +145,23 @@ def test_bad_rows_are_refused(bad, message):
 def test_bad_weights(weight, message):
     with pytest.raises(ValueError, match=message):
         fastae.Autoencoder(2, max_iter=1).fit(X, sample_weight=weight)
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e308])
+def test_only_ratios_of_weights_matter(size):
+    plain = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X, sample_weight=np.full(40, 1.0))
+    other = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X, sample_weight=np.full(40, size))
+    assert plain.loss_ == other.loss_ > 0
+    y, parameters = np.arange(40) % 2, {"pretraining": None, "max_iter": 2, "random_state": 0}
+    plain = fastae.AutoencoderClassifier((3,), class_weight={0: 1, 1: 1}, **parameters).fit(X, y)
+    other = fastae.AutoencoderClassifier((3,), class_weight={0: size, 1: size}, **parameters).fit(X, y)
+    assert plain.loss_ == other.loss_ > 0
+
+
+@pytest.mark.parametrize("out", [[1.0], "text", 3])
+def test_out_that_is_no_array(out):
+    with pytest.raises(TypeError, match="wanted a NumPy array"):
+        MODEL.transform(X, out=out)
 
 
 def test_rows_that_do_not_sum_to_one():

@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from .. import threads
-from ..arrays import namespace, share_memory
 from ..backends import device_number, get_backend
+from ..ops._call import output as checked_output
 from ..plan import schema
 from ..plan.build import INFERENCE_BATCH, evaluation_plan, inference_plan
 from ..plan.plan import Job, Plan, Source
@@ -229,17 +229,7 @@ class DenseModel(ShownAsHTML, CompiledModel):
         return self._run(what, source, dtype, width, out)
 
     def _run(self, what: str, source: Source, dtype: np.dtype, width: int, out: np.ndarray | None = None) -> np.ndarray:
-        shape = (source.n_rows, width)
-        if out is None:
-            out = namespace(source.data).empty(shape, dtype)
-        elif (out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous
-              or not getattr(out.flags, "writeable", True)):  # fmt: skip
-            raise ValueError(
-                f"out has shape {out.shape} and dtype {out.dtype}; wanted a writeable C-contiguous array of shape "
-                f"{shape} and dtype {dtype}"
-            )
-        elif share_memory(out, source.data):
-            raise ValueError("out shares memory with X; give an array of its own")
+        out = checked_output("out", out, (source.n_rows, width), dtype, source.data)
         self._compile(what, dtype).run(source, out, self._threads())
         return out
 

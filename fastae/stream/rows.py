@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backends import get_backend
 from ..spec.options import number
-from ..validation import READABLE
+from ..validation import READABLE, refuse_masked
 
 CHUNK_ELEMENTS = 2**21  # read at a time when shuffling: 8 MB in float32
 BUFFER_ELEMENTS = 2**24  # mixed at a time
@@ -115,6 +115,7 @@ def as_block(item: tuple[int | None, Any]) -> Block:
         block = csr_array(value)
         check_dtype(name, block.dtype)
         return block
+    refuse_masked(name, value)
     array = np.asarray(value)
     check_shape(name, array.shape)
     return array.view(check_dtype(name, array.dtype))
