@@ -92,11 +92,17 @@ def test_different_seeds_differ():
     assert bits(model(random_state=1).fit(X)) != bits(model(random_state=2).fit(X))
 
 
-def test_the_global_generators_are_left_alone():
+@pytest.mark.parametrize("seed", [0, None])
+def test_the_global_generators_are_left_alone(seed):
     np.random.seed(3)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    model(random_state=0).fit(X)
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    before = np.random.get_state()  # noqa: NPY002
+    fitted = model(random_state=seed).fit(X)
+    after = np.random.get_state()  # noqa: NPY002
+    np.testing.assert_array_equal(before[1], after[1])
+    assert before[2] == after[2]
+    assert bits(model(random_state=fitted.seed_).fit(X)) == bits(fitted)
+    if seed is None:
+        assert model(random_state=None).fit(X).seed_ != fitted.seed_
 
 
 def test_concurrent_threads_encode_alike():

@@ -81,6 +81,7 @@ class Autoencoder(Reconstruction, FittedByBatches):
     warm_start : bool
         A second ``fit`` goes on from the first one's weights.
     random_state : int, RandomState, Generator or None
+        None takes a new seed each time, from the system and not from NumPy's global generator; ``seed_`` holds it.
     backend : "auto", "native", "numba" or "reference"
     device : "auto" or "cpu"
     precision : "auto", "float32", "float64" or "bfloat16"

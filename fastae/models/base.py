@@ -33,7 +33,9 @@ _DEVICE_ROWS, _DEVICE_ELEMENTS = 8192, 1 << 25  # of a step on a GPU at most; an
 
 
 def seed_of(random_state: Any) -> int:
-    """A 64-bit seed from an int, None, RandomState or Generator."""
+    """A 64-bit seed from an int, None, RandomState or Generator; None leaves NumPy's global generator alone."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
     if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool):
         if not 0 <= random_state < 2**64:
             raise ValueError(f"random_state={random_state} must be in 0..2^64-1")
