@@ -152,6 +152,15 @@ def test_from_arrays_takes_weights_and_never_alters_them():
         fastae.Autoencoder.from_arrays([(w, b)], [(w, None)])
 
 
+def test_from_arrays_takes_maxout_layers():
+    fitted = quick(hidden_layer_sizes=(5,), activation=fastae.Maxout(3), code_activation=fastae.Maxout(2)).fit(X)
+    options = {"activation": fastae.Maxout(3), "code_activation": fastae.Maxout(2)}
+    model = fastae.Autoencoder.from_arrays(fitted.weights_[:2], fitted.weights_[2:], **options)
+    np.testing.assert_array_equal(model.reconstruct(X), fitted.reconstruct(X))
+    with pytest.raises(ValueError, match=r"layer 0: got ndarray, wanted a pair \(W, b\)"):
+        fastae.Autoencoder.from_arrays([np.ones((4, 6))], fitted.weights_[2:])
+
+
 def test_not_finite_loss_stops_and_keeps_the_last_good_weights():
     model = quick(solver="sgd", learning_rate=1e30, max_iter=10, batch_size=50)
     with pytest.raises(fastae.NonFiniteLossError, match=r"epoch 1, batch \d of 6|epoch \d+"):

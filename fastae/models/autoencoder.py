@@ -226,14 +226,21 @@ class Autoencoder(Reconstruction, FittedByBatches):
         encoder, decoder = list(encoder), list(decoder)
         if not encoder or not decoder:
             raise ValueError("encoder and decoder must each have at least one pair (W, b)")
-        pairs = [(np.asarray(w), b) for w, b in encoder + decoder]
-        for i, (w, _) in enumerate(pairs):
+        pairs = []
+        for i, pair in enumerate(encoder + decoder):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError(f"layer {i}: got {type(pair).__name__}, wanted a pair (W, b)")
+            w = np.asarray(pair[0])
             if w.ndim != 2:
                 raise ValueError(f"layer {i}: W has shape {w.shape}; wanted (out, in)")
+            pairs.append((w, pair[1]))
+        # a layer is as wide as what the next one takes; a maxout layer's W has more rows
+        widths = [w.shape[1] for w, _ in pairs[1:]]
+        n_hidden = len(encoder) - 1
         model = cls(
-            n_components=encoder[-1][0].shape[0],
-            hidden_layer_sizes=tuple(int(np.asarray(w).shape[0]) for w, _ in encoder[:-1]),
-            decoder_layer_sizes=tuple(int(np.asarray(w).shape[0]) for w, _ in decoder[:-1]),
+            n_components=widths[n_hidden],
+            hidden_layer_sizes=tuple(widths[:n_hidden]),
+            decoder_layer_sizes=tuple(widths[n_hidden + 1 :]),
             **parameters,
         )
         network = model._network(pairs[0][0].shape[1])
