@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import fastae
 from fastae.cli import main
 
 X = np.random.default_rng(0).uniform(size=(150, 8)).astype(np.float32)
@@ -19,15 +20,12 @@ def test_train_encode_info(tmp_path, capsys):
     assert main(["train", x, model, "--n-components", "3", "--hidden", "5", "--epochs", "2", "--quiet",
                  "--set", "dropout=0.1"]) == 0  # fmt: skip
     assert main(["encode", model, x, out]) == 0
-    import fastae
-
     np.testing.assert_array_equal(np.load(out), fastae.load(model).transform(X))
     assert main(["info", model]) == 0
     assert "8 features, code of 3" in capsys.readouterr().out
 
 
 def test_encode_into_a_folder(tmp_path, capsys, monkeypatch):
-    import fastae
     from fastae.encode import open_codes, read_manifest
 
     np.save(tmp_path / "a.npy", X[:70])
@@ -94,8 +92,6 @@ def test_encode_sparse_codes(tmp_path, capsys, monkeypatch):
 
 
 def test_encode_computes_and_writes_the_same_type(tmp_path):
-    import fastae
-
     fastae.Autoencoder(3, max_iter=2, random_state=0, precision="float64").fit(X).save(tmp_path / "m")
     np.save(tmp_path / "x.npy", X)
     for out in ("codes.npy", "folder"):
@@ -109,6 +105,51 @@ def test_encode_computes_and_writes_the_same_type(tmp_path):
 def test_info_and_bench(capsys):
     assert main(["info"]) == 0
     assert "backends:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [
+    lambda X: fastae.AutoencoderDetector(max_iter=2, random_state=0).fit(X),
+    lambda X: fastae.SparseAutoencoder(12, k=2, max_iter=1, random_state=0).fit(X),
+    lambda X: fastae.AutoencoderClassifier((4,), max_iter=2, random_state=0).fit(X, np.arange(50) % 2),
+    lambda X: fastae.Autoencoder.from_arrays([(np.ones((2, 6)), None)], [(np.ones((6, 2)), None)]),
+])  # fmt: skip
+def test_info_of_every_kind_of_model(make, tmp_path, capsys):
+    make(np.random.default_rng(0).random((50, 6))).save(tmp_path / "m")
+    assert main(["info", str(tmp_path / "m")]) == 0
+    assert "6 features, code of" in capsys.readouterr().out
+
+
+def test_what_is_refused_before_any_work(tmp_path):
+    X = np.random.default_rng(0).random((50, 6))
+    np.save(tmp_path / "x.npy", X)
+    np.savez(tmp_path / "x.npz", X=X)
+    fastae.AutoencoderDetector(max_iter=2, random_state=0).fit(X).save(tmp_path / "detector")
+    fastae.Autoencoder(2, max_iter=2, random_state=0).fit(X).save(tmp_path / "m")
+    data, model, detector = (str(tmp_path / name) for name in ("x.npy", "m", "detector"))
+    for arguments, message in [
+        (["encode", detector, data, str(tmp_path / "codes")], "AutoencoderDetector has no codes"),
+        (["encode", model, data, data], "is read, and would be replaced"),
+        (["encode", model, data, model], "is read, and would be replaced"),
+        (["train", data, str(tmp_path / "no" / "m")], "there is no folder"),
+        (["train", data, str(tmp_path)], "is a folder"),
+        (["train", data, data], "is read, and would be replaced"),
+        (["train", str(tmp_path / "x.npz"), str(tmp_path / "n")], "archive of several arrays"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main(arguments)
+    np.testing.assert_array_equal(np.load(data), X)
+
+
+def test_parameters_by_set(tmp_path):
+    X = np.random.default_rng(0).random((50, 6))
+    X[0, 0] = np.nan
+    np.save(tmp_path / "x.npy", X)
+    arguments = ["train", str(tmp_path / "x.npy"), str(tmp_path / "m"), "--quiet", "--epochs", "2"]
+    values = ["missing=nan", "n_components=3", "activation=tanh", "hidden_layer_sizes=(5,)", "tied_weights=True"]
+    assert main(arguments + [word for value in values for word in ("--set", value)]) == 0
+    model = fastae.load(tmp_path / "m")
+    assert np.isnan(model.missing) and model.n_components == 3 and model.tied_weights is True
+    assert main([*arguments, "--set", "missing=nan", "--set", "tied_weights=false"]) == 2
 
 
 @pytest.mark.slow
