@@ -379,11 +379,24 @@ X = np.zeros((4, 3), np.float32)
         (lambda: ops.update("adam", X, X.copy(), [np.zeros_like(X)] * 2, 1, 1), "shares memory with state"),
         pytest.param(lambda: ops.dense(X, np.eye(3), backend="cuda"), "device='cuda' is not", marks=WITHOUT_GPU),
         (lambda: ops.dense(X, np.eye(3), backend="navite"), "did you mean 'native'"),
+        (lambda: ops.dense(X, np.eye(3), backend=None), "backend=None must be a name"),
+        (
+            lambda: ops.dense(X, ops.pack(np.eye(3), "numba"), backend="reference"),
+            "packed for backend='numba', not for",
+        ),
+        (lambda: ops.dense(X, np.eye(3), n_threads=0), "n_threads=0 must be positive"),
+        (lambda: ops.noise("swap", X, None), "a random mask needs key"),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises((ValueError, TypeError, ImportError), match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4), (0, 5, 0), (0, 0)])
+def test_empty_arrays_of_any_shape(shape):
+    empty = np.empty(shape)
+    assert ops.activation("gelu", empty).shape == ops.activation_grad("gelu", empty, empty).shape == shape
 
 
 def test_empty_arrays():

@@ -84,7 +84,9 @@ def get_backend(name: str = "auto", device: str = "auto") -> Any:
     Raises ValueError for an unknown name, ImportError for one that is not available here: never another one silently.
     """
     if not isinstance(name, str):
-        return name  # a backend object
+        if not hasattr(name, "compile"):
+            raise TypeError(f"backend={name!r} must be a name, such as 'auto', or a backend")
+        return name
     number = device_number(device)
     if number is not None:
         if name not in ("auto", "cuda"):

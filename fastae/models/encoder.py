@@ -205,6 +205,7 @@ def model_encoder(model: DenseModel, precision: str, n_threads: int | None, outp
     for name, value, known in (("precision", precision, PRECISIONS), ("output", output, OUTPUTS)):
         if not isinstance(value, str) or value not in known:
             raise options.unknown(name, value, known)
+    threads.resolve_threads(n_threads, "n_threads")
     n_layers = len(network.layers)
     arrays = model.weights_[:n_layers], model.norms_[:n_layers]
     if precision == "auto":

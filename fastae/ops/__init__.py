@@ -83,6 +83,11 @@ def dense(
     Raises ValueError or TypeError for shapes, dtypes, aliasing or names that don't fit.
     """
     packed = w if isinstance(w, PackedWeight) else None
+    if packed is not None and backend != "auto" and get_backend(backend) is not packed.backend:
+        raise ValueError(
+            f"w is packed for backend={packed.backend.name!r}, not for {backend!r}; leave backend at 'auto', or pack w "
+            "for that one"
+        )
     a = real_array("x", x, None if packed is None else packed.dtype)
     weight = packed.w if packed else real_array("w", w, a.dtype)
     (m, k), n = a.shape, weight.shape[0]
@@ -142,7 +147,9 @@ def activation(
     a, shape = as_rows("x", x)
     y = output("out", out, shape, a.dtype, same=a)
     slots = {"x": "x", "y": "y", **activation_attributes(name)}
-    run_ops(backend, a.dtype, len(a), {"x": a, "y": y.reshape(a.shape)}, [("activation", slots)], {"x", "y"}, n_threads)
+    if a.size:
+        run_ops(backend, a.dtype, len(a), {"x": a, "y": y.reshape(a.shape)}, [("activation", slots)], {"x", "y"},
+                n_threads)  # fmt: skip
     return y
 
 
@@ -157,8 +164,9 @@ def activation_grad(
         raise ValueError(f"saved has shape {saved_shape}; wanted dy's, {shape}")
     z = output("out", out, shape, g.dtype, saved, same=g)
     slots = {"dy": "dy", "saved": "saved", "dz": "dz", **activation_attributes(name)}
-    run_ops(backend, g.dtype, len(g), {"dy": g, "saved": kept, "dz": z.reshape(g.shape)}, [("activation_grad", slots)],
-         {"dy", "saved", "dz"}, n_threads)  # fmt: skip
+    if g.size:
+        run_ops(backend, g.dtype, len(g), {"dy": g, "saved": kept, "dz": z.reshape(g.shape)},
+                [("activation_grad", slots)], {"dy", "saved", "dz"}, n_threads)  # fmt: skip
     return z
 
 
