@@ -292,9 +292,9 @@ def check_target(source: Source, network: Network) -> None:
                 wanted = f"[{low:g}, {high:g}]" if high < np.inf else f"values >= {low:g}"
                 verb = "has" if what == "X" else "have"
                 raise ValueError(
-                    f"{what} {verb} values from {least:g} to {most:g}; Negative values in data or values out of range "
-                    f"cannot be used with loss={block.loss.name!r}, which wants {wanted}; scale X or choose another "
-                    "loss"
+                    f"{what} {verb} values from {least:.9g} to {most:.9g}; Negative values in data or values out of "
+                    f"range cannot be used with loss={block.loss.name!r}, which wants {wanted}; scale X or choose "
+                    "another loss"
                 )
         if block.loss.sums_to_one and (worst := _worst_sum(source, block.first, block.stop, missing)) > 1e-3:
             raise ValueError(

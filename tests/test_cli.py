@@ -204,7 +204,7 @@ def test_environment_chooses_and_refuses():
     )
     for variables, message in (
         ({"FASTAE_BACKEND": "reference"}, "Reference"),
-        ({"FASTAE_BACKEND": "nunba"}, "did you mean 'numba'"),
+        ({"FASTAE_BACKEND": "nunba"}, "FASTAE_BACKEND='nunba' is unknown; did you mean 'numba'"),
         ({"FASTAE_ISA": "sse9", "FASTAE_BACKEND": "native"}, "sse9|no compiled|not available"),
     ):
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True,

@@ -164,6 +164,11 @@ def test_out_that_is_no_array(out):
         MODEL.transform(X, out=out)
 
 
+def test_values_just_out_of_range_are_told():
+    with pytest.raises(ValueError, match=r"X has values from 0 to 1\.00000012;"):
+        fastae.Autoencoder(2, loss="binary_cross_entropy").fit(np.eye(4, dtype=np.float32) * np.float32(1.0000001))
+
+
 def test_rows_that_do_not_sum_to_one():
     with pytest.raises(ValueError, match="must sum to 1"):
         fastae.Autoencoder(2, max_iter=1, loss="categorical_cross_entropy").fit(X)

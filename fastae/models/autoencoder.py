@@ -94,7 +94,7 @@ class Autoencoder(Reconstruction, FittedByBatches):
     n_jobs : int or None
         Threads; None takes FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
     callbacks : sequence of functions of `fastae.EpochInfo`
-        Called after each epoch; one that returns True ends training.
+        Called after each epoch of ``fit``; one that returns True ends training.
     verbose : int
         1 shows a progress bar.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -209,7 +209,7 @@ def _resolve(layers: Any, n_encoder: int, n_layers: int) -> tuple[int, ...]:
             raise unknown("OnLayers.layers", layers, named)
         return tuple(named[layers])
     chosen = []
-    for i in (layers,) if isinstance(layers, Integral) else layers:
+    for i in layers if isinstance(layers, Iterable) else (layers,):
         number("OnLayers.layers", i, -n_layers, last, integer=True)
         chosen.append(int(i) % n_layers)
     return tuple(sorted(set(chosen)))

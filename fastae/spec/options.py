@@ -534,7 +534,7 @@ def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
         return value
     if isinstance(value, Option) and getattr(value, "name", None) in table:
         raise TypeError(f"{what}={value!r} is of a formula that was replaced since; make the option anew")
-    wanted = ", ".join(sorted(cls.__name__ for cls in table.values()))
+    wanted = ", ".join(sorted({cls.__name__ for cls in table.values()}))
     raise TypeError(f"{what}={value!r} must be a name or one of {wanted}")
 
 

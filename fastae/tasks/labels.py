@@ -32,7 +32,7 @@ def check_classes(classes: Any) -> np.ndarray:
     if len(distinct) < 2:
         raise ValueError(
             f"a classifier needs samples of at least 2 classes; got {len(distinct)} class"
-            + (f", {distinct[0]!r}" if len(distinct) else "")
+            + (f", {distinct.tolist()[0]!r}" if len(distinct) else "")
         )
     return distinct
 
