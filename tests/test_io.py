@@ -38,6 +38,14 @@ def test_round_trip(fitted, tmp_path):
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
+def test_classes_that_could_not_be_loaded_are_not_saved(tmp_path):
+    for base in (fastae.Autoencoder, fastae.AutoencoderDetector):
+        for name in ("Mine", base.__name__):
+            with pytest.raises(TypeError, match=f"{name} is a class of your own"):
+                type(name, (base,), {})(max_iter=1).fit(X).save(tmp_path / "model")
+    assert not os.listdir(tmp_path)
+
+
 def test_unfitted_models_are_not_saved(tmp_path):
     from sklearn.exceptions import NotFittedError
 

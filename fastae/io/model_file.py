@@ -193,14 +193,21 @@ def decode(value: Any) -> Any:
 _LEFT_OUT = {"callbacks": (), "random_state": None, "initializer": "auto", "backend": "auto", "n_jobs": None}
 
 
+def _estimator_class(name: str) -> Any:
+    return getattr(importlib.import_module(f"..{ESTIMATORS[name]}", __package__), name)
+
+
 def save_estimator(estimator: Any, path: Any) -> None:
     """Writes a fitted estimator."""
     from ..registry.travel import used
 
+    name = type(estimator).__name__
+    if name not in ESTIMATORS or type(estimator) is not _estimator_class(name):
+        raise TypeError(f"{name} is a class of your own, which a model file cannot bring back; pickle it")
     tensors, state = estimator._get_model_state()
     kept = {name: value for name, value in estimator.get_params(deep=False).items()
             if name not in _LEFT_OUT or (name == "initializer" and isinstance(value, str))}  # fmt: skip
-    description = {"class": type(estimator).__name__, "parameters": {k: encode(v) for k, v in kept.items()}}
+    description = {"class": name, "parameters": {k: encode(v) for k, v in kept.items()}}
     formulas = used(getattr(estimator, "autoencoder_", estimator).network_, kept)
     save(path, tensors, description | ({"formulas": formulas} if formulas else {}) | {"state": state})
 
@@ -219,7 +226,7 @@ def load(path: Any) -> Any:
     if name not in ESTIMATORS:
         known = ", ".join(ESTIMATORS)
         raise ModelFileError(f"{str(path)!r} holds a {name!r}; this fastae reads {known}; upgrade fastae")
-    cls = getattr(importlib.import_module(f"..{ESTIMATORS[name]}", __package__), name)
+    cls = _estimator_class(name)
     try:
         with restoring(list(description.get("formulas", ()))[:MAX_FORMULAS]):
             estimator = cls(**{key: decode(value) for key, value in description["parameters"].items()})
