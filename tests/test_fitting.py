@@ -101,6 +101,14 @@ def test_partial_fits_on_batches_of_changing_size_match_fresh_memory():
         assert bits(live) == bits(fresh)
 
 
+def test_a_device_that_is_refused_changes_nothing():
+    model = quick().fit(X)
+    for device in ("gpu", None):
+        with pytest.raises(ValueError, match=f"device={device!r} is unknown"):
+            model.to(device)
+    assert model.device == model.backend == "auto"
+
+
 def test_partial_fit_takes_weights_changed_by_hand():
     model = quick().partial_fit(X)
     model.weights_[0][0][:] = 0.25

@@ -127,10 +127,10 @@ class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def to(self, device: str) -> Self:
         """Moves the model to "cpu", "cuda" or "cuda:1": what it does from now on is done there. Returns the model."""
         before = self.device, self.backend
-        self.device = device
-        if self.backend == "cuda" or not isinstance(self.backend, str) or device_number(device) is not None:
-            self.backend = "auto"
         try:
+            self.device = device
+            if self.backend == "cuda" or not isinstance(self.backend, str) or device_number(device) is not None:
+                self.backend = "auto"
             backend = self._backend()
         except Exception:
             self.device, self.backend = before
