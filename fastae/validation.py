@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -332,7 +333,7 @@ def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:
     """Sample weights as float64 with mean 1, or None."""
     if sample_weight is None:
         return None
-    if isinstance(sample_weight, (int, float)):
+    if isinstance(sample_weight, Real):
         sample_weight = np.full(n_rows, sample_weight)
     weight = np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != (n_rows,):

@@ -152,6 +152,7 @@ def test_only_ratios_of_weights_matter(size):
     plain = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X, sample_weight=np.full(40, 1.0))
     other = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X, sample_weight=np.full(40, size))
     assert plain.loss_ == other.loss_ > 0
+    assert plain.loss_ == fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X, sample_weight=np.float32(2)).loss_
     y, parameters = np.arange(40) % 2, {"pretraining": None, "max_iter": 2, "random_state": 0}
     plain = fastae.AutoencoderClassifier((3,), class_weight={0: 1, 1: 1}, **parameters).fit(X, y)
     other = fastae.AutoencoderClassifier((3,), class_weight={0: size, 1: size}, **parameters).fit(X, y)
