@@ -8,7 +8,8 @@ interruption, as a code depends on its row alone.
 
 manifest.json, format version 1: ``format_version``, ``fastae`` (version), ``kind`` ("fixed", "csr", "dense"),
 ``complete`` (bool), ``rows`` done, ``entries`` stored (csr), ``k`` (fixed), ``n_components``, ``dtype``, ``model``
-(fingerprint), ``source`` {``n_rows`` or null, ``n_features``, ``dtype``}. Later versions only add keys.
+(fingerprint), ``source`` {``n_rows`` or null, ``n_features``, ``dtype``, ``digest`` of its first, middle and last row,
+of an iterable's first}. Later versions only add keys.
 """
 
 from __future__ import annotations
@@ -231,8 +232,9 @@ def encode_to(
     k : entries a row, where that is known beforehand: codes of another k are not continued
     n_components : number of latents, kept in the manifest and checked against the indices
     progress : called with (rows done, rows of the source or None) after each block
-    Raises ValueError for a folder that holds codes of another model, source, k or dtype, for rows that are not finite
-    (with the row's number) and codes that don't fit; what was done until then stays.
+    Raises ValueError for a folder that holds codes of another model, k, dtype or source (another by its shape, type, or
+    first, middle or last row; of an iterable only the first), for rows that are not finite (with the row's number) and
+    codes that don't fit; what was done until then stays.
     """
     values = np.dtype(dtype)
     if values.name not in ("float16", "float32", "float64"):
@@ -244,7 +246,8 @@ def encode_to(
     wanted = {
         "format_version": FORMAT_VERSION, "fastae": __version__, "model": str(model), "k": k,
         "n_components": n_components, "dtype": values.name,
-        "source": {"n_rows": rows.n_rows, "n_features": rows.n_features, "dtype": rows.dtype.name},
+        "source": {"n_rows": rows.n_rows, "n_features": rows.n_features, "dtype": rows.dtype.name,
+                   "digest": rows.digest()},
     }  # fmt: skip
     with _locked(folder):
         manifest = _begin(folder, wanted, resume)

@@ -175,6 +175,7 @@ def test_killed_at_any_moment_it_goes_on(kind, tmp_path):
         ({"model": "b"}, "model 'a', now 'b'"),
         ({"source": X[:900]}, "'n_rows': 1003"),
         ({"source": X.astype(np.float64)}, "'dtype': 'float32'"),
+        *(({"source": np.where(np.arange(1003)[:, None] == row, 0, X)}, "'digest': ") for row in (0, 501, 1002)),
         ({"dtype": "float16"}, "dtype 'float32', now 'float16'"),
         ({"k": 6}, "k 5, now 6"),
         ({"n_components": 31}, "n_components 30, now 31"),
@@ -192,6 +193,18 @@ def test_codes_of_something_else_are_not_continued(change, message, complete, tm
         encode_to(fixed, tmp_path, **settings | change)
     assert contents(tmp_path) == before
     assert encode_to(fixed, tmp_path, **settings, resume=False)["rows"] == 1003
+
+
+def test_an_iterable_of_other_rows_is_not_continued(tmp_path):
+    def blocks(X, size):
+        return (X[i : i + size] for i in range(0, len(X), size))
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_to(interrupted(fixed, 100), tmp_path, blocks(X, 30), block_rows=50)
+    with pytest.raises(ValueError, match=r"'digest': .*resume=False"):
+        encode_to(fixed, tmp_path, blocks(X[::-1].copy(), 30))
+    assert encode_to(fixed, tmp_path, blocks(X, 17))["rows"] == 1003  # however it is cut
+    np.testing.assert_array_equal(as_dense(open_codes(tmp_path)), expected("fixed"))
 
 
 def test_another_k_is_found_out_late_too(tmp_path):

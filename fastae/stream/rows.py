@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import to_host
 from ..backends import get_backend
 from ..spec.options import number
 from ..validation import READABLE, refuse_masked
@@ -43,6 +44,13 @@ class Rows:
 
         Blocks may share memory with the source, and are the caller's until the next one is asked for.
         Raises ValueError for blocks that do not fit together, or a source that was used up.
+        """
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """A hash that tells these rows from others of the same shape: of the first, the middle and the last one.
+
+        Of what comes in sequence the first alone, before any pass; no row is taken by it.
         """
         raise NotImplementedError
 
@@ -144,6 +152,15 @@ def check_alike(name: str, n_features: int, dtype: np.dtype, rows: Rows) -> None
         raise ValueError(f"{name} has {n_features} features, the first has {rows.n_features}; all must be of one width")
     if dtype.newbyteorder("=") != rows.dtype.newbyteorder("="):
         raise TypeError(f"{name} has dtype {dtype}, the first has {rows.dtype}; convert them to one with astype")
+
+
+def hash_of(blocks: list[Block]) -> str:
+    """Of the numbers in blocks of rows."""
+    found = hashlib.sha256()
+    for block in blocks:
+        dense = block.toarray() if hasattr(block, "toarray") else to_host(block)
+        found.update(np.ascontiguousarray(dense, dense.dtype.newbyteorder("<")).view(np.uint8).data)
+    return f"sha256:{found.hexdigest()}"
 
 
 def join(blocks: list[Block]) -> Block:

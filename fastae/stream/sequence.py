@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..validation import readable
-from .rows import Block, Rows, as_block, check_alike, count, join
+from .rows import Block, Rows, as_block, check_alike, count, hash_of, join
 
 
 class Sequence(Rows):
@@ -25,6 +25,11 @@ class Sequence(Rows):
         if self.sparse:
             self._density = first.nnz / (first.shape[0] * first.shape[1])
         self._begun: tuple[Block, Iterator] | None = (first, iterator)
+
+    def digest(self) -> str:
+        if self._begun is None:
+            raise ValueError("the first row was taken already; ask for the digest before any pass")
+        return hash_of([self._begun[0][:1]])
 
     def _pass(self) -> Iterator[Block]:
         if self._begun is not None:
