@@ -105,6 +105,13 @@ def test_the_global_generators_are_left_alone(seed):
         assert model(random_state=None).fit(X).seed_ != fitted.seed_
 
 
+@pytest.mark.parametrize("seed", [2**63 + 1, 2**64 - 2])
+def test_seeds_of_64_bits_differ_in_the_last(seed):
+    start = {"max_iter": 1, "learning_rate": 1e-30}  # which leaves the initial weights as they are
+    one, other = (model(random_state=n, **start).fit(X).weights_[0][0] for n in (seed, seed + 1))
+    assert not np.allclose(one, other)
+
+
 def test_concurrent_threads_encode_alike():
     from concurrent.futures import ThreadPoolExecutor
 
