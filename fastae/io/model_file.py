@@ -12,6 +12,7 @@ import json
 import math
 import os
 import tempfile
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,9 @@ def decode(value: Any) -> Any:
     return value
 
 
-# what belongs to a process, not to a model
+# what belongs to a process, not to a model: but for the name of an initializer and a seed that is a number
 _LEFT_OUT = {"callbacks": (), "random_state": None, "initializer": "auto", "backend": "auto", "n_jobs": None}
+_KEPT: dict[str, Any] = {"initializer": str, "random_state": Integral}
 
 
 def _estimator_class(name: str) -> Any:
@@ -206,7 +208,7 @@ def save_estimator(estimator: Any, path: Any) -> None:
         raise TypeError(f"{name} is a class of your own, which a model file cannot bring back; pickle it")
     tensors, state = estimator._get_model_state()
     kept = {name: value for name, value in estimator.get_params(deep=False).items()
-            if name not in _LEFT_OUT or (name == "initializer" and isinstance(value, str))}  # fmt: skip
+            if name not in _LEFT_OUT or isinstance(value, _KEPT.get(name, ()))}  # fmt: skip
     description = {"class": name, "parameters": {k: encode(v) for k, v in kept.items()}}
     formulas = used(getattr(estimator, "autoencoder_", estimator).network_, kept)
     save(path, tensors, description | ({"formulas": formulas} if formulas else {}) | {"state": state})
@@ -216,8 +218,8 @@ def load(path: Any) -> Any:
     """The fitted estimator in a file that ``save`` wrote; formulas registered as text come with it.
 
     Raises ModelFileError for a file that is damaged, of another kind, or of a newer format; FileNotFoundError when
-    there is none. A formula that was a Python function must be registered before. ``callbacks``, ``random_state``,
-    ``backend``, ``n_jobs`` and an ``initializer`` that is more than a name are not stored.
+    there is none. A formula that was a Python function must be registered before. ``callbacks``, ``backend``,
+    ``n_jobs``, a ``random_state`` that is no number and an ``initializer`` that is more than a name are not stored.
     """
     from ..registry.travel import MAX_FORMULAS, UnregisteredError, restoring
 
