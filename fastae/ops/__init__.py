@@ -3,10 +3,11 @@
 Arrays are NumPy's, or lie on a GPU (CuPy's, ``__cuda_array_interface__``, DLPack): then the GPU computes, and results
 are CuPy's. Arrays of the host beside these are copied there.
 
-Each call is a plan of one or two ops over the caller's arrays, run by a backend like any other plan. float64 arrays
-are computed in float64, everything else in float32. Arrays of inputs are made contiguous where they are not; ``out``
-must have the right shape and dtype, be C-contiguous and writeable, and share no memory with an input, except that
-of elementwise ops, softmax and dropout it may be the input itself.
+Each call is a plan of one or two ops over the caller's arrays, run by a backend like any other plan. One array says
+what is computed in, float64 if it is float64, else float32, and the others are converted: the first argument that is an
+array, except that it is x of `dense_grad`, dy of `activation_grad`, and a packed w of `dense`. Inputs are made
+contiguous where they are not; ``out`` must have the right shape and dtype, be C-contiguous and writeable, and share no
+memory with an input, except that of elementwise ops, softmax and dropout it may be the input itself.
 ``key = (seed, epoch, stream)`` names a random mask: the same on every backend. ``n_threads=None`` takes
 FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
 """
@@ -40,10 +41,17 @@ from ._call import (
     row_vector,
     run_ops,
 )
-from .codes import topk as topk
-from .sparse import code_grad as code_grad
-from .sparse import decode as decode
-from .sparse import latent_grad as latent_grad
+from .codes import topk
+from .sparse import code_grad, decode, latent_grad
+
+__all__ = [
+    "PackedWeight", "activation", "activation_grad", "code_grad", "decode", "dense", "dense_grad", "dropout",
+    "latent_grad", "loss", "noise", "pack", "penalty", "permutation", "softmax", "state_names", "topk", "update",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class PackedWeight:
