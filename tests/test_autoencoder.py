@@ -116,6 +116,20 @@ def test_sample_weight_of_zero_is_absence():
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("option", [
+    {"penalties": [fastae.ActivityL1(0.1)]}, {"penalties": [fastae.KLSparsity()], "code_activation": "sigmoid"},
+    {"penalties": [fastae.Contractive(0.1)], "activation": "sigmoid", "code_activation": "sigmoid"},
+    {"penalties": [fastae.Decorrelation(0.1)]}, {"normalization": "batch", "hidden_layer_sizes": (5,)},
+])  # fmt: skip
+def test_sample_weight_is_of_the_loss_alone(option):
+    """As the docstring says: rows without weight take part in penalties on the code and batch normalisation."""
+    weight = (np.arange(300) < 100).astype(float)
+    other = np.where(weight[:, None] > 0, X, 2 * X)
+    for options in ({}, option):
+        one, two = (quick(batch_size=300, max_iter=2, **options).fit(rows, sample_weight=weight) for rows in (X, other))
+        assert (one.weights_[0][0] == two.weights_[0][0]).all() == (not options)
+
+
 def test_training_keeps_nothing_of_the_initial_weights():
     """Held in float64 they would take as much memory as Adam's moments."""
     held = []

@@ -64,7 +64,8 @@ class FittedByBatches(TakesRows):
             arrays, memory map of more than 1 GiB, dataset in chunks (h5py, zarr, dask), iterable of blocks of rows, or
             a function that returns one (for more than one epoch)
         y : (N,), class of each row, for classifiers; others ignore it
-        sample_weight : (N,), weight of each row's loss; only ratios matter
+        sample_weight : (N,), weight of each row's loss; only ratios matter. Penalties on the code (`ActivityL1`,
+            `Contractive`, `Decorrelation`, …) and batch normalisation count all rows alike
         mask : bool (N, p), True where an entry of X is observed; costs a copy of X, which NaN and ``missing`` do not
         Rows in blocks take memory for a buffer, whatever their number. With ``shuffle`` they are read in sequential
         pieces whose order, and that of the rows within some 2²⁴ elements, is a function of (seed, epoch): another one
@@ -117,7 +118,8 @@ class FittedByBatches(TakesRows):
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
-        the call). Not there (AttributeError) with a full-batch solver.
+        the call). ``sample_weight`` is of the loss alone, as in ``fit``. Not there (AttributeError) with a full-batch
+        solver.
         """
         first = not hasattr(self, "weights_")
         with self._unchanged_on_error():
