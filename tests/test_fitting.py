@@ -83,6 +83,26 @@ def test_partial_fits_go_on_in_the_schedule():
     assert parts.validation_scores_ is None and parts.best_validation_score_ is None
 
 
+@pytest.mark.parametrize("schedule", [fastae.Cosine(0.01), fastae.LinearWarmup(0.01), fastae.OneCycle(0.01)], ids=repr)
+def test_a_schedule_at_its_end_is_told_once(schedule):
+    model = quick(max_iter=2, learning_rate=schedule).partial_fit(X).partial_fit(X)
+    with pytest.warns(fastae.ModelWarning, match="max_iter=2 epochs: from this call of partial_fit on the rate is"):
+        model.partial_fit(X)
+    model.partial_fit(X)  # warnings are errors
+    fitted = quick(max_iter=2, learning_rate=schedule).fit(X)
+    with pytest.warns(fastae.ModelWarning, match="raise max_iter"):
+        fitted.partial_fit(X)
+
+
+def test_a_schedule_that_leaves_something_to_learn_has_no_warning():
+    cosines = fastae.Cosine(0.01, floor=1e-3), fastae.Cosine(0.01, restart=2)
+    for schedule in (0.01, *cosines, fastae.ReduceOnPlateau(0.01)):
+        model = quick(max_iter=2, learning_rate=schedule)
+        for _ in range(4):
+            before = model.partial_fit(X).loss_
+        assert model.partial_fit(X).loss_ < before
+
+
 def test_partial_fits_go_on_in_a_schedule_that_watches_the_loss():
     schedule = fastae.ReduceOnPlateau(0.3, patience=0)
     whole = quick(max_iter=8, learning_rate=schedule, tol=0).fit(X)

@@ -77,7 +77,7 @@ class Autoencoder(Reconstruction, FittedByBatches):
         element of the gradient is at most ``tol`` times what it was at the start.
     shuffle : bool
     early_stopping, validation_fraction : bool, float
-        Holds rows out and puts the weights back that were best on them.
+        Of ``fit``: holds rows out and puts the weights back that were best on them.
     warm_start : bool
         A second ``fit`` goes on from the first one's weights.
     random_state : int, RandomState, Generator or None

@@ -120,6 +120,10 @@ class FittedByBatches(TakesRows):
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
         the call). ``sample_weight`` is of the loss alone, as in ``fit``. Not there (AttributeError) with a full-batch
         solver.
+        A schedule that is planned over ``max_iter`` epochs (`Cosine`, `LinearWarmup`, `OneCycle`) ends after as many
+        calls, epochs of the last ``fit`` counted; a `fastae.ModelWarning` says once that the rate is then too
+        small for weights to change. What looks back on epochs is of ``fit`` and has no effect here:
+        ``early_stopping``, ``tol``, ``callbacks``.
         """
         first = not hasattr(self, "weights_")
         with self._unchanged_on_error():
@@ -146,6 +150,7 @@ class FittedByBatches(TakesRows):
             training.next_rate(settings, state, history)
         finally:
             self._finish(backend, network, dtype, state, history, state.epochs)
+        training.warn_at_end(settings, state)
         return self
 
     # ---- the steps of a fit ---
