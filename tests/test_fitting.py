@@ -142,6 +142,34 @@ def test_another_rule_starts_its_state_anew():
     assert np.isfinite(model.loss_) and model.t_ == 2
 
 
+def test_dropout_may_change_between_fits():
+    """It needs no other weights: what is trained with another rate from the start has the same network."""
+    for call in ("fit", "partial_fit"):
+        model, same = (quick(warm_start=True, hidden_layer_sizes=(9,)).fit(X) for _ in range(2))
+        getattr(model.set_params(dropout=0.5), call)(X)
+        getattr(same, call)(X)
+        assert bits(model) != bits(same) and model.network_.layers[0].dropout == 0.5
+        model.set_params(dropout=0.0).partial_fit(X)
+        assert model.network_.layers == same.network_.layers
+        with pytest.raises(ValueError, match="layers differ"):
+            getattr(model.set_params(activation="tanh"), call)(X)
+
+
+@pytest.mark.parametrize("fitted, changed", [
+    ("auto", "float64"), ("float32", "float64"), ("float64", "float32"), ("float64", "bfloat16"),
+])  # fmt: skip
+def test_another_precision_is_refused(fitted, changed):
+    model = quick(warm_start=True, precision=fitted).fit(X)
+    before = bits(model)
+    model.set_params(precision=changed)
+    for call in (model.fit, model.partial_fit, lambda X: model.partial_fit([X, X])):
+        with pytest.raises(ValueError, match=f"precision='{changed}' computes in .*, but the model was fitted in "):
+            call(X)
+    assert bits(model) == before
+    model.set_params(precision="auto").fit(X)
+    assert model.weights_[0][0].dtype == (np.float64 if fitted == "float64" else np.float32)
+
+
 def test_after_a_loss_that_was_not_finite_training_can_go_on():
     model = quick(learning_rate=1e30, hidden_layer_sizes=(8,))
     with pytest.raises(fastae.NonFiniteLossError, match="lower learning_rate, scale X"):

@@ -79,7 +79,8 @@ class Autoencoder(Reconstruction, FittedByBatches):
     early_stopping, validation_fraction : bool, float
         Of ``fit``: holds rows out and puts the weights back that were best on them.
     warm_start : bool
-        A second ``fit`` goes on from the first one's weights.
+        A second ``fit`` goes on from the first one's weights. Layers (but for ``dropout``) and the dtype computed in
+        must be the same, for ``partial_fit`` too.
     random_state : int, RandomState, Generator or None
         None takes a new seed each time, from the system and not from NumPy's global generator; ``seed_`` holds it.
     backend : "auto", "native", "numba" or "reference"
