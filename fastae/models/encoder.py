@@ -122,16 +122,17 @@ class Encoder:
             f"output={self.output!r}, n_threads={self.n_threads}{measured})"
         )
 
+    def _arrays(self) -> weights.Arrays:
+        return weights.read(self._compiled.plan, self._compiled.spaces, self._network, self.dtype)
+
     def __reduce__(self) -> tuple:
-        plan, network = self._compiled.plan, self._network
-        arrays = weights.read(plan, self._compiled.spaces, network, self.dtype)
         settings = {
             "name": self._name, "columns": self._columns, "marks": self._marks, "backend": self._backend,
             "device": self._device, "precision": self.precision, "dtype": self.dtype, "output": self.output,
             "n_threads": self._threads,
             "error": self.error,
         }  # fmt: skip
-        return _restored, (network, arrays, settings)
+        return _restored, (self._network, self._arrays(), settings)
 
     # ---- whatever is not an array that kernels read as it lies ------------------------------------------------------
 
