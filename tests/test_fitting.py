@@ -136,6 +136,79 @@ def test_partial_fit_takes_weights_changed_by_hand():
     assert bits(model.partial_fit(X)) == bits(twin.partial_fit(X))
 
 
+CALLS = {
+    "transform": lambda m: m.transform(X),
+    "one row": lambda m: m.transform(X[:1]),
+    "numbers of another type": lambda m: m.transform(X.astype(float)),
+    "a list": lambda m: m.transform(X.tolist()),
+    "reconstruct": lambda m: m.reconstruct(X),
+    "decode": lambda m: m.inverse_transform(np.ones((3, 4))),
+    "loss": lambda m: m.score_samples(X),
+}
+
+
+def halved(model):
+    model.weights_[0][0][:] *= 0.5
+    model.weights_[-1][1][:] += 1
+
+
+def replaced(model):
+    model.weights_ = [(w / 2, b + 1) for w, b in model.weights_]
+
+
+def replaced_within(model):
+    model.weights_[0] = tuple(a / 2 for a in model.weights_[0])
+    model.weights_[-1][1][:] += 1
+
+
+def normalised(model):
+    model.norms_[0]["gamma"][:] *= 2
+    model.norms_[-2]["beta"][:] -= 1
+
+
+@pytest.mark.parametrize("change", [halved, replaced, replaced_within, normalised])
+@pytest.mark.parametrize("name", CALLS)
+def test_weights_changed_by_hand_are_the_ones_that_count(name, change):
+    options = {"normalization": "batch"} if change is normalised else {"tied_weights": True}
+    model = quick(hidden_layer_sizes=(6,), **options).fit(X)
+    if change is replaced:
+        model = fastae.Autoencoder.from_arrays(model.weights_[:2], model.weights_[2:])
+    before = CALLS[name](model)
+    for _ in range(2):  # again after plans were made anew
+        change(model)
+        after = CALLS[name](model)
+        assert (after != before).any()
+        np.testing.assert_array_equal(after, CALLS[name](copy.deepcopy(model)))
+        before = after
+
+
+def test_weights_kept_from_before_cannot_change_unseen():
+    model = quick(tied_weights=True, hidden_layer_sizes=(6,), normalization="batch").fit(X)
+    encoder = model.encoder()
+    w, v, gamma = model.weights_[0][0], model.weights_[-1][0], model.norms_[0]["gamma"]
+    w *= 2  # nothing is compiled yet
+    codes = model.transform(X)
+    for array in (w, v, gamma):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+    np.testing.assert_array_equal(model.transform(X), codes)
+    assert model.weights_[0][0] is w and np.shares_memory(w, v)
+    v *= 2  # of the same memory
+    assert (model.transform(X) != codes).any()
+    assert (encoder(X) != codes).any() and (encoder(X) != model.transform(X)).any()
+
+
+def test_reading_a_model_keeps_its_plans(tmp_path):
+    model = quick().fit(X)
+    model.transform(X)
+    plans = dict(model._compiled)
+    model.save(tmp_path / "m.safetensors")
+    model.encoder()
+    model.score(X)
+    copy.deepcopy(model)
+    assert plans.items() <= model._compiled.items()
+
+
 def test_another_rule_starts_its_state_anew():
     model = quick(solver="momentum").fit(X).set_params(solver="adagrad")  # states of the same size
     model.partial_fit(X)

@@ -104,6 +104,10 @@ class Autoencoder(Reconstruction, FittedByBatches):
     weights_ : list of (W, b), encoder's layers first; W (out, in), of a maxout layer (pieces · out, in); a tied
         decoder's W are views of the encoder's
     norms_ : list of None or dict per layer: gamma, beta, and running mean, var of batch normalisation
+        Arrays of weights_ and norms_ may be changed in place, ``model.weights_[0][0][:] = …``, and whatever the model
+        does then is of the new ones (but an `encoder` made before stays as it is). Ask the model for them at each
+        change: an array kept from before a call of ``transform`` or the like is read-only, as plans would not see a
+        change; slices of it and the list itself cannot be guarded so.
     n_iter_ : int, epochs or iterations of the last fit, or epochs of all partial fits
     loss_, loss_curve_ : float, list; mean objective of each epoch, or the objective after each iteration
     validation_scores_, best_validation_score_ : −(loss of the held-out rows) per epoch, and the best; None without

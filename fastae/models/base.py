@@ -181,12 +181,17 @@ class DenseModel(ShownAsHTML, CompiledModel):
 
     # set by subclasses' fit, with n_features_in_, backend_, device_
     network_: Network
-    weights_: weights.Weights
-    norms_: weights.Norms
+    weights_ = weights.Changeable[weights.Weights]()
+    norms_ = weights.Changeable[weights.Norms]()
     plan_: Plan
     _compiled: dict
 
     # ---- backend and memory ---------------------------------------------------------------------------------------
+
+    @property
+    def _arrays(self) -> weights.Arrays:
+        """weights_ and norms_, only to be read: plans are kept."""
+        return self.__dict__["weights_"], self.__dict__["norms_"]
 
     def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
         """The inference or evaluation plan for a dtype, made once per set of weights and backend."""
@@ -204,7 +209,9 @@ class DenseModel(ShownAsHTML, CompiledModel):
             else:
                 plan = inference_plan(network, dtype, batch, part=what, bf16=self._bf16)
             compiled = _Compiled(backend, plan)
-            weights.write(plan, compiled.spaces, network, self.weights_[:n_layers], self.norms_[:n_layers])
+            pairs, norms = self._arrays
+            weights.lock([*pairs, *norms])
+            weights.write(plan, compiled.spaces, network, pairs[:n_layers], norms[:n_layers])
             if what == "encode":
                 compiled.connect(network)
             cache[key] = compiled
@@ -213,9 +220,10 @@ class DenseModel(ShownAsHTML, CompiledModel):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         if "weights_" in self.__dict__ and "network_" in self.__dict__:
+            arrays, _ = self._arrays
             for i, layer in enumerate(self.network_.layers):
                 if layer.tied is not None:  # a copy loses the view of the owner's W
-                    self.weights_[i] = (self.weights_[layer.tied][0].T, self.weights_[i][1])
+                    arrays[i] = (arrays[layer.tied][0].T, arrays[i][1])
 
     def _rows(self, X: Any, min_rows: int = 1) -> tuple[Source, np.dtype]:
         """Checked rows for the fitted network."""
@@ -293,7 +301,7 @@ class DenseModel(ShownAsHTML, CompiledModel):
         size = max(1, min(len(rows), _LAYER_BYTES // (dtype.itemsize * sum(widths))))
         plan = inference_plan(self.network_, dtype, min(size, 512), part="layers", bf16=self._bf16)
         compiled = _Compiled(self._backend(), plan)
-        weights.write(plan, compiled.spaces, self.network_, self.weights_, self.norms_)
+        weights.write(plan, compiled.spaces, self.network_, *self._arrays)
         for start in range(0, len(rows), size):
             block = rows[start : start + size]
             outputs = [np.empty((len(block), width), dtype) for width in widths]
@@ -311,5 +319,5 @@ class DenseModel(ShownAsHTML, CompiledModel):
         """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it."""
         from ..io.model_file import save_estimator
 
-        check_is_fitted(self, "weights_")
+        self._fitted_network()
         save_estimator(self, path)

@@ -208,7 +208,8 @@ def model_encoder(model: DenseModel, precision: str, n_threads: int | None, outp
             raise options.unknown(name, value, known)
     threads.resolve_threads(n_threads, "n_threads")
     n_layers = len(network.layers)
-    arrays = model.weights_[:n_layers], model.norms_[:n_layers]
+    pairs, norms = model._arrays
+    arrays = pairs[:n_layers], norms[:n_layers]
     if precision == "auto":
         precision = arrays[0][0][0].dtype.name if model.precision == "auto" else model.precision
     if precision == "int8" and sample is None:

@@ -29,7 +29,7 @@ def fingerprint(function: Any) -> str | None:
         network = model.network_
         made = (type(model).__name__, function.__name__, network, model.precision)
         if isinstance(model, DenseModel):
-            arrays = weights.tensors(network, model.weights_, model.norms_)
+            arrays = weights.tensors(network, *model._arrays)
         else:
             arrays = {"theta": model._theta}  # a sparse model's, in one piece
     digest = hashlib.sha256(repr(made).encode())

@@ -77,7 +77,7 @@ class FittedByBatches(TakesRows):
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
         saturated.
         """
-        warm = options.flag("warm_start", self.warm_start) and hasattr(self, "weights_")
+        warm = options.flag("warm_start", self.warm_start) and "weights_" in self.__dict__
         with self._unchanged_on_error():
             backend = self._backend()
             given = self._given(X, y, reset=not warm, sample_weight=sample_weight, mask=mask, passes=self.max_iter,
@@ -125,7 +125,7 @@ class FittedByBatches(TakesRows):
         small for weights to change. What looks back on epochs is of ``fit`` and has no effect here:
         ``early_stopping``, ``tol``, ``callbacks``.
         """
-        first = not hasattr(self, "weights_")
+        first = "weights_" not in self.__dict__
         with self._unchanged_on_error():
             backend = self._backend()
             given = self._given(X, y, reset=first, sample_weight=sample_weight, mask=mask, passes=1)
@@ -139,7 +139,7 @@ class FittedByBatches(TakesRows):
                                     self._random_start(network, source) if first else None)  # fmt: skip
                 live = _Live(key, self.plan_, backend.compile(self.plan_), state)
             else:
-                weights.write(live.plan, live.state.spaces, network, self.weights_, self.norms_)  # the user's to change
+                weights.write(live.plan, live.state.spaces, network, *self._arrays)  # the user's to change
                 self.plan_ = live.plan
             sources = self._with_graph(network, given.sources, None)
         self._live, state = live, live.state
@@ -202,7 +202,7 @@ class FittedByBatches(TakesRows):
                 "batch_size=1 cannot go with batch normalisation; use at least 2, or normalization='layer'"
             )
         spaces = backend.allocate(self.plan_)
-        weights.write(self.plan_, spaces, network, *(start or (self.weights_, self.norms_)))
+        weights.write(self.plan_, spaces, network, *(start or self._arrays))
         if network.n_directions:
             self.plan_.view(spaces, "basis")[...] = self._basis(network, source, warm)
         old = self._state if warm else None
