@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import json
 import sys
@@ -24,9 +25,20 @@ def _load_array(path: str) -> Any:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise SystemExit(f"fastae: {path!r} is not a .npy file ({error}); write it with numpy.save") from None
-    if getattr(array, "ndim", 0) != 2:
-        raise SystemExit(f"fastae: {path!r} has {getattr(array, 'ndim', 0)} dimensions; wanted (rows, features)")
+    if not isinstance(array, np.ndarray):
+        raise SystemExit(f"fastae: {path!r} is an archive of several arrays; write one array with numpy.save")
+    if array.ndim != 2:
+        raise SystemExit(f"fastae: {path!r} has {array.ndim} dimensions; wanted (rows, features)")
     return array
+
+
+def _check_result(path: str, *read: str) -> None:
+    """Ends the command, before any work, where a result cannot be written or would replace a file that is read."""
+    result = Path(path)
+    if not result.resolve().parent.is_dir():
+        raise SystemExit(f"fastae: cannot write {path!r}: there is no folder {str(result.parent)!r}; make it first")
+    if any(result.resolve() == Path(name).resolve() for name in read):
+        raise SystemExit(f"fastae: {path!r} is read, and would be replaced by the result; write to another path")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -58,34 +70,35 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _parameters(settings: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` pairs; values are Python literals, or else strings."""
-    parameters = {}
+    """``name=value`` pairs; values are Python literals, numbers such as nan, or else strings."""
+    parameters: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise SystemExit(f"fastae: --set {setting!r} must be name=value, such as --set dropout=0.1")
-        try:
-            parameters[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parameters[name] = text
+        parameters[name] = text
+        for read in (float, ast.literal_eval):  # the latter wins: it tells 1 from 1.0
+            with contextlib.suppress(ValueError, SyntaxError):
+                parameters[name] = read(text)
     return parameters
 
 
 def _train(options: argparse.Namespace) -> int:
     from .models.autoencoder import Autoencoder
 
+    _check_result(options.model, options.data)
+    if Path(options.model).is_dir():
+        raise SystemExit(f"fastae: {options.model!r} is a folder; name a file, such as model.safetensors")
     parameters = {
-        "hidden_layer_sizes": tuple(options.hidden), "max_iter": options.epochs, "loss": options.loss,
-        "learning_rate": options.learning_rate, "random_state": options.seed, "n_jobs": options.n_jobs,
-        "verbose": int(not options.quiet),
+        "n_components": options.n_components, "hidden_layer_sizes": tuple(options.hidden),
+        "max_iter": options.epochs, "loss": options.loss, "learning_rate": options.learning_rate,
+        "random_state": options.seed, "n_jobs": options.n_jobs, "verbose": int(not options.quiet),
     } | _parameters(options.set)  # fmt: skip
     try:
-        model = Autoencoder(options.n_components, **parameters)
+        model = Autoencoder(**parameters)
     except TypeError as error:
         raise SystemExit(f"fastae: {error}") from None
     X = _load_array(options.data)
-    if not Path(options.model).absolute().parent.is_dir():  # before the training, not after it
-        raise SystemExit(f"fastae: cannot save to {options.model!r}: make its folder first")
     model.fit(X)
     model.save(options.model)
     print(f"{model.n_iter_} epochs, loss {model.loss_:.6g}, backend {model.backend_}; saved to {options.model}")
@@ -125,6 +138,7 @@ def _encode(options: argparse.Namespace) -> int:
     from .stream import open_rows
     from .validation import computing_dtype
 
+    _check_result(options.out, options.model, *options.data)
     model = load(options.model)
     model.set_params(n_jobs=options.n_jobs)
     sparse = hasattr(model, "encode_to")

@@ -8,8 +8,8 @@ interruption, as a code depends on its row alone.
 
 manifest.json, format version 1: ``format_version``, ``fastae`` (version), ``kind`` ("fixed", "csr", "dense"),
 ``complete`` (bool), ``rows`` done, ``entries`` stored (csr), ``k`` (fixed), ``n_components``, ``dtype``, ``model``
-(fingerprint), ``source`` {``n_rows`` or null, ``n_features``, ``dtype``, ``first_rows``: a hash of them}. Later
-versions only add keys.
+(name or fingerprint), ``source`` {``n_rows`` or null, ``n_features``, ``dtype``, ``digest`` of its first 16 rows,
+its middle and last one, of an iterable's first 16}. Later versions only add keys.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ import numpy as np
 
 from . import __version__
 from .io.model_file import write_atomically
+from .models.fingerprint import fingerprint
 from .spec.options import number
 from .stream import check_finite, open_rows
 
 FORMAT_VERSION = 1
 HEADER = 128  # bytes; any shape fits
 CHECKPOINT_SECONDS = 1.0  # between syncs: what a crash costs at most
+_DTYPES = ("float16", "float32", "float64")
 _FILES = {"fixed": ("values", "indices"), "csr": ("data", "indices", "indptr"), "dense": ("codes",)}
 
 
@@ -73,11 +75,16 @@ class _GrowingFile:
 class _Writer:
     """The files of one kind of code, and the manifest."""
 
-    def __init__(self, folder: Path, manifest: dict, dtype: np.dtype):
-        self.folder, self.manifest, self.dtype = folder, manifest, dtype
+    def __init__(self, folder: Path, manifest: dict, dtype: np.dtype | None):
+        """dtype : of the values; None for that of the codes"""
+        self.folder, self.manifest, self.wanted = folder, manifest, dtype
         self.files: dict[str, _GrowingFile] = {}
         self.rows, self.entries = manifest.get("rows", 0), manifest.get("entries", 0)
         self.last = time.monotonic()  # when the last checkpoint was
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.manifest["dtype"])
 
     def open(self) -> None:
         """Opens the files, once the manifest says which."""
@@ -99,6 +106,9 @@ class _Writer:
     def append(self, code: Any, n_rows: int) -> None:
         kind, arrays, shape = _parts(code)
         found = {"kind": kind, **({"k": shape[1]} if kind == "fixed" else {"n_components": shape[1]})}
+        if self.wanted is None:
+            stored = arrays[_FILES[kind][0]].dtype.name
+            found["dtype"] = stored if stored in _DTYPES else "float32"
         if not self.files:
             self.manifest |= {key: value for key, value in found.items() if self.manifest.get(key) is None}
             self._save_manifest(False)  # before the files, so that files without one are somebody else's
@@ -107,7 +117,8 @@ class _Writer:
         if wrong or shape[0] != n_rows:
             told = "; ".join(f"{key} {got!r}, wanted {wanted!r}" for key, (got, wanted) in wrong.items())
             told = told or f"{shape[0]} codes of {n_rows} rows"
-            raise ValueError(f"encode gave {told}; codes must be of one kind; for another k take another folder")
+            raise ValueError(f"encode gave {told}; codes must be of one kind; for another k or dtype take another "
+                             "folder")  # fmt: skip
         values = arrays.pop(_FILES[kind][0])
         with np.errstate(over="ignore"):
             small = np.asarray(values, self.dtype)
@@ -151,6 +162,9 @@ class _Writer:
 def _parts(code: Any) -> tuple[str, dict[str, np.ndarray], tuple[int, int]]:
     if isinstance(code, tuple):
         values, indices = (np.asarray(part) for part in code)
+        if values.dtype == np.int8 and values.shape[:1] == indices.shape:
+            raise ValueError("encode gave int8 codes with a scale for each row, of which there are no files; store "
+                             "codes of model.encoder(output='float16')")  # fmt: skip
         if values.ndim != 2 or values.shape != indices.shape or indices.dtype.kind not in "iu":
             raise ValueError(f"encode gave values {values.shape} and indices {indices.shape} {indices.dtype}; wanted "
                              "both (rows, k), the indices integers")  # fmt: skip
@@ -189,8 +203,11 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _begin(folder: Path, wanted: dict, resume: bool) -> dict:
-    """The manifest to go on with: what the folder has, or a new one."""
+def _begin(folder: Path, wanted: dict, resume: bool, known: bool) -> dict:
+    """The manifest to go on with: what the folder has, or a new one.
+
+    known : whether ``wanted["model"]`` says what encodes
+    """
     path = folder / "manifest.json"
     names = {name for kind in _FILES.values() for name in kind}
     if not resume:
@@ -205,6 +222,10 @@ def _begin(folder: Path, wanted: dict, resume: bool) -> dict:
                              "resume=False to replace it")  # fmt: skip
         return dict(wanted)
     found = read_manifest(folder)
+    if not known and not found.get("model"):
+        raise ValueError(f"{str(folder)!r} holds codes, and nothing says whether they are of this function; where they "
+                         "are, give model='' (or a name, model=…, from the first call on); else give another folder, "
+                         "or resume=False to write it anew")  # fmt: skip
     checked = wanted.keys() - {"fastae", "format_version"}
     differing = [f"{key} {found.get(key)!r}, now {value!r}" for key, value in wanted.items()
                  if key in checked and value is not None and found.get(key) != value]  # fmt: skip
@@ -216,7 +237,7 @@ def _begin(folder: Path, wanted: dict, resume: bool) -> dict:
 
 def encode_to(
     encode: Callable[[Any], Any], path: Any, source: Any, *, block_rows: int = 8192, resume: bool = True,
-    dtype: Any = "float32", model: str = "", k: int | None = None, n_components: int | None = None,
+    dtype: Any = None, model: str | None = None, k: int | None = None, n_components: int | None = None,
     n_features: int | None = None,
     progress: Callable[[int, int | None], object] | None = None,
 ) -> dict:  # fmt: skip
@@ -227,30 +248,34 @@ def encode_to(
     source : what `fastae.stream.open_rows` takes
     block_rows : rows encoded at a time; the result does not depend on it
     resume : go on with what an earlier call left there (at once done where that was complete); False writes anew
-    dtype : of the values, "float32", "float16", or "float64"
-    model : fingerprint of the model, a hash; codes of another one are not continued
+    dtype : of the values, "float32", "float16", or "float64"; None: as the codes are, float32 if they are none of these
+    model : name of what encodes, such as a hash: codes of another name are not continued. None makes one from weights
+        and options where ``encode`` is a fastae model's own method, as ``model.transform``, or an `Encoder`; nothing
+        is known of other functions, and codes that are there already are then refused. "" says that they are the same
+        function's
     k : entries a row, where that is known beforehand: codes of another k are not continued
     n_components : number of latents, kept in the manifest and checked against the indices
     progress : called with (rows done, rows of the source or None) after each block
-    Raises ValueError for a folder that holds codes of another model, source (by its shape, dtype and first rows), k or
-    dtype, for rows that are not finite (with the row's number) and codes that don't fit; what was done until then
-    stays.
+    Raises ValueError for a folder that holds codes of another model (or, of functions without a name, any codes), k,
+    dtype or source (another by its shape, dtype, first 16 rows, middle or last row; of an iterable by the first 16),
+    for rows that are not finite (with the row's number) and codes that don't fit; what was done until then stays.
     """
-    values = np.dtype(dtype)
-    if values.name not in ("float16", "float32", "float64"):
+    values = None if dtype is None else np.dtype(dtype)
+    if values is not None and values.name not in _DTYPES:
         raise ValueError(f"dtype={dtype!r} must be 'float16', 'float32' or 'float64'")
     size = number("block_rows", block_rows, 1, math.inf, integer=True)
     rows = open_rows(source, n_features)
+    known = fingerprint(encode) if model is None else str(model)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {
-        "format_version": FORMAT_VERSION, "fastae": __version__, "model": str(model), "k": k,
-        "n_components": n_components, "dtype": values.name,
+        "format_version": FORMAT_VERSION, "fastae": __version__, "model": known or "", "k": k,
+        "n_components": n_components, "dtype": None if values is None else values.name,
         "source": {"n_rows": rows.n_rows, "n_features": rows.n_features, "dtype": rows.dtype.name,
-                   "first_rows": rows.digest()},
+                   "digest": rows.digest()},
     }  # fmt: skip
     with _locked(folder):
-        manifest = _begin(folder, wanted, resume)
+        manifest = _begin(folder, wanted, resume, known is not None)
         if manifest.get("complete"):
             return manifest
         writer = _Writer(folder, manifest, values)

@@ -248,10 +248,15 @@ def initial_weights(initializer: Any, network: Network, seed: int, sample: np.nd
     return _layered(chosen, layers, seed)
 
 
+def philox_key(seed: int, i: int) -> np.ndarray:
+    """Key of NumPy's Philox, which takes a list with a number of 2^63 or more for one of floats."""
+    return np.array([seed % 2**64, i], dtype=np.uint64)
+
+
 def _layered(chosen, layers, seed: int) -> list:
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for i, (option, layer) in enumerate(zip(chosen, layers, strict=True)):
-        rng = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), i]))
+        rng = np.random.Generator(np.random.Philox(key=philox_key(seed, i)))
         w = option.weights(rng, layer.n_units, layer.n_in) if layer.tied is None else pairs[layer.tied][0].T
         pairs.append((w, np.zeros(layer.n_units)))
     return pairs

@@ -146,4 +146,9 @@ def schedule(value: Any) -> Schedule:
     """A schedule from a schedule or a positive number."""
     if isinstance(value, Schedule):
         return value
-    return ConstantRate(number("learning_rate", value, 0.0, math.inf, "neither"))
+    try:
+        return ConstantRate(number("learning_rate", value, 0.0, math.inf, "neither"))
+    except TypeError:
+        raise TypeError(
+            f"learning_rate={value!r} must be a number or a schedule, such as fastae.Cosine(1e-3)"
+        ) from None

@@ -15,6 +15,7 @@ import numpy as np
 
 from .arrays import HostRows, on_device
 from .exceptions import NonFiniteLossError
+from .initializers import philox_key
 from .plan import schema
 from .plan.plan import Job, Plan, Source
 from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
@@ -250,7 +251,7 @@ class Trainer:
         dead = np.flatnonzero(self.view("since")[0] >= self.network.dead_after)
         if not len(dead):
             return
-        rng = np.random.Generator(np.random.Philox(key=[self.settings.seed % 2**64, self.state.steps]))
+        rng = np.random.Generator(np.random.Philox(key=philox_key(self.settings.seed, self.state.steps)))
         x, error = residuals(self, block.sources, block.places(start, self.batch))
         square = (error * error).sum(axis=1) ** 2
         if not square.sum() > 0:

@@ -37,7 +37,7 @@ def _cpu_count(affinity: int, loky_limit: str | None) -> int:
     return int(joblib.cpu_count())
 
 
-def resolve_threads(n_jobs: int | None = None) -> int:
+def resolve_threads(n_jobs: int | None = None, name: str = "n_jobs") -> int:
     """Number of threads for one call.
 
     ``n_jobs`` beats the environment variable ``FASTAE_NUM_THREADS``, which beats ``OMP_NUM_THREADS``, which beats the
@@ -48,6 +48,8 @@ def resolve_threads(n_jobs: int | None = None) -> int:
     n_jobs : int or None
         Positive: that many, also above the number of cores. -1: every core, -2: all but one, and so on, at least 1.
         None: decided by the environment.
+    name : str
+        What the caller calls it, for errors.
 
     Returns
     -------
@@ -65,11 +67,11 @@ def resolve_threads(n_jobs: int | None = None) -> int:
         n_threads = _from_environment() or cpu_count()
     elif isinstance(n_jobs, bool) or not isinstance(n_jobs, Integral):
         raise TypeError(
-            f"n_jobs={n_jobs!r} is {type(n_jobs).__name__}, wanted an integer or None; "
+            f"{name}={n_jobs!r} is {type(n_jobs).__name__}, wanted an integer or None; "
             "give a number of threads, or -1 for every core"
         )
     elif n_jobs == 0:
-        raise ValueError("n_jobs=0 must be positive, negative or None; use n_jobs=1 for one thread, -1 for every core")
+        raise ValueError(f"{name}=0 must be positive, negative or None; use {name}=1 for one thread, -1 for every core")
     elif n_jobs < 0:
         n_threads = max(1, cpu_count() + 1 + int(n_jobs))
     else:

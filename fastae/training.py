@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .exceptions import NonFiniteLossError
+from .exceptions import ModelWarning, NonFiniteLossError
 from .plan import schema
 from .plan.plan import Job, Plan, Source, Spaces
 from .schedules import ReduceOnPlateau, Schedule
@@ -269,7 +270,7 @@ class Monitor:
             if validation < history.best_validation or self.best_weights is None:
                 history.best_validation = validation
                 self.best_weights = state.spaces.snapshot(schema.THETA)
-        rate = _next_rate(settings, state, history)
+        rate = next_rate(settings, state, history)
         info = EpochInfo(state.epochs, loss, validation, rate, time.perf_counter() - self.begin, self.model)
         self.bar.epoch(info)
         # an improvement must be relative to what there is to improve
@@ -296,7 +297,7 @@ class Monitor:
             self.state.spaces.restore(schema.THETA, self.best_weights)
 
 
-def _next_rate(settings: Settings, state: State, history: History) -> float:
+def next_rate(settings: Settings, state: State, history: History) -> float:
     """The rate of the epoch just done; a schedule that watches the loss decides the next one here.
 
     NaN for full-batch solvers, whose line search finds the length of each step.
@@ -308,6 +309,21 @@ def _next_rate(settings: Settings, state: State, history: History) -> float:
     rate = settings.schedule.learning_rate if state.learning_rate is None else state.learning_rate
     state.learning_rate = settings.schedule.reduced(history.validation_losses or history.losses, rate)
     return rate
+
+
+def warn_at_end(settings: Settings, state: State) -> None:
+    """Warns once, of the first epoch that begins with a schedule at its end and a rate too small to change weights."""
+    schedule, planned = settings.schedule, max(settings.max_iter, 1)
+    if state.epochs - state.first_epoch - 1 != planned:
+        return
+    rate = float(schedule.rates(np.array([float(planned)]), settings.max_iter)[0])
+    if rate <= 1e-4 * getattr(schedule, "learning_rate", 0.0):
+        warnings.warn(
+            f"learning_rate={schedule!r} came to its end after max_iter={settings.max_iter} epochs: from this call of "
+            f"partial_fit on the rate is {rate:g}, and weights hardly change; raise max_iter, or give a number or a "
+            "schedule without an end",
+            ModelWarning, stacklevel=3,
+        )  # fmt: skip
 
 
 class _Bar:

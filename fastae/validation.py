@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -58,9 +60,31 @@ def _frame_array(X: Any) -> np.ndarray | None:
         columns = [column.to_numpy(zero_copy_only=False) if not hasattr(column, "combine_chunks")
                    else column.combine_chunks().to_numpy(zero_copy_only=False) for column in X.columns]  # fmt: skip
         values = np.stack(columns, axis=1) if columns else np.empty((X.num_rows, 0))
-    else:
+    elif hasattr(X, "to_numpy"):
         values = X.to_numpy()
-    return values if values.dtype.kind in "fiub" else None
+    else:
+        raise TypeError(f"X is a {type(X).__name__}, which holds no rows yet; give X.collect()")
+    return values if values.ndim == 2 and values.dtype.name in READABLE else None
+
+
+def refuse_masked(name: str, X: Any) -> None:
+    """Raises for a masked array that has masked entries: NumPy and scikit-learn read what lies below the mask."""
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise TypeError(
+            f"{name} is a masked array, whose masked entries would count as data; fill them by {name}.filled(…), with "
+            "NaN for a model that has missing=np.nan"
+        )
+
+
+def _refuse_blocks(X: Any) -> None:
+    """Raises for rows in files or blocks where only rows in memory will do."""
+    first = X[0] if isinstance(X, (list, tuple)) and X else X
+    if isinstance(first, (str, os.PathLike, Iterator)) or callable(X):
+        raise TypeError(
+            f"X is a {type(X).__name__}; wanted rows in memory: an array, such as numpy.load(path, mmap_mode='r'), a "
+            "sparse matrix or a frame. Files and blocks are read by fit and partial_fit of models that train on them, "
+            "and encoded by fastae.encode_to"
+        )
 
 
 def _finite(array: np.ndarray, backend: Any, allow_nan: bool) -> bool:
@@ -89,6 +113,8 @@ def check_rows(
                 estimator.n_features_in_ = X.shape[1]
                 estimator.__dict__.pop("feature_names_in_", None)
             return Source(array, columns=array.shape[1]), computing_dtype(X.dtype, precision)
+    refuse_masked("X", X)
+    _refuse_blocks(X)
     if on_device(X):
         return _device_rows(estimator, asarray(X), reset, backend, precision, min_rows, allow_nan)
     frame = _frame_array(X)
@@ -99,12 +125,6 @@ def check_rows(
 
             validate_data(estimator, X, reset=reset, skip_check_array=True)
             return Source(array, columns=array.shape[1]), computing_dtype(array.dtype, precision)
-    first = X[0] if isinstance(X, (list, tuple)) and X else X
-    if isinstance(first, (str, os.PathLike)) or callable(X) or hasattr(X, "__next__"):
-        raise ValueError(
-            f"X is a {type(X).__name__}; wanted an array of rows, such as numpy.load(path, mmap_mode='r'); files and "
-            "iterables of blocks are for fit, partial_fit and encode_to"
-        )
     try:
         return _by_sklearn(estimator, X, reset, precision, min_rows, allow_nan)
     except ValueError as error:
@@ -277,9 +297,9 @@ def check_target(source: Source, network: Network) -> None:
                 wanted = f"[{low:g}, {high:g}]" if high < np.inf else f"values >= {low:g}"
                 verb = "has" if what == "X" else "have"
                 raise ValueError(
-                    f"{what} {verb} values from {least:g} to {most:g}; Negative values in data or values out of range "
-                    f"cannot be used with loss={block.loss.name!r}, which wants {wanted}; scale X or choose another "
-                    "loss"
+                    f"{what} {verb} values from {least:.9g} to {most:.9g}; Negative values in data or values out of "
+                    f"range cannot be used with loss={block.loss.name!r}, which wants {wanted}; scale X or choose "
+                    "another loss"
                 )
         if block.loss.sums_to_one and (worst := _worst_sum(source, block.first, block.stop, missing)) > 1e-3:
             raise ValueError(
@@ -317,11 +337,17 @@ def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:
     """Sample weights as float64 with mean 1, or None."""
     if sample_weight is None:
         return None
-    if isinstance(sample_weight, (int, float)):
+    if isinstance(sample_weight, Real):
         sample_weight = np.full(n_rows, sample_weight)
     weight = np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != (n_rows,):
         raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_rows,)}: one weight per row")
-    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.sum() > 0:
+    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
         raise ValueError("sample_weight must be finite, non-negative and not all zero")
+    weight = below_one(weight)
     return weight / weight.mean()
+
+
+def below_one(weight: np.ndarray) -> np.ndarray:
+    """Weights times a power of two, so that sums of them neither overflow nor lose digits."""
+    return np.ldexp(weight, -np.frexp(weight.max())[1])

@@ -116,6 +116,20 @@ def test_sample_weight_of_zero_is_absence():
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("option", [
+    {"penalties": [fastae.ActivityL1(0.1)]}, {"penalties": [fastae.KLSparsity()], "code_activation": "sigmoid"},
+    {"penalties": [fastae.Contractive(0.1)], "activation": "sigmoid", "code_activation": "sigmoid"},
+    {"penalties": [fastae.Decorrelation(0.1)]}, {"normalization": "batch", "hidden_layer_sizes": (5,)},
+])  # fmt: skip
+def test_sample_weight_is_of_the_loss_alone(option):
+    """As the docstring says: rows without weight take part in penalties on the code and batch normalisation."""
+    weight = (np.arange(300) < 100).astype(float)
+    other = np.where(weight[:, None] > 0, X, 2 * X)
+    for options in ({}, option):
+        one, two = (quick(batch_size=300, max_iter=2, **options).fit(rows, sample_weight=weight) for rows in (X, other))
+        assert (one.weights_[0][0] == two.weights_[0][0]).all() == (not options)
+
+
 def test_training_keeps_nothing_of_the_initial_weights():
     """Held in float64 they would take as much memory as Adam's moments."""
     held = []
@@ -150,6 +164,15 @@ def test_from_arrays_takes_weights_and_never_alters_them():
     np.testing.assert_array_equal(w, copies)
     with pytest.raises(ValueError, match=r"W has shape"):
         fastae.Autoencoder.from_arrays([(w, b)], [(w, None)])
+
+
+def test_from_arrays_takes_maxout_layers():
+    fitted = quick(hidden_layer_sizes=(5,), activation=fastae.Maxout(3), code_activation=fastae.Maxout(2)).fit(X)
+    options = {"activation": fastae.Maxout(3), "code_activation": fastae.Maxout(2)}
+    model = fastae.Autoencoder.from_arrays(fitted.weights_[:2], fitted.weights_[2:], **options)
+    np.testing.assert_array_equal(model.reconstruct(X), fitted.reconstruct(X))
+    with pytest.raises(ValueError, match=r"layer 0: got ndarray, wanted a pair \(W, b\)"):
+        fastae.Autoencoder.from_arrays([np.ones((4, 6))], fitted.weights_[2:])
 
 
 def test_not_finite_loss_stops_and_keeps_the_last_good_weights():
@@ -243,7 +266,7 @@ BAD = [
     ({"loss": "mse"}, "is unknown"),
     ({"solver": "adm"}, "did you mean 'adam'"),
     ({"learning_rate": 0.0}, "learning_rate=0.0 must be in"),
-    ({"learning_rate": "fast"}, "must be a number"),
+    ({"learning_rate": "fast"}, r"must be a number or a schedule, such as fastae.Cosine"),
     ({"dropout": 1.0}, "dropout=1.0 must be in"),
     ({"dropout": (0.1, 0.2)}, "one for each of the 0 hidden"),
     ({"noise": "mask"}, "did you mean 'masking'"),
@@ -268,6 +291,20 @@ BAD = [
     ({"early_stopping": True, "validation_fraction": 1.5}, "validation_fraction"),
     ({"reduction": "max"}, "reduction='max'"),
     ({"constraints": ["maxnorm"]}, "did you mean 'max_norm'"),
+    ({"activation": "Relu"}, "did you mean 'relu'"),
+    ({"initializer": None}, "must be a name or one of Constant, HeNormal, HeUniform, LeCunNormal"),
+    ({"penalties": [fastae.OnLayers("l2", 0.5)]}, "OnLayers.layers=0.5 must be an integer"),
+    ({"n_components": 2**27}, r"must be in \[1, 67108864\]"),
+    ({"n_iter_no_change": 0}, r"must be in \[1, 2147483648\]"),
+    ({"n_components": True}, "n_components=True must be an integer"),
+    ({"learning_rate": True}, "learning_rate=True must be a number"),
+    ({"batch_size": np.True_}, "must be an integer"),
+    ({"penalties": {"l2": 1e-3}}, "penalties=.* must be one option or a sequence"),
+    *(
+        ({name: value}, f"{name}={value!r} must be True or False")
+        for value in ("False", None, 2)
+        for name in ("tied_weights", "skip_connections", "shuffle", "early_stopping", "warm_start")
+    ),
 ]
 
 
@@ -289,6 +326,12 @@ def test_bad_parameters_are_named(parameters, message):
         (lambda: fastae.WeightRange(1, 0), "must be <"),
         (lambda: fastae.Cosine(-1), "Cosine.learning_rate"),
         (lambda: fastae.KLSparsity(rho=0), "KLSparsity.rho"),
+        (lambda: fastae.Adam(beta1=None), "Adam.beta1=None must be a number"),
+        (lambda: fastae.GaussianNoise(None), "GaussianNoise.std=None must be a number"),
+        (lambda: fastae.L2(True), "L2.strength=True must be a number"),
+        (lambda: fastae.WeightRange("0", 1), "WeightRange.low='0' must be a number"),
+        (lambda: fastae.NegativeBinomial(size_factor="no"), "size_factor='no' must be True or False"),
+        (lambda: fastae.DenoisingPretraining(tied_weights="no"), "tied_weights='no' must be True or False"),
     ],
 )
 def test_bad_options_are_named(make, message):

@@ -121,6 +121,39 @@ def test_info_and_bench(capsys):
     assert "backends:" in capsys.readouterr().out
 
 
+def test_what_is_refused_before_any_work(tmp_path):
+    X = np.random.default_rng(0).random((50, 6))
+    np.save(tmp_path / "x.npy", X)
+    np.savez(tmp_path / "x.npz", X=X)
+    fastae.AutoencoderDetector(max_iter=2, random_state=0).fit(X).save(tmp_path / "detector")
+    fastae.Autoencoder(2, max_iter=2, random_state=0).fit(X).save(tmp_path / "m")
+    data, model, detector = (str(tmp_path / name) for name in ("x.npy", "m", "detector"))
+    for arguments, message in [
+        (["encode", detector, data, str(tmp_path / "codes")], "AutoencoderDetector gives no codes"),
+        (["encode", model, data, data], "is read, and would be replaced"),
+        (["encode", model, data, model], "is read, and would be replaced"),
+        (["train", data, str(tmp_path / "no" / "m")], "there is no folder"),
+        (["train", data, str(tmp_path)], "is a folder"),
+        (["train", data, data], "is read, and would be replaced"),
+        (["train", str(tmp_path / "x.npz"), str(tmp_path / "n")], "archive of several arrays"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main(arguments)
+    np.testing.assert_array_equal(np.load(data), X)
+
+
+def test_parameters_by_set(tmp_path):
+    X = np.random.default_rng(0).random((50, 6))
+    X[0, 0] = np.nan
+    np.save(tmp_path / "x.npy", X)
+    arguments = ["train", str(tmp_path / "x.npy"), str(tmp_path / "m"), "--quiet", "--epochs", "2"]
+    values = ["missing=nan", "n_components=3", "activation=tanh", "hidden_layer_sizes=(5,)", "tied_weights=True"]
+    assert main(arguments + [word for value in values for word in ("--set", value)]) == 0
+    model = fastae.load(tmp_path / "m")
+    assert np.isnan(model.missing) and model.n_components == 3 and model.tied_weights is True
+    assert main([*arguments, "--set", "missing=nan", "--set", "tied_weights=false"]) == 2
+
+
 @pytest.mark.slow
 def test_bench_json(capsys):
     assert main(["bench", "--json"]) == 0
@@ -149,7 +182,7 @@ def test_bad_arguments_end_with_a_message(arguments, message, capsys):
 def test_the_models_folder_is_looked_at_before_training(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", X)
     monkeypatch.setattr(fastae.Autoencoder, "fit", None)
-    with pytest.raises(SystemExit, match="make its folder first"):
+    with pytest.raises(SystemExit, match="make it first"):
         main(["train", str(tmp_path / "x.npy"), str(tmp_path / "nowhere" / "m")])
 
 
@@ -180,7 +213,7 @@ def test_environment_chooses_and_refuses():
     )
     for variables, message in (
         ({"FASTAE_BACKEND": "reference"}, "Reference"),
-        ({"FASTAE_BACKEND": "nunba"}, "did you mean 'numba'"),
+        ({"FASTAE_BACKEND": "nunba"}, "FASTAE_BACKEND='nunba' is unknown; did you mean 'numba'"),
         ({"FASTAE_ISA": "sse9", "FASTAE_BACKEND": "native"}, "sse9|no compiled|not available"),
     ):
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True,

@@ -358,3 +358,18 @@ def test_real_anomalies(data_dir):
         X, y = file["X"], file["y"]
     fitted = fastae.AutoencoderDetector(random_state=0).fit(X)
     assert roc_auc_score(y, fitted.decision_scores_) > 0.98
+
+
+@pytest.mark.parametrize(
+    "change", [{"activation": "relu"}, {"tied_weights": True}, {"hidden_layer_sizes": (9,)}, {"scaling": None}]
+)
+def test_parameters_changed_after_fit_are_not_saved(change, tmp_path):
+    X, _ = factors()
+    fitted = fastae.AutoencoderDetector(max_iter=2, random_state=0).fit(X)
+    scores = fitted.anomaly_scores(X)
+    with pytest.raises(ValueError, match="changed after fit"):
+        fitted.set_params(**change).save(tmp_path / "m")
+    fitted.set_params(**{"activation": "tanh", "tied_weights": False, "hidden_layer_sizes": (), "scaling": "robust"})
+    fitted.set_params(n_components=7, contamination=0.1, scoring="plain")  # which load does not go by
+    fitted.save(tmp_path / "m")
+    np.testing.assert_array_equal(fastae.load(tmp_path / "m").anomaly_scores(X), scores)

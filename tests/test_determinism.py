@@ -92,11 +92,24 @@ def test_different_seeds_differ():
     assert bits(model(random_state=1).fit(X)) != bits(model(random_state=2).fit(X))
 
 
-def test_the_global_generators_are_left_alone():
+@pytest.mark.parametrize("seed", [0, None])
+def test_the_global_generators_are_left_alone(seed):
     np.random.seed(3)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    model(random_state=0).fit(X)
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    before = np.random.get_state()  # noqa: NPY002
+    fitted = model(random_state=seed).fit(X)
+    after = np.random.get_state()  # noqa: NPY002
+    np.testing.assert_array_equal(before[1], after[1])
+    assert before[2] == after[2]
+    assert bits(model(random_state=fitted.seed_).fit(X)) == bits(fitted)
+    if seed is None:
+        assert model(random_state=None).fit(X).seed_ != fitted.seed_
+
+
+@pytest.mark.parametrize("seed", [2**63 + 1, 2**64 - 2])
+def test_seeds_of_64_bits_differ_in_the_last(seed):
+    start = {"max_iter": 1, "learning_rate": 1e-30}  # which leaves the initial weights as they are
+    one, other = (model(random_state=n, **start).fit(X).weights_[0][0] for n in (seed, seed + 1))
+    assert not np.allclose(one, other)
 
 
 def test_concurrent_threads_encode_alike():

@@ -10,7 +10,9 @@ import time
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
+from sklearn.exceptions import NotFittedError
 
+import fastae
 import fastae.encode
 from fastae.encode import encode_to, open_codes, read_manifest
 
@@ -104,9 +106,9 @@ def interrupted(encode, rows, error=KeyboardInterrupt):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [0, 100, 1000])
 def test_an_interrupted_encoding_goes_on(kind, rows, tmp_path):
-    encode_to(KINDS[kind], tmp_path / "whole", X)
+    encode_to(KINDS[kind], tmp_path / "whole", X, model="m")
     with pytest.raises(KeyboardInterrupt):
-        encode_to(interrupted(KINDS[kind], rows), tmp_path / "cut", X, block_rows=50)
+        encode_to(interrupted(KINDS[kind], rows), tmp_path / "cut", X, block_rows=50, model="m")
     if rows:
         assert read_manifest(tmp_path / "cut")["rows"] == rows
         with pytest.raises(ValueError, match="and has not ended"):
@@ -116,7 +118,7 @@ def test_an_interrupted_encoding_goes_on(kind, rows, tmp_path):
             path.write_bytes(path.read_bytes() + b"half a row")
     seen = []
     encode_to(KINDS[kind], tmp_path / "cut", (X[i : i + 9] for i in range(0, 1003, 9)) if rows == 0 else X,
-              block_rows=77, progress=lambda done, total: seen.append((done, total)))  # fmt: skip
+              block_rows=77, model="m", progress=lambda done, total: seen.append((done, total)))  # fmt: skip
     assert seen[0][0] == rows + min(77, 1003 - rows) and seen[-1][0] == 1003
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -124,7 +126,7 @@ def test_an_interrupted_encoding_goes_on(kind, rows, tmp_path):
         raise AssertionError("it was complete")
 
     if rows:
-        assert encode_to(never, tmp_path / "cut", X)["complete"]
+        assert encode_to(never, tmp_path / "cut", X, model="m")["complete"]
 
 
 KILLED = """
@@ -175,7 +177,7 @@ def test_killed_at_any_moment_it_goes_on(kind, tmp_path):
         ({"model": "b"}, "model 'a', now 'b'"),
         ({"source": X[:900]}, "'n_rows': 1003"),
         ({"source": X.astype(np.float64)}, "'dtype': 'float32'"),
-        ({"source": X + 1}, "first_rows"),  # of the same shape
+        *(({"source": np.where(np.arange(1003)[:, None] == row, 0, X)}, "'digest': ") for row in (0, 501, 1002)),
         ({"dtype": "float16"}, "dtype 'float32', now 'float16'"),
         ({"k": 6}, "k 5, now 6"),
         ({"n_components": 31}, "n_components 30, now 31"),
@@ -195,13 +197,25 @@ def test_codes_of_something_else_are_not_continued(change, message, complete, tm
     assert encode_to(fixed, tmp_path, **settings, resume=False)["rows"] == 1003
 
 
+def test_an_iterable_of_other_rows_is_not_continued(tmp_path):
+    def blocks(X, size):
+        return (X[i : i + size] for i in range(0, len(X), size))
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_to(interrupted(fixed, 100), tmp_path, blocks(X, 30), block_rows=50, model="m")
+    with pytest.raises(ValueError, match=r"'digest': .*resume=False"):
+        encode_to(fixed, tmp_path, blocks(X[::-1].copy(), 30), model="m")
+    assert encode_to(fixed, tmp_path, blocks(X, 17), model="m")["rows"] == 1003  # however it is cut
+    np.testing.assert_array_equal(as_dense(open_codes(tmp_path)), expected("fixed"))
+
+
 def test_another_k_is_found_out_late_too(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        encode_to(interrupted(fixed, 100), tmp_path, X, block_rows=50)
+        encode_to(interrupted(fixed, 100), tmp_path, X, block_rows=50, model="m")
     with pytest.raises(ValueError, match="encode gave k 4, wanted 5"):
-        encode_to(lambda block: tuple(part[:, :4] for part in fixed(block)), tmp_path, X)
+        encode_to(lambda block: tuple(part[:, :4] for part in fixed(block)), tmp_path, X, model="m")
     with pytest.raises(ValueError, match="encode gave kind 'dense', wanted 'fixed'"):
-        encode_to(pre, tmp_path, X)
+        encode_to(pre, tmp_path, X, model="m")
     assert read_manifest(tmp_path)["rows"] == 100
 
 
@@ -260,7 +274,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
     manifest = read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     with pytest.raises(ValueError, match="its manifest speaks of 1003 rows"):
-        encode_to(fixed, tmp_path, X)
+        encode_to(fixed, tmp_path, X, model="")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="flock")
@@ -283,6 +297,114 @@ def test_a_full_disk_keeps_what_was_done(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             encode_to(fixed, tmp_path / "a", X, block_rows=100)
     assert read_manifest(tmp_path / "a")["rows"] == 300
-    encode_to(fixed, tmp_path / "a", X)
+    encode_to(fixed, tmp_path / "a", X, model="")
     encode_to(fixed, tmp_path / "b", X)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+# ---- what encodes ---------------------------------------------------------------------------------------------------
+
+
+def small(seed=0, **parameters):
+    return fastae.Autoencoder(3, max_iter=1, random_state=seed, **parameters).fit(X)
+
+
+def dictionary(seed=0):
+    return fastae.SparseAutoencoder(24, k=3, max_iter=1, random_state=seed).fit(X)
+
+
+OTHERS = {
+    "weights": lambda: (small().transform, small(1).transform),
+    "options": lambda: (small(activation="relu").transform, small(activation="tanh").transform),
+    "method": lambda: (small().transform, small().reconstruct),
+    "norms": lambda: (small(hidden_layer_sizes=(5,), normalization="batch").transform, changed_norm().transform),
+    "encoder": lambda: (small().encoder(), small(1).encoder()),
+    "output": lambda: (small().encoder(), small().encoder(output="float16")),
+    "precision": lambda: (small().encoder(), small().encoder("bfloat16")),
+    "sparse": lambda: (dictionary().encode, dictionary(1).encode),
+    "sparse method": lambda: (dictionary().encode, dictionary().transform),
+}
+
+
+def changed_norm():
+    model = small(hidden_layer_sizes=(5,), normalization="batch")
+    model.norms_[0]["mean"][:] += 1
+    return model
+
+
+@pytest.mark.parametrize("which", OTHERS)
+@pytest.mark.parametrize("rows", [100, 2000])
+def test_models_are_told_apart(which, rows, tmp_path):
+    one, other = OTHERS[which]()
+    seen = []
+
+    def stop(done, total):
+        seen.append(done)
+        if done > rows:
+            raise KeyboardInterrupt
+
+    try:
+        encode_to(one, tmp_path, X, block_rows=100, progress=stop)
+    except KeyboardInterrupt:
+        assert rows < 1003
+    with pytest.raises(ValueError, match=r"model 'sha256:.*', now 'sha256:.*resume=False"):
+        encode_to(other, tmp_path, X)
+    same = OTHERS[which]()[0]  # another object, as after a crash
+    seen.clear()
+    assert encode_to(same, tmp_path, X, block_rows=100, progress=lambda done, _: seen.append(done))["complete"]
+    assert seen[:1] == ([] if rows > 1003 else [300])
+
+
+def test_a_model_after_loading_is_the_same(tmp_path):
+    model = small()
+    model.save(tmp_path / "m.safetensors")
+    first = encode_to(model.transform, tmp_path / "codes", X)
+    assert encode_to(fastae.load(tmp_path / "m.safetensors").transform, tmp_path / "codes", X) == first
+    with pytest.raises(NotFittedError):
+        encode_to(fastae.Autoencoder(3).transform, tmp_path / "other", X)
+    assert not (tmp_path / "other").exists()
+
+
+class Doubled(fastae.Autoencoder):
+    factor = 2.0
+
+    def transform(self, X, out=None):
+        return self.factor * super().transform(X, out)
+
+
+@pytest.mark.parametrize("rows", [100, 2000])
+def test_codes_of_functions_without_a_name_are_not_taken_for_this_ones(rows, tmp_path):
+    model = Doubled(3, max_iter=1, random_state=0).fit(X)
+    for i, encode in enumerate((fixed, lambda block: fixed(block), model.transform)):  # not fastae's own transform
+        folder = tmp_path / str(i)
+        try:
+            encode_to(interrupted(encode, rows), folder, X, block_rows=50)
+        except KeyboardInterrupt:
+            assert rows < 1003
+        before = contents(folder)
+        with pytest.raises(ValueError, match=r"nothing says whether they are .*model='' .*resume=False"):
+            encode_to(encode, folder, X)
+        assert contents(folder) == before
+        assert encode_to(encode, folder, X, model="")["rows"] == 1003
+        with pytest.raises(ValueError, match="model '', now 'sha256:"):
+            encode_to(small().transform, folder, X)
+
+
+def test_values_keep_their_dtype(tmp_path):
+    model = small()
+    codes = {"float16": model.encoder(output="float16"), "float64": lambda b: model.transform(b.astype(float)),
+             "float32": lambda b: np.ones((len(b), 2), int)}  # fmt: skip
+    for dtype, encode in codes.items():
+        assert encode_to(encode, tmp_path / dtype, X)["dtype"] == dtype
+        assert open_codes(tmp_path / dtype).dtype == dtype
+        np.testing.assert_array_equal(open_codes(tmp_path / dtype), encode(X))
+    with pytest.raises(KeyboardInterrupt):
+        encode_to(interrupted(pre, 100), tmp_path / "cut", X, block_rows=50, dtype="float16", model="m")
+    with pytest.raises(ValueError, match="dtype 'float32', wanted 'float16'"):
+        encode_to(pre, tmp_path / "cut", X, model="m")
+
+
+def test_codes_of_8_bits_are_refused(tmp_path):
+    encoder = small().encoder(output="int8", sample=X)
+    with pytest.raises(ValueError, match=r"int8 codes with a scale for each row.*output='float16'"):
+        encode_to(encoder, tmp_path, X)

@@ -83,12 +83,50 @@ def test_partial_fits_go_on_in_the_schedule():
     assert parts.validation_scores_ is None and parts.best_validation_score_ is None
 
 
+@pytest.mark.parametrize("schedule", [fastae.Cosine(0.01), fastae.LinearWarmup(0.01), fastae.OneCycle(0.01)], ids=repr)
+def test_a_schedule_at_its_end_is_told_once(schedule):
+    model = quick(max_iter=2, learning_rate=schedule).partial_fit(X).partial_fit(X)
+    with pytest.warns(fastae.ModelWarning, match="max_iter=2 epochs: from this call of partial_fit on the rate is"):
+        model.partial_fit(X)
+    model.partial_fit(X)  # warnings are errors
+    fitted = quick(max_iter=2, learning_rate=schedule).fit(X)
+    with pytest.warns(fastae.ModelWarning, match="raise max_iter"):
+        fitted.partial_fit(X)
+
+
+def test_a_schedule_that_leaves_something_to_learn_has_no_warning():
+    cosines = fastae.Cosine(0.01, floor=1e-3), fastae.Cosine(0.01, restart=2)
+    for schedule in (0.01, *cosines, fastae.ReduceOnPlateau(0.01)):
+        model = quick(max_iter=2, learning_rate=schedule)
+        for _ in range(4):
+            before = model.partial_fit(X).loss_
+        assert model.partial_fit(X).loss_ < before
+
+
+def test_partial_fits_go_on_in_a_schedule_that_watches_the_loss():
+    schedule = fastae.ReduceOnPlateau(0.3, patience=0)
+    whole = quick(max_iter=8, learning_rate=schedule, tol=0).fit(X)
+    parts = quick(learning_rate=schedule)
+    for _ in range(8):
+        parts = copy.deepcopy(parts).partial_fit(X)
+    assert np.max(np.diff(whole.loss_curve_)) > 0  # it did come to a plateau
+    assert bits(whole) == bits(parts)
+
+
 def test_partial_fits_on_batches_of_changing_size_match_fresh_memory():
     live, fresh = quick(), quick()
     for rows in (64, 64, 100, 64, 64):
         live.partial_fit(X[:rows])
         fresh = copy.deepcopy(fresh).partial_fit(X[:rows])  # a copy has no working memory to reuse
         assert bits(live) == bits(fresh)
+
+
+def test_a_device_that_is_refused_changes_nothing():
+    model = quick().fit(X)
+    for device in ("gpu", None):
+        with pytest.raises(ValueError, match=f"device={device!r} is unknown"):
+            model.to(device)
+    assert model.device == model.backend == "auto"
 
 
 def test_partial_fit_takes_weights_changed_by_hand():
@@ -98,10 +136,111 @@ def test_partial_fit_takes_weights_changed_by_hand():
     assert bits(model.partial_fit(X)) == bits(twin.partial_fit(X))
 
 
+CALLS = {
+    "transform": lambda m: m.transform(X),
+    "one row": lambda m: m.transform(X[:1]),
+    "numbers of another type": lambda m: m.transform(X.astype(float)),
+    "a list": lambda m: m.transform(X.tolist()),
+    "reconstruct": lambda m: m.reconstruct(X),
+    "decode": lambda m: m.inverse_transform(np.ones((3, 4))),
+    "loss": lambda m: m.score_samples(X),
+}
+
+
+def halved(model):
+    model.weights_[0][0][:] *= 0.5
+    model.weights_[-1][1][:] += 1
+
+
+def replaced(model):
+    model.weights_ = [(w / 2, b + 1) for w, b in model.weights_]
+
+
+def replaced_within(model):
+    model.weights_[0] = tuple(a / 2 for a in model.weights_[0])
+    model.weights_[-1][1][:] += 1
+
+
+def normalised(model):
+    model.norms_[0]["gamma"][:] *= 2
+    model.norms_[-2]["beta"][:] -= 1
+
+
+@pytest.mark.parametrize("change", [halved, replaced, replaced_within, normalised])
+@pytest.mark.parametrize("name", CALLS)
+def test_weights_changed_by_hand_are_the_ones_that_count(name, change):
+    options = {"normalization": "batch"} if change is normalised else {"tied_weights": True}
+    model = quick(hidden_layer_sizes=(6,), **options).fit(X)
+    if change is replaced:
+        model = fastae.Autoencoder.from_arrays(model.weights_[:2], model.weights_[2:])
+    before = CALLS[name](model)
+    for _ in range(2):  # again after plans were made anew
+        change(model)
+        after = CALLS[name](model)
+        assert (after != before).any()
+        np.testing.assert_array_equal(after, CALLS[name](copy.deepcopy(model)))
+        before = after
+
+
+def test_weights_kept_from_before_cannot_change_unseen():
+    model = quick(tied_weights=True, hidden_layer_sizes=(6,), normalization="batch").fit(X)
+    encoder = model.encoder()
+    w, v, gamma = model.weights_[0][0], model.weights_[-1][0], model.norms_[0]["gamma"]
+    w *= 2  # nothing is compiled yet
+    codes = model.transform(X)
+    for array in (w, v, gamma):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+    np.testing.assert_array_equal(model.transform(X), codes)
+    assert model.weights_[0][0] is w and np.shares_memory(w, v)
+    v *= 2  # of the same memory
+    assert (model.transform(X) != codes).any()
+    assert (encoder(X) != codes).any() and (encoder(X) != model.transform(X)).any()
+
+
+def test_reading_a_model_keeps_its_plans(tmp_path):
+    model = quick().fit(X)
+    model.transform(X)
+    plans = dict(model._compiled)
+    model.save(tmp_path / "m.safetensors")
+    model.encoder()
+    model.score(X)
+    copy.deepcopy(model)
+    assert plans.items() <= model._compiled.items()
+
+
 def test_another_rule_starts_its_state_anew():
     model = quick(solver="momentum").fit(X).set_params(solver="adagrad")  # states of the same size
     model.partial_fit(X)
     assert np.isfinite(model.loss_) and model.t_ == 2
+
+
+def test_dropout_may_change_between_fits():
+    """It needs no other weights: what is trained with another rate from the start has the same network."""
+    for call in ("fit", "partial_fit"):
+        model, same = (quick(warm_start=True, hidden_layer_sizes=(9,)).fit(X) for _ in range(2))
+        getattr(model.set_params(dropout=0.5), call)(X)
+        getattr(same, call)(X)
+        assert bits(model) != bits(same) and model.network_.layers[0].dropout == 0.5
+        model.set_params(dropout=0.0).partial_fit(X)
+        assert model.network_.layers == same.network_.layers
+        with pytest.raises(ValueError, match="layers differ"):
+            getattr(model.set_params(activation="tanh"), call)(X)
+
+
+@pytest.mark.parametrize("fitted, changed", [
+    ("auto", "float64"), ("float32", "float64"), ("float64", "float32"), ("float64", "bfloat16"),
+])  # fmt: skip
+def test_another_precision_is_refused(fitted, changed):
+    model = quick(warm_start=True, precision=fitted).fit(X)
+    before = bits(model)
+    model.set_params(precision=changed)
+    for call in (model.fit, model.partial_fit, lambda X: model.partial_fit([X, X])):
+        with pytest.raises(ValueError, match=f"precision='{changed}' computes in .*, but the model was fitted in "):
+            call(X)
+    assert bits(model) == before
+    model.set_params(precision="auto").fit(X)
+    assert model.weights_[0][0].dtype == (np.float64 if fitted == "float64" else np.float32)
 
 
 def test_after_a_loss_that_was_not_finite_training_can_go_on():

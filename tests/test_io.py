@@ -34,6 +34,8 @@ def test_round_trip(fitted, tmp_path):
     wanted, got = fitted.get_params(), loaded.get_params()
     for name in set(wanted) - set(model_file._LEFT_OUT):
         assert got[name] == wanted[name], name
+    assert loaded.random_state == 0
+    np.testing.assert_array_equal(fastae.load(path).fit(X).transform(X), fitted.transform(X))
     assert (loaded.loss_curve_, loaded.t_, loaded.seed_) == (fitted.loss_curve_, fitted.t_, fitted.seed_)
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
@@ -59,6 +61,22 @@ def test_files_know_no_device(model, precision, tmp_path):
     loaded = fastae.load(tmp_path / "m")
     assert loaded.device == "auto"
     np.testing.assert_array_equal(loaded.score_samples(X), wanted)
+
+
+def test_classes_that_could_not_be_loaded_are_not_saved(tmp_path):
+    for base in (fastae.Autoencoder, fastae.AutoencoderDetector):
+        for name in ("Mine", base.__name__):
+            with pytest.raises(TypeError, match=f"{name} is a class of your own"):
+                type(name, (base,), {})(max_iter=1).fit(X).save(tmp_path / "model")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("seed, kept", [(np.uint64(2**64 - 1), 2**64 - 1), (np.random.default_rng(0), None)])
+def test_seeds_that_are_stored(seed, kept, tmp_path):
+    fitted = fastae.Autoencoder(2, max_iter=1, random_state=seed).fit(X)
+    fitted.save(tmp_path / "m")
+    loaded = fastae.load(tmp_path / "m")
+    assert loaded.random_state == kept and loaded.seed_ == fitted.seed_
 
 
 def test_unfitted_models_are_not_saved(tmp_path):

@@ -379,6 +379,13 @@ X = np.zeros((4, 3), np.float32)
         (lambda: ops.update("adam", X, X.copy(), [np.zeros_like(X)] * 2, 1, 1), "shares memory with state"),
         pytest.param(lambda: ops.dense(X, np.eye(3), backend="cuda"), "device='cuda' is not", marks=WITHOUT_GPU),
         (lambda: ops.dense(X, np.eye(3), backend="navite"), "did you mean 'native'"),
+        (lambda: ops.dense(X, np.eye(3), backend=None), "backend=None must be a name"),
+        (
+            lambda: ops.dense(X, ops.pack(np.eye(3), "numba"), backend="reference"),
+            "packed for backend='numba', not for",
+        ),
+        (lambda: ops.dense(X, np.eye(3), n_threads=0), "n_threads=0 must be positive"),
+        (lambda: ops.noise("swap", X, None), "a random mask needs key"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -386,6 +393,39 @@ def test_bad_input_is_named(call, message):
         call()
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4), (0, 5, 0), (0, 0)])
+def test_empty_arrays_of_any_shape(shape):
+    empty = np.empty(shape)
+    assert ops.activation("gelu", empty).shape == ops.activation_grad("gelu", empty, empty).shape == shape
+
+
 def test_empty_arrays():
     assert ops.dense(np.zeros((0, 3)), np.eye(3)).shape == (0, 3)
     assert ops.dense(np.zeros((2, 0)), np.zeros((3, 0)), np.ones(3)).tolist() == [[1, 1, 1]] * 2
+
+
+def test_one_array_says_what_is_computed_in():
+    """The one that the module's text names, whatever the others are."""
+    x, w, dy, index = (np.ones(shape) for shape in ((3, 4), (5, 4), (3, 5), (3, 2)))
+    index = index.astype(int)
+    calls = {
+        "dense": (lambda a, other: ops.dense(a, other(w)), x),
+        "packed": (lambda a, other: ops.dense(other(x), ops.pack(a)), w),
+        "dense_grad": (lambda a, other: ops.dense_grad(other(dy), other(dy), a, other(w))[1], x),
+        "activation_grad": (lambda a, other: ops.activation_grad("tanh", other(dy), a), dy),
+        "loss": (lambda a, other: ops.loss("squared_error", a, other(x))[1], x),
+        "topk": (lambda a, other: ops.topk(a, other(w), None, 2)[0], x),
+        "decode": (lambda a, other: ops.decode(a, index, other(w)), index * 1.0),
+        "code_grad": (lambda a, other: ops.code_grad(a, index, other(w)), x),
+        "latent_grad": (lambda a, other: ops.latent_grad(a, index, other(x), 5), index * 1.0),
+    }
+    for name, (call, a) in calls.items():
+        for dtype, other in ((np.float32, np.float64), (np.float64, np.float32)):
+            assert call(a.astype(dtype), lambda b, to=other: b.astype(to)).dtype == dtype, name
+
+
+def test_the_namespace_is_the_ops_alone():
+    assert dir(ops) == sorted(ops.__all__)
+    assert all(getattr(ops, name).__module__.startswith("fastae.ops") for name in ops.__all__)
+    public = {name for name, value in vars(ops).items() if getattr(value, "__module__", "") == ops.__name__}
+    assert {name for name in public if not name.startswith("_")} <= set(ops.__all__)

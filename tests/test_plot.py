@@ -83,6 +83,21 @@ def test_models_that_have_others_inside(figure):
         with pytest.raises(TypeError, match=f"{display.__name__} takes .* got AutoencoderDetector; give its autoenc"):
             display.from_estimator(detector)
         display.from_estimator(detector.autoencoder_, ax=figure.add_subplot())
+    for display in (fastae.ReconstructionDisplay, fastae.CodeScatterDisplay):
+        with pytest.raises(TypeError, match=f"{display.__name__} takes .* got AutoencoderDetector; give its autoenc"):
+            display.from_estimator(detector, X)
+        display.from_estimator(detector.autoencoder_, X, ax=figure.add_subplot())
+
+
+def test_models_without_what_is_drawn():
+    classifier = fastae.AutoencoderClassifier((3,), max_iter=1, random_state=0).fit(X, np.arange(len(X)) % 2)
+    with pytest.raises(TypeError, match="takes a model that has reconstruct, got AutoencoderClassifier"):
+        fastae.ReconstructionDisplay.from_estimator(classifier, X)
+    with pytest.raises(TypeError, match="takes a model that has score_samples, got AutoencoderClassifier"):
+        fastae.ErrorHistogramDisplay.from_estimator(classifier, X)
+    sparse = fastae.SparseAutoencoder(8, k=2, max_iter=1, random_state=0).fit(X)
+    with pytest.raises(TypeError, match="draws dense codes, those of SparseAutoencoder are sparse"):
+        fastae.CodeScatterDisplay.from_estimator(sparse, X)
 
 
 # ---- loss curves ---

@@ -297,7 +297,7 @@ REFUSED = [
     ({"y": "x + 0 * " * 300 + "x", "dy": "1"}, "has 2401 characters; at most 2000"),
     ({"y": "x", "dy": None}, "has no dy; give dy= as text or a function: a derivative is never taken numerically"),
     ({"y": "x", "dy": lambda x: 1.0}, "as texts, or all of them as functions"),
-    ({"y": "x", "dy": "1", "parameters": {"exp": 1}}, "parameter 'exp' must be a word that means nothing else"),
+    ({"y": "x", "dy": "1", "parameters": {"exp": 1}}, "'exp' must be a word .* in formulas, as x, y, t, w, s and"),
     ({"y": "x", "dy": "1", "parameters": {"a": 1, "b": 2, "c": 3}}, "a dict of at most 2"),
     ({"y": "x", "dy": "1", "parameters": {"a": (3, 0, 1)}}, r"a's default=3 must be in \[0, 1\]"),
     ({"y": "x", "dy": "1", "init_gain": "hee"}, "did you mean 'he'"),

@@ -68,7 +68,7 @@ def test_tensors_have_the_type_they_are_stored_in(dtype):
 
 @pytest.mark.parametrize("X", ["x.npy", ["x.npy", "y.npy"], lambda: iter([X]), iter([X])])
 def test_files_and_iterables_are_for_fit(X):
-    with pytest.raises(ValueError, match=r"wanted an array of rows, such as numpy\.load"):
+    with pytest.raises(TypeError, match=r"wanted rows in memory: an array, such as numpy\.load"):
         MODEL.transform(X)
 
 
@@ -113,6 +113,26 @@ def test_polars_and_pyarrow():
     same(fastae.Autoencoder(3, max_iter=2, random_state=0).fit(table).transform(table))
 
 
+def test_frames_of_what_kernels_do_not_read():
+    pandas = pytest.importorskip("pandas")
+    wide = pandas.DataFrame(X.astype(np.longdouble), columns=list("abcdef"))
+    assert fastae.Autoencoder(3, max_iter=2, random_state=0).fit(wide).transform(wide).dtype == np.float64
+    polars = pytest.importorskip("polars")
+    with pytest.raises(TypeError, match=r"LazyFrame, which holds no rows yet; give X.collect\(\)"):
+        MODEL.transform(polars.DataFrame({"a": [1.0]}).lazy())
+    with pytest.raises(ValueError, match="1D array"):
+        MODEL.transform(polars.DataFrame({"a": [1.0]})["a"])
+
+
+def test_masked_arrays():
+    masked = np.ma.masked_array(X, X > 0.9)
+    for call in (MODEL.fit, MODEL.transform, MODEL.reconstruct, MODEL.encoder(), lambda X: MODEL.partial_fit(iter([X])),
+                 fastae.AutoencoderDetector(max_iter=1).fit):  # fmt: skip
+        with pytest.raises(TypeError, match="is a masked array, whose masked entries would count as data"):
+            call(masked)
+    same(MODEL.transform(np.ma.masked_array(X)))  # nothing is masked
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [
@@ -126,7 +146,9 @@ def test_polars_and_pyarrow():
         (X.astype(complex), "Complex"),
         (np.array([["a"] * 6]), "string|numeric|convert"),
         (np.array([[{}] * 6], dtype=object), "argument must be|number|not 'dict'"),
-        ("text", "scalar|Expected 2D|array|convert"),
+        ("text", "X is a str; wanted rows in memory"),
+        (iter([X]), "X is a list_iterator; wanted rows in memory"),
+        (lambda: [X[0]], "X is a function; wanted rows in memory"),
         (None, "Expected 2D|NoneType|array|scalar"),
     ],
 )
@@ -146,6 +168,29 @@ def test_bad_rows_are_refused(bad, message):
 def test_bad_weights(weight, message):
     with pytest.raises(ValueError, match=message):
         fastae.Autoencoder(2, max_iter=1).fit(X, sample_weight=weight)
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e308])
+def test_only_ratios_of_weights_matter(size):
+    plain = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X, sample_weight=np.full(40, 1.0))
+    other = fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X, sample_weight=np.full(40, size))
+    assert plain.loss_ == other.loss_ > 0
+    assert plain.loss_ == fastae.Autoencoder(3, max_iter=2, random_state=0).fit(X, sample_weight=np.float32(2)).loss_
+    y, parameters = np.arange(40) % 2, {"pretraining": None, "max_iter": 2, "random_state": 0}
+    plain = fastae.AutoencoderClassifier((3,), class_weight={0: 1, 1: 1}, **parameters).fit(X, y)
+    other = fastae.AutoencoderClassifier((3,), class_weight={0: size, 1: size}, **parameters).fit(X, y)
+    assert plain.loss_ == other.loss_ > 0
+
+
+@pytest.mark.parametrize("out", [[1.0], "text", 3])
+def test_out_that_is_no_array(out):
+    with pytest.raises(TypeError, match="wanted a NumPy array"):
+        MODEL.transform(X, out=out)
+
+
+def test_values_just_out_of_range_are_told():
+    with pytest.raises(ValueError, match=r"X has values from 0 to 1\.00000012;"):
+        fastae.Autoencoder(2, loss="binary_cross_entropy").fit(np.eye(4, dtype=np.float32) * np.float32(1.0000001))
 
 
 def test_rows_that_do_not_sum_to_one():

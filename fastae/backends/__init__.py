@@ -84,14 +84,17 @@ def get_backend(name: str = "auto", device: str = "auto") -> Any:
     Raises ValueError for an unknown name, ImportError for one that is not available here: never another one silently.
     """
     if not isinstance(name, str):
-        return name  # a backend object
+        if not hasattr(name, "compile"):
+            raise TypeError(f"backend={name!r} must be a name, such as 'auto', or a backend")
+        return name
     number = device_number(device)
     if number is not None:
         if name not in ("auto", "cuda"):
             raise ValueError(f"backend={name!r} runs on the CPU, not on device={device!r}; use backend='auto'")
         return _cuda(number)
-    if name == "auto":
-        name = os.environ.get("FASTAE_BACKEND", "") or "auto"
+    where = "backend"
+    if name == "auto" and os.environ.get("FASTAE_BACKEND"):
+        where, name = "FASTAE_BACKEND", os.environ["FASTAE_BACKEND"]
     if name == "cuda":
         if device == "cpu":
             raise ValueError("backend='cuda' cannot run on device='cpu'; use backend='auto'")
@@ -99,7 +102,7 @@ def get_backend(name: str = "auto", device: str = "auto") -> Any:
     if name == "auto":
         return _automatic()
     if name not in NAMES:
-        raise unknown("backend", name, (*NAMES, "auto", "cuda"))
+        raise unknown(where, name, (*NAMES, "auto", "cuda"))
     try:
         return _load(name)
     except ImportError as error:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import tempfile
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -192,22 +193,30 @@ def decode(value: Any) -> Any:
     return value
 
 
-# what belongs to a process, not to a model
+# what belongs to a process, not to a model: but for the name of an initializer and a seed that is a number
 _LEFT_OUT = {
     "callbacks": (), "random_state": None, "initializer": "auto", "backend": "auto", "n_jobs": None, "device": "auto",
 }  # fmt: skip
+_KEPT: dict[str, Any] = {"initializer": str, "random_state": Integral}
+
+
+def _estimator_class(name: str) -> Any:
+    return getattr(importlib.import_module(f"..{ESTIMATORS[name]}", __package__), name)
 
 
 def save_estimator(estimator: Any, path: Any) -> None:
     """Writes a fitted estimator."""
     from ..registry.travel import used
 
+    name = type(estimator).__name__
+    if name not in ESTIMATORS or type(estimator) is not _estimator_class(name):
+        raise TypeError(f"{name} is a class of your own, which a model file cannot bring back; pickle it")
     tensors, state = estimator._get_model_state()
     kept = {name: value for name, value in estimator.get_params(deep=False).items()
-            if name not in _LEFT_OUT or (name == "initializer" and isinstance(value, str))}  # fmt: skip
+            if name not in _LEFT_OUT or isinstance(value, _KEPT.get(name, ()))}  # fmt: skip
     if kept.get("precision") == "tf32":  # a GPU's way to multiply float32
         kept["precision"] = "float32"
-    description = {"class": type(estimator).__name__, "parameters": {k: encode(v) for k, v in kept.items()}}
+    description = {"class": name, "parameters": {k: encode(v) for k, v in kept.items()}}
     formulas = used(getattr(estimator, "autoencoder_", estimator).network_, kept)
     save(path, tensors, description | ({"formulas": formulas} if formulas else {}) | {"state": state})
 
@@ -216,9 +225,9 @@ def load(path: Any) -> Any:
     """The fitted estimator in a file that ``save`` wrote; formulas registered as text come with it.
 
     Raises ModelFileError for a file that is damaged, of another kind, or of a newer format; FileNotFoundError when
-    there is none. A formula that was a Python function must be registered before. ``callbacks``, ``random_state``,
-    ``backend``, ``device``, ``n_jobs`` and an ``initializer`` that is more than a name are not stored, nor is
-    ``precision="tf32"``, which becomes "float32": the model is on the CPU; ``to("cuda")`` moves it.
+    there is none. A formula that was a Python function must be registered before. ``callbacks``, ``backend``,
+    ``device``, ``n_jobs``, a ``random_state`` that is no number and an ``initializer`` that is more than a name are not
+    stored, nor is ``precision="tf32"``, which becomes "float32": the model is on the CPU; ``to("cuda")`` moves it.
     """
     from ..registry.travel import MAX_FORMULAS, UnregisteredError, restoring
 
@@ -227,7 +236,7 @@ def load(path: Any) -> Any:
     if not isinstance(name, str) or name not in ESTIMATORS:
         known = ", ".join(ESTIMATORS)
         raise ModelFileError(f"{str(path)!r} holds a {name!r}; this fastae reads {known}; upgrade fastae")
-    cls = getattr(importlib.import_module(f"..{ESTIMATORS[name]}", __package__), name)
+    cls = _estimator_class(name)
     try:
         with restoring(list(description.get("formulas", ()))[:MAX_FORMULAS]):
             estimator = cls(**{key: decode(value) for key, value in description["parameters"].items()})

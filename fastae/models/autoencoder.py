@@ -77,10 +77,12 @@ class Autoencoder(Reconstruction, FittedByBatches):
         element of the gradient is at most ``tol`` times what it was at the start.
     shuffle : bool
     early_stopping, validation_fraction : bool, float
-        Holds rows out and puts the weights back that were best on them.
+        Of ``fit``: holds rows out and puts the weights back that were best on them.
     warm_start : bool
-        A second ``fit`` goes on from the first one's weights.
+        A second ``fit`` goes on from the first one's weights. Layers (but for ``dropout``) and the dtype computed in
+        must be the same, for ``partial_fit`` too.
     random_state : int, RandomState, Generator or None
+        None takes a new seed each time, from the system and not from NumPy's global generator; ``seed_`` holds it.
     backend : "auto", "native", "numba" or "reference"
     device : "auto" or "cpu"
     precision : "auto", "float32", "float64" or "bfloat16"
@@ -93,7 +95,7 @@ class Autoencoder(Reconstruction, FittedByBatches):
     n_jobs : int or None
         Threads; None takes FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
     callbacks : sequence of functions of `fastae.EpochInfo`
-        Called after each epoch; one that returns True ends training.
+        Called after each epoch of ``fit``; one that returns True ends training.
     verbose : int
         1 shows a progress bar.
 
@@ -102,6 +104,10 @@ class Autoencoder(Reconstruction, FittedByBatches):
     weights_ : list of (W, b), encoder's layers first; W (out, in), of a maxout layer (pieces · out, in); a tied
         decoder's W are views of the encoder's
     norms_ : list of None or dict per layer: gamma, beta, and running mean, var of batch normalisation
+        Arrays of weights_ and norms_ may be changed in place, ``model.weights_[0][0][:] = …``, and whatever the model
+        does then is of the new ones (but an `encoder` made before stays as it is). Ask the model for them at each
+        change: an array kept from before a call of ``transform`` or the like is read-only, as plans would not see a
+        change; slices of it and the list itself cannot be guarded so.
     n_iter_ : int, epochs or iterations of the last fit, or epochs of all partial fits
     loss_, loss_curve_ : float, list; mean objective of each epoch, or the objective after each iteration
     validation_scores_, best_validation_score_ : −(loss of the held-out rows) per epoch, and the best; None without
@@ -225,14 +231,21 @@ class Autoencoder(Reconstruction, FittedByBatches):
         encoder, decoder = list(encoder), list(decoder)
         if not encoder or not decoder:
             raise ValueError("encoder and decoder must each have at least one pair (W, b)")
-        pairs = [(np.asarray(w), b) for w, b in encoder + decoder]
-        for i, (w, _) in enumerate(pairs):
+        pairs = []
+        for i, pair in enumerate(encoder + decoder):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError(f"layer {i}: got {type(pair).__name__}, wanted a pair (W, b)")
+            w = np.asarray(pair[0])
             if w.ndim != 2:
                 raise ValueError(f"layer {i}: W has shape {w.shape}; wanted (out, in)")
+            pairs.append((w, pair[1]))
+        # a layer is as wide as what the next one takes; a maxout layer's W has more rows
+        widths = [w.shape[1] for w, _ in pairs[1:]]
+        n_hidden = len(encoder) - 1
         model = cls(
-            n_components=encoder[-1][0].shape[0],
-            hidden_layer_sizes=tuple(int(np.asarray(w).shape[0]) for w, _ in encoder[:-1]),
-            decoder_layer_sizes=tuple(int(np.asarray(w).shape[0]) for w, _ in decoder[:-1]),
+            n_components=widths[n_hidden],
+            hidden_layer_sizes=tuple(widths[:n_hidden]),
+            decoder_layer_sizes=tuple(widths[n_hidden + 1 :]),
             **parameters,
         )
         network = model._network(pairs[0][0].shape[1])

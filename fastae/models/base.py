@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from .. import threads
-from ..arrays import namespace, share_memory
 from ..backends import device_number, get_backend
+from ..ops._call import output as checked_output
 from ..plan import schema
 from ..plan.build import INFERENCE_BATCH, evaluation_plan, inference_plan
 from ..plan.plan import Job, Plan, Source
@@ -33,7 +33,9 @@ _DEVICE_ROWS, _DEVICE_ELEMENTS = 8192, 1 << 25  # of a step on a GPU at most; an
 
 
 def seed_of(random_state: Any) -> int:
-    """A 64-bit seed from an int, None, RandomState or Generator."""
+    """A 64-bit seed from an int, None, RandomState or Generator; None leaves NumPy's global generator alone."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
     if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool):
         if not 0 <= random_state < 2**64:
             raise ValueError(f"random_state={random_state} must be in 0..2^64-1")
@@ -125,10 +127,10 @@ class CompiledModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def to(self, device: str) -> Self:
         """Moves the model to "cpu", "cuda" or "cuda:1": what it does from now on is done there. Returns the model."""
         before = self.device, self.backend
-        self.device = device
-        if self.backend == "cuda" or not isinstance(self.backend, str) or device_number(device) is not None:
-            self.backend = "auto"
         try:
+            self.device = device
+            if self.backend == "cuda" or not isinstance(self.backend, str) or device_number(device) is not None:
+                self.backend = "auto"
             backend = self._backend()
         except Exception:
             self.device, self.backend = before
@@ -179,12 +181,17 @@ class DenseModel(ShownAsHTML, CompiledModel):
 
     # set by subclasses' fit, with n_features_in_, backend_, device_
     network_: Network
-    weights_: weights.Weights
-    norms_: weights.Norms
+    weights_ = weights.Changeable[weights.Weights]()
+    norms_ = weights.Changeable[weights.Norms]()
     plan_: Plan
     _compiled: dict
 
     # ---- backend and memory ---------------------------------------------------------------------------------------
+
+    @property
+    def _arrays(self) -> weights.Arrays:
+        """weights_ and norms_, only to be read: plans are kept."""
+        return self.__dict__["weights_"], self.__dict__["norms_"]
 
     def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
         """The inference or evaluation plan for a dtype, made once per set of weights and backend."""
@@ -202,7 +209,9 @@ class DenseModel(ShownAsHTML, CompiledModel):
             else:
                 plan = inference_plan(network, dtype, batch, part=what, bf16=self._bf16)
             compiled = _Compiled(backend, plan)
-            weights.write(plan, compiled.spaces, network, self.weights_[:n_layers], self.norms_[:n_layers])
+            pairs, norms = self._arrays
+            weights.lock([*pairs, *norms])
+            weights.write(plan, compiled.spaces, network, pairs[:n_layers], norms[:n_layers])
             if what == "encode":
                 compiled.connect(network)
             cache[key] = compiled
@@ -211,9 +220,10 @@ class DenseModel(ShownAsHTML, CompiledModel):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         if "weights_" in self.__dict__ and "network_" in self.__dict__:
+            arrays, _ = self._arrays
             for i, layer in enumerate(self.network_.layers):
                 if layer.tied is not None:  # a copy loses the view of the owner's W
-                    self.weights_[i] = (self.weights_[layer.tied][0].T, self.weights_[i][1])
+                    arrays[i] = (arrays[layer.tied][0].T, arrays[i][1])
 
     def _rows(self, X: Any, min_rows: int = 1) -> tuple[Source, np.dtype]:
         """Checked rows for the fitted network."""
@@ -229,17 +239,7 @@ class DenseModel(ShownAsHTML, CompiledModel):
         return self._run(what, source, dtype, width, out)
 
     def _run(self, what: str, source: Source, dtype: np.dtype, width: int, out: np.ndarray | None = None) -> np.ndarray:
-        shape = (source.n_rows, width)
-        if out is None:
-            out = namespace(source.data).empty(shape, dtype)
-        elif (out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous
-              or not getattr(out.flags, "writeable", True)):  # fmt: skip
-            raise ValueError(
-                f"out has shape {out.shape} and dtype {out.dtype}; wanted a writeable C-contiguous array of shape "
-                f"{shape} and dtype {dtype}"
-            )
-        elif share_memory(out, source.data):
-            raise ValueError("out shares memory with X; give an array of its own")
+        out = checked_output("out", out, (source.n_rows, width), dtype, source.data)
         self._compile(what, dtype).run(source, out, self._threads())
         return out
 
@@ -301,7 +301,7 @@ class DenseModel(ShownAsHTML, CompiledModel):
         size = max(1, min(len(rows), _LAYER_BYTES // (dtype.itemsize * sum(widths))))
         plan = inference_plan(self.network_, dtype, min(size, 512), part="layers", bf16=self._bf16)
         compiled = _Compiled(self._backend(), plan)
-        weights.write(plan, compiled.spaces, self.network_, self.weights_, self.norms_)
+        weights.write(plan, compiled.spaces, self.network_, *self._arrays)
         for start in range(0, len(rows), size):
             block = rows[start : start + size]
             outputs = [np.empty((len(block), width), dtype) for width in widths]
@@ -319,5 +319,5 @@ class DenseModel(ShownAsHTML, CompiledModel):
         """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it."""
         from ..io.model_file import save_estimator
 
-        check_is_fitted(self, "weights_")
+        self._fitted_network()
         save_estimator(self, path)

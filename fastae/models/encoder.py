@@ -122,16 +122,17 @@ class Encoder:
             f"output={self.output!r}, n_threads={self.n_threads}{measured})"
         )
 
+    def _arrays(self) -> weights.Arrays:
+        return weights.read(self._compiled.plan, self._compiled.spaces, self._network, self.dtype)
+
     def __reduce__(self) -> tuple:
-        plan, network = self._compiled.plan, self._network
-        arrays = weights.read(plan, self._compiled.spaces, network, self.dtype)
         settings = {
             "name": self._name, "columns": self._columns, "marks": self._marks, "backend": self._backend,
             "device": self._device, "precision": self.precision, "dtype": self.dtype, "output": self.output,
             "n_threads": self._threads,
             "error": self.error,
         }  # fmt: skip
-        return _restored, (network, arrays, settings)
+        return _restored, (self._network, self._arrays(), settings)
 
     # ---- whatever is not an array that kernels read as it lies ------------------------------------------------------
 
@@ -205,8 +206,10 @@ def model_encoder(model: DenseModel, precision: str, n_threads: int | None, outp
     for name, value, known in (("precision", precision, PRECISIONS), ("output", output, OUTPUTS)):
         if not isinstance(value, str) or value not in known:
             raise options.unknown(name, value, known)
+    threads.resolve_threads(n_threads, "n_threads")
     n_layers = len(network.layers)
-    arrays = model.weights_[:n_layers], model.norms_[:n_layers]
+    pairs, norms = model._arrays
+    arrays = pairs[:n_layers], norms[:n_layers]
     if precision == "auto":
         precision = arrays[0][0][0].dtype.name if model.precision == "auto" else model.precision
     if precision == "int8" and sample is None:

@@ -64,7 +64,8 @@ class FittedByBatches(TakesRows):
             arrays, memory map of more than 1 GiB, dataset in chunks (h5py, zarr, dask), iterable of blocks of rows, or
             a function that returns one (for more than one epoch)
         y : (N,), class of each row, for classifiers; others ignore it
-        sample_weight : (N,), weight of each row's loss; only ratios matter
+        sample_weight : (N,), weight of each row's loss; only ratios matter. Penalties on the code (`ActivityL1`,
+            `Contractive`, `Decorrelation`, …) and batch normalisation count all rows alike
         mask : bool (N, p), True where an entry of X is observed; costs a copy of X, which NaN and ``missing`` do not
         Rows in blocks take memory for a buffer, whatever their number. With ``shuffle`` they are read in sequential
         pieces whose order, and that of the rows within some 2²⁴ elements, is a function of (seed, epoch): another one
@@ -76,7 +77,7 @@ class FittedByBatches(TakesRows):
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
         saturated.
         """
-        warm = self.warm_start and hasattr(self, "weights_")
+        warm = options.flag("warm_start", self.warm_start) and "weights_" in self.__dict__
         with self._unchanged_on_error():
             backend = self._backend()
             given = self._given(X, y, reset=not warm, sample_weight=sample_weight, mask=mask, passes=self.max_iter,
@@ -120,9 +121,14 @@ class FittedByBatches(TakesRows):
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
-        the call). Not there (AttributeError) with a full-batch solver.
+        the call). ``sample_weight`` is of the loss alone, as in ``fit``. Not there (AttributeError) with a full-batch
+        solver.
+        A schedule that is planned over ``max_iter`` epochs (`Cosine`, `LinearWarmup`, `OneCycle`) ends after as many
+        calls, epochs of the last ``fit`` counted; a `fastae.ModelWarning` says once that the rate is then too
+        small for weights to change. What looks back on epochs is of ``fit`` and has no effect here:
+        ``early_stopping``, ``tol``, ``callbacks``.
         """
-        first = not hasattr(self, "weights_")
+        first = "weights_" not in self.__dict__
         with self._unchanged_on_error():
             backend = self._backend()
             given = self._given(X, y, reset=first, sample_weight=sample_weight, mask=mask, passes=1)
@@ -136,7 +142,7 @@ class FittedByBatches(TakesRows):
                                     self._random_start(network, source) if first else None)  # fmt: skip
                 live = _Live(key, self.plan_, backend.compile(self.plan_), state)
             else:
-                weights.write(live.plan, live.state.spaces, network, self.weights_, self.norms_)  # the user's to change
+                weights.write(live.plan, live.state.spaces, network, *self._arrays)  # the user's to change
                 self.plan_ = live.plan
             sources = (*given.sources, *self._graph(network, given.sources[0], None))
         self._live, state = live, live.state
@@ -144,8 +150,10 @@ class FittedByBatches(TakesRows):
         feed = given.blocks or training.Held(backend, settings, sources)
         try:
             history.losses.append(training.run_epoch(backend, live.plan, live.handle, state, feed, settings))
+            training.next_rate(settings, state, history)
         finally:
             self._finish(backend, network, dtype, state, history, state.epochs)
+        training.warn_at_end(settings, state)
         return self
 
     # ---- the steps of a fit ---
@@ -197,7 +205,7 @@ class FittedByBatches(TakesRows):
                 "batch_size=1 cannot go with batch normalisation; use at least 2, or normalization='layer'"
             )
         spaces = backend.allocate(self.plan_)
-        weights.write(self.plan_, spaces, network, *(start or (self.weights_, self.norms_)))
+        weights.write(self.plan_, spaces, network, *(start or self._arrays))
         if network.n_directions:
             self.plan_.view(spaces, "basis")[...] = self._basis(network, source, warm)
         old = self._state if warm else None

@@ -14,8 +14,17 @@ from ..plan.plan import Source
 from ..schedules import schedule
 from ..spec import options
 from ..spec.network import Network
-from ..spec.options import number
-from ..validation import apply_mask, check_mark, check_rows, check_target, check_transform, check_weight, is_nan
+from ..spec.options import flag, number
+from ..validation import (
+    apply_mask,
+    check_mark,
+    check_rows,
+    check_target,
+    check_transform,
+    check_weight,
+    computing_dtype,
+    is_nan,
+)
 from .base import checked_callbacks, seed_of
 from .feed import Feed, is_stream, open_checked
 from .state import Stored
@@ -43,6 +52,7 @@ class TakesRows(Stored):
 
     def _settings(self, network: Network, seed: int) -> training.Settings:
         number("validation_fraction", self.validation_fraction, 0.0, 1.0, "neither")
+        flag("early_stopping", self.early_stopping)
         return training.Settings(
             schedule=schedule(self.learning_rate),
             rule=network.solver,
@@ -50,8 +60,8 @@ class TakesRows(Stored):
             seed=seed,
             n_threads=self._threads(),
             tol=number("tol", self.tol, 0.0, float("inf"), "both"),
-            n_iter_no_change=number("n_iter_no_change", self.n_iter_no_change, 1, float("inf"), integer=True),
-            shuffle=bool(self.shuffle),
+            n_iter_no_change=number("n_iter_no_change", self.n_iter_no_change, 1, 2**31, integer=True),
+            shuffle=flag("shuffle", self.shuffle),
             callbacks=checked_callbacks(self.callbacks),
             verbose=self.verbose,
         )
@@ -84,8 +94,7 @@ class TakesRows(Stored):
         rows, dtype, _ = open_checked(self, X, reset=reset, backend=backend, precision=self.precision)
         network = self._network(rows.n_features)
         if not reset:
-            network = self._as_fitted(network)
-            dtype = self._state.dtype if self._state is not None else dtype
+            network, dtype = self._as_fitted(network, dtype)
         else:
             self.seed_ = seed_of(self.random_state)
         settings = self._settings(network, self.seed_)
@@ -105,16 +114,27 @@ class TakesRows(Stored):
         begins : whether it is by a ``fit`` that is no warm start
         """
 
-    def _as_fitted(self, network: Network) -> Network:
-        """The network, with what a mask at the first fit made of it. Raises unless its layers are the fitted ones."""
-        if network.layers != self.network_.layers:
+    def _as_fitted(self, network: Network, dtype: np.dtype) -> tuple[Network, np.dtype]:
+        """The network, with what a mask at the first fit made of it, and the dtype that training goes on in.
+
+        Raises unless the layers are the fitted ones but for dropout, and precision that of the optimiser's state.
+        """
+        fitted = self.network_.layers
+        if [replace(q, dropout=0.0) for q in network.layers] != [replace(q, dropout=0.0) for q in fitted]:
             raise ValueError(
                 "the layers differ from those that were fitted; undo the change of parameters, or set "
                 "warm_start=False and call fit"
             )
+        if self._state is not None:
+            dtype = self._state.dtype
+            if (wanted := computing_dtype(dtype, self.precision)) != dtype:
+                raise ValueError(
+                    f"precision={self.precision!r} computes in {wanted}, but the model was fitted in {dtype}; undo the "
+                    "change, or set warm_start=False and call fit"
+                )
         if network.missing is None and is_nan(self.network_.missing):
             network = replace(network, missing=math.nan)
-        return network
+        return network, dtype
 
     def _prepare(
         self, X: Any, y: Any, *, reset: bool, sample_weight: Any, mask: Any
@@ -132,8 +152,7 @@ class TakesRows(Stored):
         if masked and network.missing is None:
             network = replace(network, missing=math.nan)
         if not reset:
-            network = self._as_fitted(network)
-            dtype = self._state.dtype if self._state is not None else dtype
+            network, dtype = self._as_fitted(network, dtype)
         if not targets:
             check_target(source, network)
         check_transform(source, network)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..initializers import philox_key
 from ..plan import schema
 from ..plan.plan import Source
 from ..plan.sparse import sparse_inference_plan
@@ -82,7 +83,8 @@ def start_weights(
 
     @np.errstate(all="ignore")  # of this thread; what overflows here is found in the first loss
     def begin(first: int) -> None:
-        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0x5AE], counter=[0, 0, 0, first // _BLOCK_ROWS]))
+        counter = [0, 0, 0, first // _BLOCK_ROWS]
+        rng = np.random.Generator(np.random.Philox(key=philox_key(seed, 0x5AE), counter=counter))
         rows = slice(first, min(first + _BLOCK_ROWS, network.n_components))
         directions = rng.normal(size=encoder[rows].shape)
         if initializer == "data":

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from ..initializers import from_arrays
 from ..spec.network import Network
@@ -68,9 +67,9 @@ class Stored(DenseModel):
 
     def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
         """Tensors and JSON-able state for the model file."""
-        check_is_fitted(self, "weights_")
+        self._fitted_network()
         self._check_unchanged()
-        tensors = weights.tensors(self.network_, self.weights_, self.norms_)
+        tensors = weights.tensors(self.network_, *self._arrays)
         if getattr(self, "basis_", None) is not None:
             tensors["basis"] = self.basis_
         if self._state is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -12,6 +14,49 @@ from ..spec.network import Layer, Network
 Weights = list[tuple[np.ndarray, np.ndarray]]
 Norms = list[dict[str, np.ndarray] | None]
 Arrays = tuple[Weights, Norms]
+
+
+T = TypeVar("T", Weights, Norms)
+
+
+class Changeable(Generic[T]):
+    """A fitted attribute whose arrays may be changed in place, though compiled plans hold copies of them.
+
+    Who asks for it may change it, so the plans are forgotten and the next call makes them anew. An array that somebody
+    kept from before is read-only then (`lock`): a change that plans would not see is an error.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: Any, owner: Any = None) -> T:
+        if model is None:
+            return self  # type: ignore[return-value]
+        if self.name not in model.__dict__:
+            raise AttributeError(f"{type(model).__name__!r} object has no attribute {self.name!r}")
+        value: T = model.__dict__[self.name]
+        model._forget_compiled()
+        lock(value, False)
+        return value
+
+    def __set__(self, model: Any, value: T) -> None:
+        model.__dict__[self.name] = value
+        model._forget_compiled()
+
+
+def lock(value: Any, locked: bool = True) -> None:
+    """Makes the arrays of layers read-only, or writeable again where whoever has their memory allows that."""
+    for array in _arrays(value):
+        with suppress(ValueError):
+            array.flags.writeable = not locked
+
+
+def _arrays(value: Any) -> Iterator[np.ndarray]:
+    """Owners before their views, as numpy wants it."""
+    for layer in value:
+        for array in layer.values() if isinstance(layer, dict) else layer or ():
+            if isinstance(array, np.ndarray):
+                yield array
 
 
 def norm_names(layer: Layer) -> list[str]:

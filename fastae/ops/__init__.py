@@ -3,10 +3,11 @@
 Arrays are NumPy's, or lie on a GPU (CuPy's, ``__cuda_array_interface__``, DLPack): then the GPU computes, and results
 are CuPy's. Arrays of the host beside these are copied there.
 
-Each call is a plan of one or two ops over the caller's arrays, run by a backend like any other plan. float64 arrays
-are computed in float64, everything else in float32. Arrays of inputs are made contiguous where they are not; ``out``
-must have the right shape and dtype, be C-contiguous and writeable, and share no memory with an input, except that
-of elementwise ops, softmax and dropout it may be the input itself.
+Each call is a plan of one or two ops over the caller's arrays, run by a backend like any other plan. One array says
+what is computed in, float64 if it is float64, else float32, and the others are converted: the first argument that is an
+array, except that it is x of `dense_grad`, dy of `activation_grad`, and a packed w of `dense`. Inputs are made
+contiguous where they are not; ``out`` must have the right shape and dtype, be C-contiguous and writeable, and share no
+memory with an input, except that of elementwise ops, softmax and dropout it may be the input itself.
 ``key = (seed, epoch, stream)`` names a random mask: the same on every backend. ``n_threads=None`` takes
 FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
 """
@@ -40,10 +41,17 @@ from ._call import (
     row_vector,
     run_ops,
 )
-from .codes import topk as topk
-from .sparse import code_grad as code_grad
-from .sparse import decode as decode
-from .sparse import latent_grad as latent_grad
+from .codes import topk
+from .sparse import code_grad, decode, latent_grad
+
+__all__ = [
+    "PackedWeight", "activation", "activation_grad", "code_grad", "decode", "dense", "dense_grad", "dropout",
+    "latent_grad", "loss", "noise", "pack", "penalty", "permutation", "softmax", "state_names", "topk", "update",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class PackedWeight:
@@ -83,6 +91,11 @@ def dense(
     Raises ValueError or TypeError for shapes, dtypes, aliasing or names that don't fit.
     """
     packed = w if isinstance(w, PackedWeight) else None
+    if packed is not None and backend != "auto" and get_backend(backend) is not packed.backend:
+        raise ValueError(
+            f"w is packed for backend={packed.backend.name!r}, not for {backend!r}; leave backend at 'auto', or pack w "
+            "for that one"
+        )
     a = real_array("x", x, None if packed is None else packed.dtype)
     weight = packed.w if packed else real_array("w", w, a.dtype)
     (m, k), n = a.shape, weight.shape[0]
@@ -142,7 +155,9 @@ def activation(
     a, shape = as_rows("x", x)
     y = output("out", out, shape, a.dtype, same=a)
     slots = {"x": "x", "y": "y", **activation_attributes(name)}
-    run_ops(backend, a.dtype, len(a), {"x": a, "y": y.reshape(a.shape)}, [("activation", slots)], {"x", "y"}, n_threads)
+    if a.size:
+        run_ops(backend, a.dtype, len(a), {"x": a, "y": y.reshape(a.shape)}, [("activation", slots)], {"x", "y"},
+                n_threads)  # fmt: skip
     return y
 
 
@@ -157,8 +172,9 @@ def activation_grad(
         raise ValueError(f"saved has shape {saved_shape}; wanted dy's, {shape}")
     z = output("out", out, shape, g.dtype, saved, same=g)
     slots = {"dy": "dy", "saved": "saved", "dz": "dz", **activation_attributes(name)}
-    run_ops(backend, g.dtype, len(g), {"dy": g, "saved": kept, "dz": z.reshape(g.shape)}, [("activation_grad", slots)],
-         {"dy", "saved", "dz"}, n_threads)  # fmt: skip
+    if g.size:
+        run_ops(backend, g.dtype, len(g), {"dy": g, "saved": kept, "dz": z.reshape(g.shape)},
+                [("activation_grad", slots)], {"dy", "saved", "dz"}, n_threads)  # fmt: skip
     return z
 
 

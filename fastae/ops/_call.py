@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -93,7 +94,7 @@ def row_ids(rows: ArrayLike | None, m: int) -> np.ndarray:
 def check_key(key: Key | None, rate: float) -> Key:
     if key is None:
         if rate:
-            raise ValueError("dropout needs key=(seed, epoch, stream); the mask is a function of it")
+            raise ValueError("a random mask needs key=(seed, epoch, stream), of which it is a function")
         return 0, 0, 0
     if not isinstance(key, (tuple, list)) or len(key) != 3:
         raise ValueError(f"key={key!r} must be (seed, epoch, stream)")
@@ -151,7 +152,7 @@ def run_ops(
     empty = np.empty(0, np.uint8)
     job = Job(
         [*plan.allocate(arena=True)[:1], empty, empty, empty, *arrays.values()], n_rows=m, phases=schema.GRADIENT,
-        seed=key[0], epoch=key[1], n_threads=resolve_threads(n_threads), scalars=scalars, values=values,
+        seed=key[0], epoch=key[1], n_threads=resolve_threads(n_threads, "n_threads"), scalars=scalars, values=values,
     )  # fmt: skip
     chosen.run(handle, job)
     return float("nan") if values is None else float(values[0, 0])
@@ -174,5 +175,5 @@ def as_rows(name: str, value: Any, dtype: np.dtype | None = None) -> tuple[np.nd
     """An array of any shape as (rows, columns), and its shape."""
     array = asarray(value)
     shape = array.shape
-    flat = array.reshape(-1, shape[-1]) if array.ndim >= 2 else array.reshape(1, -1)
+    flat = array.reshape(math.prod(shape[:-1]), shape[-1]) if array.ndim >= 2 else array.reshape(1, -1)
     return real_array(name, flat, dtype), shape

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .display import Display, matrix
+from .display import Display, check_has, matrix
 
 MANY_CLASSES = 20  # more are coloured by a scale, without a legend
 
@@ -39,7 +39,11 @@ class CodeScatterDisplay(Display):
         """
         from ..diagnostics.measure import sample
 
-        code = np.asarray(model.transform(X))
+        check_has(model, "transform", cls.__name__)
+        code = model.transform(X)
+        if hasattr(code, "tocsr"):
+            raise TypeError(f"{cls.__name__} draws dense codes, those of {type(model).__name__} are sparse")
+        code = np.asarray(code)
         n, k = code.shape
         coordinates, names = code, ("code 0", "code 1")
         if k == 1:

@@ -66,6 +66,13 @@ def check_model(model: Any, display: str) -> None:
     model._fitted_network()
 
 
+def check_has(model: Any, method: str, display: str) -> None:
+    """Raises unless ``model`` has what the display draws the results of."""
+    if not hasattr(model, method):
+        inner = "; give its autoencoder_" if hasattr(getattr(model, "autoencoder_", None), method) else ""
+        raise TypeError(f"{display} takes a model that has {method}, got {type(model).__name__}{inner}")
+
+
 def image_shape(shape: Any, width: int, what: str) -> tuple[int, int]:
     """(height, width) of images of ``width`` pixels: as given, else square.
 

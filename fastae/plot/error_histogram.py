@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .display import Display
+from .display import Display, check_has
 
 
 class ErrorHistogramDisplay(Display):
@@ -33,6 +33,7 @@ class ErrorHistogramDisplay(Display):
         cls, model: Any, X: Any, *, y: Any = None, threshold: float | None = None, ax: Any = None, **options: Any
     ) -> ErrorHistogramDisplay:
         """Of the mean squared errors of the rows of X, −``score_samples(X)``."""
+        check_has(model, "score_samples", cls.__name__)
         return cls(-model.score_samples(X), y=y, threshold=threshold).plot(ax, **options)
 
     def _draw(self, ax: Any, options: dict[str, Any]) -> None:

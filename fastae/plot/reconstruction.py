@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .display import Display, bare, image_shape, matrix, mosaic
+from .display import Display, bare, check_has, image_shape, matrix, mosaic
 
 
 class ReconstructionDisplay(Display):
@@ -47,6 +47,7 @@ class ReconstructionDisplay(Display):
         **options: Any,
     ) -> ReconstructionDisplay:  # fmt: skip
         """Of the first ``n_samples`` rows of X; give a selection to see other ones."""
+        check_has(model, "reconstruct", cls.__name__)
         rows = X[:n_samples]
         shown = model.reconstruct(rows)
         dense = rows.toarray() if hasattr(rows, "toarray") else rows

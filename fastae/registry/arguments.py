@@ -35,7 +35,10 @@ def parse_parameters(given: Any) -> tuple[Parameter, ...]:
     made = []
     for name, value in given.items():
         if not isinstance(name, str) or not WORD.fullmatch(name) or keyword.iskeyword(name) or name in _RESERVED:
-            raise ValueError(f"parameter {name!r} must be a word that means nothing else in formulas; rename it")
+            raise ValueError(
+                f"parameter {name!r} must be a word that means nothing else in formulas, as {', '.join('xytws')} and "
+                "functions do; rename it"
+            )
         default, low, high = value if isinstance(value, (tuple, list)) and len(value) == 3 else (value, None, None)
         low = -math.inf if low is None else number(f"{name}'s low", low, -math.inf, math.inf, "neither")
         high = math.inf if high is None else number(f"{name}'s high", high, low, math.inf, "left")

@@ -6,6 +6,7 @@ from typing import Any
 
 from . import options
 from .network import Layer, Network, check_penalties, hidden_settings, missing_mark, place, sizes, transform_of_input
+from .options import flag
 
 
 def classifier_network(
@@ -35,10 +36,11 @@ def classifier_network(
             "hidden_layer_sizes=() leaves no layer to learn features with; give at least one width, or use "
             "scikit-learn's LogisticRegression"
         )
+    skip_connections = flag("skip_connections", skip_connections)
     activations, rates, norms = hidden_settings(n, activation, dropout, normalization)
     encoder = tuple(
         Layer(widths[i], widths[i + 1], activations[i], rates[i], norms[i],
-              bool(skip_connections) and widths[i] == widths[i + 1])
+              skip_connections and widths[i] == widths[i + 1])
         for i in range(n)
     )  # fmt: skip
     if skip_connections and not any(layer.residual for layer in encoder):

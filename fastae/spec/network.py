@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 from . import options
 from .heads import Block, Heads, blocks, choose_loss, output_width
-from .options import number, unknown
+from .options import flag, number, unknown
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def several(name: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, (str, options.Option)):
         return (values,)
     try:
+        if isinstance(values, Mapping):  # whose keys alone would count
+            raise TypeError
         return tuple(values)
     except TypeError:
         raise TypeError(f"{name}={values!r} must be one option or a sequence of options") from None
@@ -206,7 +209,7 @@ def _resolve(layers: Any, n_encoder: int, n_layers: int) -> tuple[int, ...]:
             raise unknown("OnLayers.layers", layers, named)
         return tuple(named[layers])
     chosen = []
-    for i in (layers,) if isinstance(layers, Integral) else layers:
+    for i in layers if isinstance(layers, Iterable) else (layers,):
         number("OnLayers.layers", i, -n_layers, last, integer=True)
         chosen.append(int(i) % n_layers)
     return tuple(sorted(set(chosen)))
@@ -332,6 +335,7 @@ def dense_network(
     hidden = sizes("hidden_layer_sizes", hidden_layer_sizes)
     mirrored = hidden[::-1] if decoder_layer_sizes is None else sizes("decoder_layer_sizes", decoder_layer_sizes)
     n_hidden = len(hidden) + len(mirrored)
+    skip_connections, tied_weights = flag("skip_connections", skip_connections), flag("tied_weights", tied_weights)
     inner, rates, norms = hidden_settings(n_hidden, activation, dropout, normalization)
     if isinstance(code_activation, str) and code_activation == "auto":
         code_activation = "identity" if hidden or isinstance(activation, (list, tuple)) else activation
@@ -343,7 +347,7 @@ def dense_network(
     def chain(widths: tuple[int, ...], first: int, last: Any) -> tuple[Layer, ...]:
         layers = []
         for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:-1], strict=False), first):
-            residual = bool(skip_connections) and n_in == n_out
+            residual = skip_connections and n_in == n_out
             layers.append(Layer(n_in, n_out, inner[i], rates[i], norms[i], residual))
         return (*layers, Layer(widths[-2], widths[-1], last))
 

@@ -11,7 +11,10 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from .. import catalog
 from ..likelihoods import LIKELIHOODS as _LIKELIHOOD_ROWS
@@ -21,7 +24,7 @@ from ..likelihoods import Likelihood
 def unknown(what: str, name: object, choices) -> ValueError:
     """The error for a name that isn't among ``choices``, with the nearest one that is."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(str(name), choices, n=1)
+    near = difflib.get_close_matches(str(name).lower(), choices, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return ValueError(f"{what}={name!r} is unknown; {hint}choose from {', '.join(choices)}")
 
@@ -30,7 +33,7 @@ def number(name: str, value: Any, low: float, high: float, closed: str = "both",
     """``value`` as a number inside the interval, or an error that says what was wanted."""
     kind = int if integer else float
     try:
-        if isinstance(value, (str, bytes)) or (integer and int(value) != value):
+        if isinstance(value, (str, bytes, bool, np.bool_)) or (integer and int(value) != value):
             raise TypeError
         result = kind(value)
     except (TypeError, ValueError, OverflowError):
@@ -39,21 +42,34 @@ def number(name: str, value: Any, low: float, high: float, closed: str = "both",
     below = result < high or (result == high and closed in ("both", "right"))
     if not (above and below) or math.isnan(result):
         left, right = "[" if closed in ("both", "left") else "(", "]" if closed in ("both", "right") else ")"
-        raise ValueError(f"{name}={value!r} must be in {left}{low:g}, {high:g}{right}")
+        ends = [f"{int(end)}" if integer and math.isfinite(end) else f"{end:g}" for end in (low, high)]
+        raise ValueError(f"{name}={value!r} must be in {left}{ends[0]}, {ends[1]}{right}")
     return result
 
 
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a bool: True, False, 1 or 0, and nothing else that Python would take for one of them."""
+    if not isinstance(value, (bool, np.bool_, Integral)) or value not in (0, 1):
+        raise TypeError(f"{name}={value!r} must be True or False")
+    return bool(value)
+
+
 class Option:
-    """Base of all options: checks each field against the interval that the class declares for it."""
+    """Base of all options: checks each field against the interval that the class declares for it.
+
+    None is allowed where it is the default.
+    """
 
     _intervals: dict[str, tuple[float, float, str]] = {}
     _integers = False  # whether those fields are whole numbers
 
     def __post_init__(self) -> None:
-        for name, (low, high, closed) in self._intervals.items():
-            value = getattr(self, name)
-            if value is not None:
-                number(f"{type(self).__name__}.{name}", value, low, high, closed, self._integers)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            name, value = f"{type(self).__name__}.{field.name}", getattr(self, field.name)
+            if isinstance(field.default, bool):
+                flag(name, value)
+            elif field.name in self._intervals and not (value is None and field.default is None):
+                number(name, value, *self._intervals[field.name], self._integers)
 
     def stored(self) -> dict[str, Any]:
         """Fields as a model file keeps them."""
@@ -449,6 +465,8 @@ class WeightRange(Option):
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            number(f"WeightRange.{name}", getattr(self, name), -math.inf, math.inf)
         if not float(self.low) < float(self.high):
             raise ValueError(f"WeightRange low={self.low!r} must be < high={self.high!r}")
 
@@ -516,7 +534,7 @@ def choose(what: str, value: Any, table: Mapping[str, type]) -> Any:
         return value
     if isinstance(value, Option) and getattr(value, "name", None) in table:
         raise TypeError(f"{what}={value!r} is of a formula that was replaced since; make the option anew")
-    wanted = ", ".join(sorted(cls.__name__ for cls in table.values()))
+    wanted = ", ".join(sorted({cls.__name__ for cls in table.values()}))
     raise TypeError(f"{what}={value!r} must be a name or one of {wanted}")
 
 

@@ -43,6 +43,7 @@ class DenoisingPretraining(Option):
     batch_size: Any = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("noise", "max_iter", "penalties"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))

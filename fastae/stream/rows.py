@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import of_tensor
+from ..arrays import of_tensor, to_host
 from ..backends import get_backend
 from ..spec.options import number
-from ..validation import READABLE
+from ..validation import READABLE, refuse_masked
 
 CHUNK_ELEMENTS = 2**21  # read at a time when shuffling: 8 MB in float32
 BUFFER_ELEMENTS = 2**24  # mixed at a time
@@ -53,10 +53,8 @@ class Rows:
         raise NotImplementedError
 
     def digest(self) -> str:
-        """A hash of the first rows, by which sources of one shape are told apart."""
-        block = self.first(DIGEST_ROWS)
-        values = block if isinstance(block, np.ndarray) else block.toarray()
-        return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+        """A hash by which sources of one shape are told apart: of the first rows, and others that are at hand."""
+        return hash_of([self.first(DIGEST_ROWS)])
 
     def _buffers(self, key: int, chunk: int, buffer: int, skip: int) -> Iterator[tuple[int, Block, np.ndarray, int]]:
         """Number, rows, row ids and how many mixed rows to leave out, of each buffer in turn."""
@@ -127,6 +125,7 @@ def as_block(item: tuple[int | None, Any]) -> Block:
         block = csr_array(value)
         check_dtype(name, block.dtype)
         return block
+    refuse_masked(name, value)
     array = np.asarray(of_tensor(value))
     check_shape(name, array.shape)
     return array.view(check_dtype(name, array.dtype))
@@ -155,6 +154,15 @@ def check_alike(name: str, n_features: int, dtype: np.dtype, rows: Rows) -> None
         raise ValueError(f"{name} has {n_features} features, the first has {rows.n_features}; all must be of one width")
     if dtype.newbyteorder("=") != rows.dtype.newbyteorder("="):
         raise TypeError(f"{name} has dtype {dtype}, the first has {rows.dtype}; convert them to one with astype")
+
+
+def hash_of(blocks: list[Block]) -> str:
+    """Of the numbers in blocks of rows."""
+    found = hashlib.sha256()
+    for block in blocks:
+        dense = block.toarray() if hasattr(block, "toarray") else to_host(block)
+        found.update(np.ascontiguousarray(dense, dense.dtype.newbyteorder("<")).view(np.uint8).data)
+    return f"sha256:{found.hexdigest()}"
 
 
 def join(blocks: list[Block]) -> Block:

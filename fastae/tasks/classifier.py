@@ -211,7 +211,7 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
                 f"class_weight={self.class_weight!r} needs all rows at once and cannot go with partial_fit; give "
                 "sample_weight, or a dict from class to weight"
             )
-        first = not hasattr(self, "weights_")
+        first = "weights_" not in self.__dict__
         if classes is None and first:
             raise ValueError("classes must be given at the first call of partial_fit: all labels that will ever come")
         known = None if classes is None else check_classes(classes)

@@ -320,6 +320,7 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
 
     def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
         """Tensors and JSON-able state for the model file."""
+        self._check_unchanged()
         inner, state = self.autoencoder_._get_model_state()
         tensors = {f"autoencoder.{name}": tensor for name, tensor in inner.items()}
         learnt = {
@@ -334,6 +335,17 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
             "threshold": self.threshold_,
             "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
         }
+
+    def _check_unchanged(self) -> None:
+        """A file holds the detector's parameters, from which load makes the autoencoder that the arrays belong to."""
+        described = self._autoencoder(self.autoencoder_.seed_)
+        described.n_components, described.n_features_in_ = self.n_components_, self.n_features_in_
+        described.network_ = self.autoencoder_.network_
+        described._check_unchanged()
+        if (self.scaling is None) != (self.scaling_.scale is None):
+            raise ValueError(
+                f"scaling={self.scaling!r} was changed after fit; undo the change, or call fit, before saving"
+            )
 
     def _set_model_state(self, tensors: dict[str, np.ndarray], state: dict) -> None:
         p = int(state["autoencoder"]["n_features"])

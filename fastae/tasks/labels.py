@@ -10,6 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from ..plan.plan import Source
+from ..validation import below_one
 
 
 def check_labels(y: Any, n_rows: int, name: str) -> np.ndarray:
@@ -31,7 +32,7 @@ def check_classes(classes: Any) -> np.ndarray:
     if len(distinct) < 2:
         raise ValueError(
             f"a classifier needs samples of at least 2 classes; got {len(distinct)} class"
-            + (f", {distinct[0]!r}" if len(distinct) else "")
+            + (f", {distinct.tolist()[0]!r}" if len(distinct) else "")
         )
     return distinct
 
@@ -82,6 +83,7 @@ def weigh_classes(
         factors = np.array([float(class_weight.get(value, 1.0)) for value in known])
         if not (np.isfinite(factors).all() and (factors >= 0).all()):
             raise ValueError(f"class_weight={class_weight!r} must have finite weights >= 0")
+    factors = below_one(factors)
     product = factors[codes] if weight is None else factors[codes] * weight
     if not product.any():
         raise ValueError(f"class_weight={class_weight!r} leaves every row of y with weight 0; give its classes some")

@@ -60,7 +60,7 @@ class Scaling:
         """Of the source's columns; no temporary is larger than a few columns."""
         if kind is None:
             return cls(None, None)
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise unknown("scaling", kind, (*_KINDS, "None"))
         p = source.columns
         center, scale = np.zeros(p), np.ones(p)
