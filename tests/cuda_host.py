@@ -113,6 +113,7 @@ class HostDriver:
     """
 
     n_multiprocessors = 4
+    tensor_cores = True
     number = 0
     free = 1 << 40  # bytes that `place` may count on
     OutOfMemory = OutOfMemory

@@ -9,7 +9,13 @@
 
 #if FASTAE_REAL_IS(FASTAE_REAL)
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) && __CUDA_ARCH__ < 800  // nothing of this is launched there (CupyDriver.tensor_cores)
+__device__ __forceinline__ void multiply_add_bf16(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) {}
+template <bool Turned> __device__ __forceinline__ void load_matrices(uint32_t (&)[4], const void*) {}
+__device__ __forceinline__ void copy_ahead(void*, const void*, bool) {}
+__device__ __forceinline__ void end_group() {}
+template <int Groups> __device__ __forceinline__ void wait_for_groups() {}
+#elif defined(__CUDACC__)
 // sum (16, 8) += a (16, 16) b (16, 8) of a warp
 __device__ __forceinline__ void multiply_add_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -87,7 +87,7 @@ class Binder:
             if space == schema.THETA or not self.few:
                 self.copies[space] = work + kept
                 kept += ceil_div(plan.sizes[space], 512) * 256
-        for name in sorted({self._whole(name).name for name in self.operand_names}) if self.few else ():
+        for name in sorted({self.whole(name).name for name in self.operand_names}) if self.few else ():
             buffer = plan.buffers[plan.index[name]]
             if buffer.space == schema.ARENA:
                 rows, columns = buffer.shape(m)
@@ -164,10 +164,10 @@ class Binder:
     @contextmanager
     def bound_to(self, op: Op) -> Iterator[None]:
         """Meanwhile another op of the plan is the bound one, and at hand."""
-        before = self.bound
+        before = self.op, self.bound
         self.op = self.bound = op
         yield
-        self.op = self.bound = before
+        self.op, self.bound = before
 
     def record(self, work: int = 0, extra: tuple[int, ...] = ()) -> np.ndarray:
         op, kind = self.op, schema.KIND[self.op.kind]  # type: ignore[union-attr]
@@ -245,6 +245,7 @@ class Binder:
         if self.op is not self.bound:
             self.launches.append(make(self, [part]))
             return
+        self.make_way(uses)
         if self.make is not make:
             self._close()
         self.parts.append((part, uses))
@@ -298,19 +299,19 @@ class Binder:
         products = [op for op in layers if op.ints["bf16"] == 1]
         return {op.slots[slot] for op in products for slot in ("x", "w", "dz") if slot in op.slots}
 
-    def _whole(self, name: str) -> Any:
+    def whole(self, name: str) -> Any:
         """The buffer that another is a part of, or that itself."""
         buffer = self.plan.buffers[self.plan.index[name]]
-        return buffer if buffer.parent is None else self._whole(buffer.parent)
+        return buffer if buffer.parent is None else self.whole(buffer.parent)
 
     def _root(self, name: str) -> str:
         """Name of the whole buffer; one name for all of theta."""
-        whole = self._whole(name) if name != THETA else None
+        whole = self.whole(name) if name != THETA else None
         return THETA if whole is None or whole.space == schema.THETA else whole.name
 
     def _copy_of(self, buffer: Any) -> int | None:
         """Where a buffer's copy is; None for one that is made where it is read."""
-        whole = self._whole(buffer.name)
+        whole = self.whole(buffer.name)
         address = self.locate(buffer)[0]
         if whole.name in self.apart:
             return self.apart[whole.name] + (address - self.locate(whole)[0]) // 2
@@ -419,7 +420,7 @@ class Binder:
         self.launches = []
         if phases & schema.UPDATE:
             self.launches, self.deferred = self.deferred, []
-        self.path, self.written = self.launches, set()
+        self.path, self.written = self.launches, {THETA} if self.launches else set()  # deferred ones update it
         made: set[int] = set()
         for op in self.plan.ops:
             if op.phase & phases and id(op) not in made:

@@ -119,11 +119,11 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
     if b.has("dx") and tensor.chain(b, "dx", "dz"):
         for one in b.group:
             with b.bound_to(one):
-                dz, x = b.operands(("dz", False), ("x", False))
-                tensor.weight_gradient(b, dz, x, b.shape("dz")[1], b.shape("x")[1])
+                made = weights_together(b, *b.operands(("dz", False), ("x", False)))
+                assert made, "a chain's weight gradients are made together"
         return
     values = others.pop(0) if b.has("dw") else None
-    if values is None or not tensor.weight_gradient(b, dz, values, n, k):
+    if values is None or not weights_together(b, dz, values):
         bias_gradient(b, n)
         if values is not None:
             with b.beside("dz", "x", "dw"):
@@ -135,6 +135,16 @@ def multiply_gradients(b: Binder, op, n: int, k: int) -> None:
         b.product(dz, others[0], b.matrix("dx"), b.m, k, n)
         if b.has("saved"):
             b.fours("dense_grad_finish", "dx", extra=b.copy("dx"))
+
+
+def weights_together(b: Binder, dz: Matrix, x: Matrix) -> bool:
+    """Makes dw and db with those of other layers, if they are few and small."""
+    summed = b.has("db") and not tensor.normalised(b)
+    if not tensor.weight_gradient(b, dz, x, b.address("db") if summed else 0):
+        return False
+    if not summed:
+        bias_gradient(b, b.shape("dz")[1])
+    return True
 
 
 def bias_sum(b: Binder, kernel: str, n: int) -> None:

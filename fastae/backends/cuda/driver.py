@@ -128,6 +128,11 @@ class CupyDriver:
     def __repr__(self) -> str:
         return f"CupyDriver(device={self.number}, products={self.products!r})"
 
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether the kernels of tensor.cuh run here."""
+        return self.kernels.architecture >= 80
+
     # ---- memory ---
 
     def empty(self, n_bytes: int, stream: Any = None) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from ...plan import schema
 from ...plan.plan import Op
 from ...registry import FORMULAS
-from .launches import THREADS, Launch, Uses, ceil_div
+from .launches import THREADS, Launch, Uses, ceil_div, overlap
 from .lt import Matrix
 from .record import LAUNCH
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .binder import Binder
 
 SIDES = {"middle": 64, "small": 32}  # of a tile
-MOST_TILES = 8  # of a layer's outputs, for each multiprocessor
+MOST_TILES = 8  # of a layer's outputs, for each multiprocessor; of weights' gradients for so many rows:
+DEEP = 1024
 CHAIN_ROWS, CHAIN_WIDTH = 16, 512  # of a block; of the widest layer: as in chain.cuh
 CHAIN_WEIGHTS = 192 << 10  # of all its layers, which each block reads
 CHAIN_BLOCKS = 2  # for each multiprocessor
@@ -32,7 +33,7 @@ ONTO_WEIGHT, ONTO_BIAS, TURNED = 1, 2, 4  # Onto of tensor.cuh
 
 def in_eights(b: Binder, *sides: int) -> bool:
     """Whether the op's products are in bfloat16, and some bytes and numbers of elements whole parts of 16 bytes."""
-    return b.op.ints["bf16"] == 1 and not any(size % 16 for size in sides)  # type: ignore[union-attr]
+    return b.driver.tensor_cores and b.op.ints["bf16"] == 1 and not any(size % 16 for size in sides)  # type: ignore[union-attr]
 
 
 def tile(b: Binder, *outputs: tuple[int, int]) -> tuple[str, int]:
@@ -80,11 +81,11 @@ def chain(b: Binder, out: str, given: str) -> bool:
 
     out, given : slots of a layer's outputs, and of what it makes them of
     """
-    if not b.few or ceil_div(b.m, CHAIN_ROWS) > CHAIN_BLOCKS * b.n_multiprocessors:
+    if b.op is not b.bound or not b.few or ceil_div(b.m, CHAIN_ROWS) > CHAIN_BLOCKS * b.n_multiprocessors:
         return False
     ops: list[Op] = []
     weights = 0
-    for op in itertools.chain([b.op], b.following()):
+    for op in itertools.chain([b.bound], b.following()):
         assert op is not None
         if ops and (op.kind != ops[0].kind or op.slots.get(given) != ops[-1].slots[out]):
             break
@@ -95,9 +96,11 @@ def chain(b: Binder, out: str, given: str) -> bool:
         if weights > CHAIN_WEIGHTS:
             break
         ops.append(op)
+    while len(ops) > 1 and not apart(b, ops, out, given):
+        ops.pop()
     if len(ops) < 2:
         return False
-    records = np.concatenate([layer_of_chain(b, op, out, given, ops) for op in ops])
+    records = np.concatenate([layer_of_chain(b, op, ops, out, given) for op in ops])
     held = b.driver.upload(records)
     record = np.zeros(1, LAUNCH)
     record["step"], record["m"], record["work"] = b.step, b.m, b.driver.address(held)
@@ -108,16 +111,45 @@ def chain(b: Binder, out: str, given: str) -> bool:
     return True
 
 
-def layer_of_chain(b: Binder, op: Op, out: str, given: str, ops: list[Op]) -> np.ndarray:
-    """A layer's record. What only the next layer reads is not written in float32: there it may lie where others do."""
+def passes_on(b: Binder, op: Op, ops: list[Op], out: str, given: str) -> bool:
+    """Whether only the next layer of a chain reads what one makes: that is not written in float32."""
+    name = op.slots[out]
+    whole = b.whole(name)
+    read = {(one.kind, slot, one.slots[slot]) for one in b.plan.ops for slot in one.slots
+            if one is not op and b.whole(one.slots[slot]) is whole}  # fmt: skip
+    return op is not ops[-1] and read <= {(op.kind, given, name), ("dense_grad", given, name)}
+
+
+def apart(b: Binder, ops: list[Op], out: str, given: str) -> bool:
+    """Whether blocks of rows can go through the layers each at its own pace.
+
+    What one layer writes in float32 may not lie where another reads or writes, as the arena is laid out for ops one
+    after another, unless rows lie upon the same rows.
+    """
+    seen: list[tuple[bool, tuple[int, int], tuple[int, int, int]]] = []
+    for op in ops:
+        with b.bound_to(op):
+            written = {out, "z"} - ({out} if passes_on(b, op, ops, out, given) else set())
+            own = []
+            for slot in ("saved", "z", out):
+                if b.has(slot) and (slot == "saved" or slot in written):
+                    address, ld = b.locate(b.buffer(slot))
+                    own.append((slot in written, b.span(slot), (address, ld, b.shape(slot)[1])))
+        for writes, span, rows in own:
+            for wrote, other, their_rows in seen:
+                if (writes or wrote) and rows != their_rows and overlap([span], [other]):
+                    return False
+        seen += own
+    return True
+
+
+def layer_of_chain(b: Binder, op: Op, ops: list[Op], out: str, given: str) -> np.ndarray:
+    """A layer's record; its operands that are not there in bfloat16 are rounded before."""
     with b.bound_to(op):
         b.make_way(b.uses())
+        b.operands(*((slot, False) for slot in ("w", "x") if slot == "w" or given == "dz"))
         record = b.record(extra=(b.place(given)[0], b.place("w")[0], b.copy(out)[2]))
-        name = op.slots[out]
-        read = {
-            (one.kind, slot) for one in b.plan.ops for slot in one.slots if one is not op and one.slots[slot] == name
-        }
-        if op is not ops[-1] and read <= {(op.kind, given), ("dense_grad", given)}:
+        if passes_on(b, op, ops, out, given):
             record["slot"][0, schema.KIND[op.kind].slots.index(out)]["p"] = 0
     return record
 
@@ -136,16 +168,25 @@ class WeightGradient:
 
     def uses(self, b: Binder) -> Uses:
         reads = [(matrix.address, matrix.address + 2 * b.m * matrix.ld) for matrix in (self.dz, self.x)]
-        return Uses(reads, [b.span(slot) for slot in ("dw", "db") if b.has(slot)])
+        return Uses(reads, [b.span(slot) for slot in ("dw", "db") if slot == "dw" or self.db])
 
 
-def weight_gradient(b: Binder, dz: Matrix, x: Matrix, n: int, k: int) -> bool:
-    """Makes dw and db with those of other layers, if these kernels are to make them."""
-    if not b.few or not in_eights(b, dz.address, x.address, 2 * dz.ld, 2 * x.ld, 2 * n, 2 * k):
+def normalised(b: Binder) -> bool:
+    """Whether a normalisation follows the layer at hand: its biases' gradients are 0 but for rounding."""
+    name = b.op.slots["dz"]  # type: ignore[union-attr]
+    return any(name in op.slots.values() for op in b.plan.ops if op.kind in ("batch_norm_grad", "layer_norm_grad"))
+
+
+def weight_gradient(b: Binder, dz: Matrix, x: Matrix, db: int) -> bool:
+    """Makes dw, and db if that is not 0, with those of other layers, if these kernels are to make them."""
+    n, k = b.shape("dz")[1], b.shape("x")[1]
+    tiles = ceil_div(n, SIDES["middle"]) * ceil_div(k, SIDES["middle"])
+    if not b.few or tiles * b.m > MOST_TILES * DEEP * b.n_multiprocessors:
+        return False
+    if not in_eights(b, dz.address, x.address, 2 * dz.ld, 2 * x.ld, 2 * n, 2 * k):
         return False
     ints = b.op.ints  # type: ignore[union-attr]
     onto = ONTO_WEIGHT * bool(ints["add"]) | ONTO_BIAS * bool(ints["add_bias"]) | TURNED * bool(ints["transposed"])
-    db = b.address("db") if b.has("db") else 0
     part = WeightGradient(dz, x, b.matrix("dw"), db, n, k, onto)
     if b.keeps("dz") and b.keeps("x"):
         b.together(part, part.uses(b), weight_gradients, TOGETHER)
