@@ -1,5 +1,6 @@
 """The sparse autoencoder: every architecture fits, encodes, travels; streams, checkpoints, bad input."""
 
+import copy
 import os
 import pickle
 import signal
@@ -803,3 +804,24 @@ def test_callbacks_are_told_the_seconds_of_an_epoch():
     assert len(told) == 2 and all(0 < info.seconds < 60 for info in told)
     with pytest.raises(ValueError, match="watches the loss of dense models"):
         model(learning_rate=fastae.ReduceOnPlateau(1e-3)).fit(X)
+
+
+def test_arrays_changed_by_hand_count_in_what_follows():
+    model = fastae.SparseAutoencoder(64, k=4, max_iter=1, random_state=0).fit(X)
+    for rows in (1, 8, len(X)):
+        model.encode(X[:rows])
+        model.arrays_["encoder"][:] *= -1
+        values, indices = model.encode(X[:rows])
+        wanted = copy.deepcopy(model).encode(X[:rows])
+        np.testing.assert_array_equal(indices, wanted[1])
+        np.testing.assert_array_equal(values, wanted[0])
+    model.dictionary_[:] = 0
+    np.testing.assert_array_equal(model.reconstruct(X)[0], model.reconstruct(X)[1])
+
+
+def test_partial_fit_warns_at_a_schedules_end():
+    model = fastae.SparseAutoencoder(32, k=2, learning_rate=fastae.Cosine(1e-3), max_iter=2, random_state=0)
+    for _ in range(2):
+        model.partial_fit(X)
+    with pytest.warns(fastae.ModelWarning, match="came to its end after max_iter=2 epochs"):
+        model.partial_fit(X)

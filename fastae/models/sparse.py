@@ -75,8 +75,9 @@ class SparseAutoencoder(SparseFitting):
     Attributes
     ----------
     arrays_ : dict of arrays: encoder (n, p), encoder_bias (n,), decoder (n, q), decoder_bias (q,), and what the
-        architecture has besides: threshold; gate_bias, magnitude_bias, magnitude_log_scale; skip (q, p)
-    dictionary_ : array (n, q), decoder rows
+        architecture has besides: threshold; gate_bias, magnitude_bias, magnitude_log_scale; skip (q, p). They may be
+        changed in place; ask the model for them at each change, as it then makes its packed copies anew
+    dictionary_ : array (n, q), decoder rows, the same memory as arrays_["decoder"]
     threshold_ : array (n,) or (1,) that latents must exceed, or None
     rows_since_fired_ : int64 (n,)
     loss_curve_, l0_curve_, fvu_curve_, dead_curve_ : lists over epochs: mean objective, active latents a row,
@@ -236,7 +237,7 @@ class SparseAutoencoder(SparseFitting):
         parameters = {**self.get_params(deep=False), "n_components": n, "k": min(network.k or 1, n),
                       "sparsity": sparsity}  # fmt: skip
         return self._with({name: array[:n] if name not in ("decoder_bias", "skip") else array
-                           for name, array in self.arrays_.items()}, parameters)  # fmt: skip
+                           for name, array in self._arrays.items()}, parameters)  # fmt: skip
 
     def fold(self) -> SparseAutoencoder:
         """The same model with the input's scale in the weights, ``normalization=None``."""
@@ -246,7 +247,7 @@ class SparseAutoencoder(SparseFitting):
         if network.skip:
             raise ValueError("a skip connection cannot be folded beside pre-activations; leave normalization as it is")
         c = network.input_scale
-        arrays = {name: array.astype(np.float64) for name, array in self.arrays_.items()}
+        arrays = {name: array.astype(np.float64) for name, array in self._arrays.items()}
         # z = W (c x − b) = (c W) (x − b / c), x̂ = (f D + b) / c
         arrays["encoder"] = arrays["encoder"] * c
         arrays["decoder"], arrays["decoder_bias"] = arrays["decoder"] / c, arrays["decoder_bias"] / c
@@ -266,7 +267,7 @@ class SparseAutoencoder(SparseFitting):
         parameters = {**self.get_params(deep=False), "unit_norm": False,
                       "sparsity": JumpReLU(threshold=theta, logarithm=False)}  # fmt: skip
         n = network.n_components
-        return self._with({**self.arrays_, "threshold": np.full(n, theta)}, parameters)
+        return self._with({**self._arrays, "threshold": np.full(n, theta)}, parameters)
 
     def _with(self, arrays: dict[str, np.ndarray], parameters: dict[str, Any]) -> SparseAutoencoder:
         """A fitted model of other arrays and parameters than this one's."""

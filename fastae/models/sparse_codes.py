@@ -56,7 +56,7 @@ class SparseCodes(SparseEncoding):
             compiled = self._compile("decode", dtype, **ranked)
             compiled.run(Source(np.empty((m, 0), np.float32)), [val, idx, count, out], self._threads())
         elif m:
-            out[...] = namespace(out).asarray(self.arrays_["decoder_bias"] / network.input_scale)
+            out[...] = namespace(out).asarray(self._arrays["decoder_bias"] / network.input_scale)
         return out
 
     def inverse_transform(self, X: Any) -> np.ndarray:

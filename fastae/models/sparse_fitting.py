@@ -18,7 +18,7 @@ from ..schedules import ReduceOnPlateau, schedule
 from ..sparse_training import Position, Progress, SparseHistory, Trainer, dense_rows
 from ..spec.options import number, unknown
 from ..spec.sparse import Matryoshka, Resample, SparseNetwork
-from ..training import EpochInfo, Settings
+from ..training import EpochInfo, Settings, warn_at_end
 from .base import checked_callbacks, seed_of
 from .feed import Block, Feed, changes_within_epochs, check_repeatable, check_timing, on_one_side, open_checked
 from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, start_weights
@@ -66,7 +66,7 @@ class SparseFitting(SparseState):
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights and optimiser state."""
-        first = "arrays_" not in self.__dict__
+        first = "_arrays" not in self.__dict__
         with self._unchanged_on_error():
             backend = self._backend()
             feed, dtype, settings = self._open(X, y, backend, reset=first, passes=1)
@@ -82,6 +82,7 @@ class SparseFitting(SparseState):
         finally:
             self._finish(trainer)
         self._live = trainer
+        warn_at_end(settings, trainer.state)
         return self
 
     def _same_trainer(self, feed: Feed, settings: Settings, backend: Any) -> Trainer:

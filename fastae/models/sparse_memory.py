@@ -37,8 +37,8 @@ class SparseMemory(CompiledModel):
     """Base of `SparseAutoencoder`: arrays, their memory, and the plans over it."""
 
     network_: SparseNetwork
-    arrays_: dict[str, np.ndarray]
-    _theta: np.ndarray  # the plan's space that arrays_ are views of
+    _arrays: dict[str, np.ndarray]
+    _theta: np.ndarray  # the plan's space that arrays are views of
     _dtype: np.dtype
     _state: Any
     _live: Any
@@ -81,7 +81,7 @@ class SparseMemory(CompiledModel):
         spaces = [np.empty(0, np.uint8), self._theta]
         views = {name: plan.view(spaces, name) for name, _, _ in self.network_.parameters}
         flat = ("bias", "threshold", "log_scale")
-        self.arrays_ = {name: view[0] if name.endswith(flat) else view for name, view in views.items()}
+        self._arrays = {name: view[0] if name.endswith(flat) else view for name, view in views.items()}
         self._constants = {name: plan.view(spaces, name)[0] for name in ("since", "batch_threshold")}
 
     def __getstate__(self) -> dict:
@@ -89,7 +89,7 @@ class SparseMemory(CompiledModel):
         state.pop("_constants", None)
         if "_theta" in self.__dict__:
             state["_packed_theta"] = np.array(self._theta)
-            state.pop("arrays_")
+            state.pop("_arrays")
         return state
 
     def __setstate__(self, state: dict) -> None:
@@ -100,6 +100,13 @@ class SparseMemory(CompiledModel):
             self._theta[...] = theta
             self._name_arrays()
             self._forget_compiled()
+
+    @property
+    def arrays_(self) -> dict[str, np.ndarray]:
+        """Weights and biases by name; who asks for them may change them in place, so packed copies are made anew."""
+        arrays = self._arrays  # AttributeError before a fit
+        self._forget_compiled()
+        return arrays
 
     @property
     def dictionary_(self) -> np.ndarray:
@@ -116,7 +123,7 @@ class SparseMemory(CompiledModel):
         """What pre-activations must exceed: (n,) of JumpReLU, (1,) of batch_topk, None of the others."""
         network = self.network_
         if isinstance(network.sparsity, JumpReLU):
-            t = self.arrays_["threshold"]
+            t = self._arrays["threshold"]
             return np.exp(t) if network.sparsity.logarithm else t
         return self._constants["batch_threshold"] if network.selection.name == "batch_topk" else None
 

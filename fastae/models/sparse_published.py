@@ -56,7 +56,7 @@ def from_checkpoint(cls: type, c: SparseCheckpoint, parameters: dict[str, Any]) 
 
 def to_checkpoint(model: SparseAutoencoder) -> SparseCheckpoint:
     network = model.network_
-    arrays = {name: np.array(array) for name, array in model.arrays_.items() if name != "threshold"}
+    arrays = {name: np.array(array) for name, array in model._arrays.items() if name != "threshold"}
     sparsity = network.sparsity
     architecture = sparsity.name
     if isinstance(sparsity, Matryoshka) and isinstance(sparsity.over, TopK):

@@ -41,10 +41,10 @@ class SparseState(SparseCodes):
 
     def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
         """Tensors and JSON-able state for the model file; with the optimiser's, it is a checkpoint."""
-        check_is_fitted(self, "arrays_")
+        check_is_fitted(self, "network_")
         network = self.network_
         self._check_unchanged()
-        tensors = dict(self.arrays_)
+        tensors = dict(self._arrays)
         tensors |= {"rows_since_fired": self._constants["since"], "batch_threshold": self._constants["batch_threshold"]}
         state: dict[str, Any] = {
             "n_features": network.n_features, "n_targets": network.n_targets, "input_scale": network.input_scale,

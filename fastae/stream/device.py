@@ -34,3 +34,6 @@ class DeviceRows(Rows):
     def first(self, n: int) -> np.ndarray:
         """The first rows themselves, in the host's memory."""
         return to_host(self.array[:n])
+
+    def _row(self, row: int) -> np.ndarray:
+        return to_host(self.array[row : row + 1])

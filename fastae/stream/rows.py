@@ -53,8 +53,15 @@ class Rows:
         raise NotImplementedError
 
     def digest(self) -> str:
-        """A hash by which sources of one shape are told apart: of the first rows, and others that are at hand."""
-        return hash_of([self.first(DIGEST_ROWS)])
+        """A hash by which sources of one shape are told apart: of the first rows and, where all are at hand, of the
+        middle and the last one.
+        """
+        others = () if self.n_rows is None else (self.n_rows // 2, self.n_rows - 1)
+        return hash_of([self.first(DIGEST_ROWS), *map(self._row, others)])
+
+    def _row(self, row: int) -> Block:
+        """One row (1, features) where all are at hand."""
+        return next(self.blocks(1, row))
 
     def _buffers(self, key: int, chunk: int, buffer: int, skip: int) -> Iterator[tuple[int, Block, np.ndarray, int]]:
         """Number, rows, row ids and how many mixed rows to leave out, of each buffer in turn."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..validation import readable
-from .rows import DIGEST_ROWS, Block, Rows, as_block, check_alike, check_dtype, check_shape, count, hash_of, join
+from .rows import Block, Rows, as_block, check_alike, check_dtype, check_shape, count, join
 
 
 class Array:
@@ -99,10 +99,6 @@ class Stored(Rows):
         if self.sparse:
             stored = sum(part.array.nnz for part in parts)
             self._density = stored / max(1, self.n_rows * self.n_features)
-
-    def digest(self) -> str:
-        n_rows = self._ends[-1]
-        return hash_of([self.first(DIGEST_ROWS), *(self._read(row, row + 1) for row in (n_rows // 2, n_rows - 1))])
 
     def blocks(self, rows_per_block: int, start: int = 0) -> Iterator[Block]:
         size, n_rows = count("rows_per_block", rows_per_block, 1), self._ends[-1]
