@@ -137,8 +137,8 @@ class SparseMemory(CompiledModel):
         return self.network_.n_components
 
     def _fitted(self) -> SparseNetwork:
-        if "arrays_" not in self.__dict__:
-            check_is_fitted(self, "arrays_")
+        if "_arrays" not in self.__dict__:
+            check_is_fitted(self, "_arrays")
         return self.network_
 
     # ---- plans ---
