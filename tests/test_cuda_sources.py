@@ -299,7 +299,8 @@ def test_kernels_under_sanitizers():
         "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", "not 300 and not missing",
+        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k",
+         "not 300 and not missing and not need and not 264 and not 304 and not 512 and not 520",
          "test_cuda_records.py"],  # `make asan` runs all of them
         cwd=ROOT / "tests", env=os.environ | variables, capture_output=True, text=True, timeout=3000,
     )  # fmt: skip

@@ -27,6 +27,11 @@ namespace {
 
 constexpr size_t kStack = 64 << 10;
 constexpr unsigned kMostThreads = 1024;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kDrift = false;  // sanitizers are slow enough
+#else
+constexpr bool kDrift = true;
+#endif
 enum State { fresh, ready, at_block, at_warp, done };
 
 // Callee-saved registers on the fiber's own stack, switched by a few instructions; ucontext elsewhere, and where a
@@ -171,21 +176,23 @@ bool release() {
       if (fibers[i].state == at_block) fibers[i].state = ready;
     return true;
   }
-  for (unsigned first = 0; first < n_threads; first += 32)
-    for (unsigned i = first; i < first + 32 && i < n_threads; ++i) {
-      if (fibers[i].state != at_warp) continue;
-      const unsigned mask = fibers[i].mask;
+  for (unsigned first = 0; first < n_threads; first += 32) {
+    const unsigned lanes = n_threads - first < 32 ? n_threads - first : 32;
+    unsigned refused = 0;  // the last mask whose lanes have not all arrived
+    for (unsigned i = 0; i < lanes; ++i) {
+      const unsigned mask = fibers[first + i].mask;
+      if (fibers[first + i].state != at_warp || mask == refused) continue;
       bool all = true;
-      for (unsigned l = 0; l < 32; ++l) {
-        if (!(mask >> l & 1) || first + l >= n_threads) continue;
+      for (unsigned l = 0; all && l < lanes; ++l) {
         const Fiber& f = fibers[first + l];
-        all = all && f.state == at_warp && f.mask == mask;
+        all = !(mask >> l & 1) || (f.state == at_warp && f.mask == mask);
       }
-      if (!all) continue;
-      for (unsigned l = 0; l < 32; ++l)
-        if ((mask >> l & 1) && first + l < n_threads) fibers[first + l].state = ready;
-      any = true;
+      for (unsigned l = 0; all && l < lanes; ++l)
+        if (mask >> l & 1) fibers[first + l].state = ready;
+      any = any || all;
+      if (!all) refused = mask;
     }
+  }
   return any;
 }
 
@@ -201,6 +208,7 @@ void spoil_shared() {
 void run_block() {
   spoil_shared();
   std::vector<unsigned> order;
+  const bool drifting = kDrift && n_threads > 32 && draw() % 2;  // whether warps drift apart: it costs time
   for (unsigned i = 0; i < n_threads; ++i) {
     fibers[i].state = fresh;
     fibers[i].parity = 0;
@@ -222,7 +230,7 @@ void run_block() {
       return;
     }
     shuffle(order);
-    const uint64_t held_back = n_threads > 32 ? draw() & draw() : 0;  // a quarter of the warps: they drift apart
+    const uint64_t held_back = drifting ? draw() & draw() : 0;  // a quarter of the warps
     for (unsigned id : order) {
       if (held_back >> id / 32 & 1) continue;
       resume(id);
