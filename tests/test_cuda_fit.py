@@ -499,8 +499,8 @@ def test_sums_over_segments_keep_their_order(cuda, native, monkeypatch, m, parts
 )
 def test_small_layers_in_bfloat16_are_made_by_few_kernels(native, by_cublas, monkeypatch, options, launches):
     rows = np.random.default_rng(1).standard_normal((120, 64)).astype(np.float32)
-    options = {"n_components": 8, "hidden_layer_sizes": (48, 32, 16), "batch_size": 60, "max_iter": 3} | options
-    models, devices = [], [by_cublas(seed) for seed in (1, 5, 9)]
+    options = {"n_components": 8, "hidden_layer_sizes": (48, 32, 16), "batch_size": 60, "max_iter": 2} | options
+    models, devices = [], [by_cublas(seed) for seed in (1, 5)]
     for device in devices:  # what may run beside others does, in another order each time
         models.append(dense(device, **options, precision="bfloat16").fit(rows))
     launched = getattr(devices[0].driver, "launched", None)
@@ -508,9 +508,8 @@ def test_small_layers_in_bfloat16_are_made_by_few_kernels(native, by_cublas, mon
         kernels = [name for name in launched if "_bf16_" in name]
         assert len({name.rpartition("_")[0] for name in kernels}) == 3
         found = sum(launched[name] for name in kernels if name.startswith("weight"))
-        assert launches is None or found == launches * 6
+        assert launches is None or found == launches * 4
     assert_same(models[0], models[1])
-    assert_same(models[0], models[2])
     codes = models[0].transform(rows)
     other = dense(native, **options, precision="bfloat16").fit(rows)
     monkeypatch.setattr(binder, "FEW_ROWS", 0)
