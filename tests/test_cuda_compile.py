@@ -31,9 +31,8 @@ FLOAT64 = {
     "a statistic or factor that such a sum gave, once per column or thread": """
         batch_norm batch_norm_grad clip_scale fold_norm latent_grad_finish latent_update""",
     "a rate's threshold and 1 / (1 - rate), once per thread": """
-        activation_grad dense_bf16_chain dense_bf16_middle dense_bf16_small dense_finish dense_grad_finish dense_large
-        dense_middle dense_small dropout input_grad_bf16_chain input_grad_bf16_middle input_grad_bf16_small
-        input_grad_large input_grad_middle input_grad_small noise""",
+        activation_grad dense_bf16 dense_bf16_chain dense_finish dense_grad_finish dense_large dense_middle dense_small
+        dropout input_grad_bf16 input_grad_bf16_chain input_grad_large input_grad_middle input_grad_small noise""",
     "erf of float32 in float64, as on the CPU": "activation dense_int8_large dense_int8_middle dense_int8_small",
     "a step's scalars, once per thread": "average project_elements",
     "standardised rows there and back, element by element, as on the CPU": "restore standardize",
@@ -84,7 +83,7 @@ def resources(report):
 
 def known_kernels(real):
     """Those of the manifest; what is made of products in bfloat16 is float32's."""
-    of_float = re.compile(r"certify_|fallback_|pack_encoder|stream_|\w+_bf16_")
+    of_float = re.compile(r"certify_|fallback_|pack_encoder|stream_|(dense|\w+_grad)_bf16")
     return {name for name in manifest.kernel_digests(CSRC) if real == "float" or not of_float.match(name)}
 
 

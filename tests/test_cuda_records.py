@@ -196,11 +196,10 @@ def compare_products(native, device, kind, attributes, slots, sizes, *, sums_rou
         np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=atol, err_msg=label)
 
 
-@pytest.mark.parametrize("tile, n_multiprocessors", [("small", 1000), ("middle", 1)])
 @pytest.mark.parametrize("sizes", [(1, 8, 8), (7, 40, 16), (70, 136, 200), (33, 72, 264)], ids=str)
-def test_products_by_tensor_cores(native, by_cublas, tile, n_multiprocessors, sizes):
+def test_products_by_tensor_cores(native, by_cublas, sizes):
     """With all that follows of a layer, whatever a tile and a slice of the depth leave over."""
-    device = by_cublas(5, n_multiprocessors)
+    device = by_cublas(5)
     weights = {0: {"w": "n k"}, 1: {"w": "k n"}}
     records = [record for record in [*RECORDS, *MORE] if record[0] in ("dense", "dense_grad")]
     for i, (kind, attributes, slots) in enumerate(records):
@@ -208,7 +207,7 @@ def test_products_by_tensor_cores(native, by_cublas, tile, n_multiprocessors, si
             for transposed, w in weights.items():
                 turned = w | ({"dw": w["w"]} if "dw" in slots else {})
                 compare_products(native, device, kind, attributes | {"transposed": transposed}, slots | turned, sizes)
-    kernels = {f"{name}_bf16_{tile}" for name in ("dense", "input_grad", "weight_grad")}
+    kernels = {"dense_bf16", "input_grad_bf16", "weight_grad_bf16"}
     if launched(device) is not None:
         assert {name for name in launched(device) if "dense" in name or "_grad" in name} == kernels
 
@@ -285,7 +284,7 @@ def test_narrow_layers_in_one_launch(native, by_cublas, monkeypatch, widths, m, 
     found = launched(devices[0])
     if found is not None:
         assert found["dense_bf16_chain"] == 1 and found.get("input_grad_bf16_chain", 0) == training
-        assert ("dense_bf16_small" in found) is any(width > 512 for width in widths)
+        assert ("dense_bf16" in found) is any(width > 512 for width in widths)
     monkeypatch.setattr(tensor, "CHAIN_BLOCKS", 0)
     device = by_cublas()
     apart = chain_of_layers(device, m, widths, training)
@@ -318,7 +317,7 @@ def test_gradients_that_wait_keep_what_they_read(by_cublas):
     assert backend.run(backend.compile(plan), job) == 1
     np.testing.assert_allclose(dw[0], given[0].T @ x, atol=0.1)
     np.testing.assert_allclose(dw[1], (given[0] + given[1]).T @ x, atol=0.1)
-    assert launched(backend) is None or launched(backend)["weight_grad_bf16_small"] == 2
+    assert launched(backend) is None or launched(backend)["weight_grad_bf16"] == 2
 
 
 @pytest.mark.parametrize("sizes", [(40, 12, 16), (40, 16, 12), (300, 72, 72)], ids=str)
@@ -327,7 +326,7 @@ def test_other_products_in_bfloat16_are_cublaslts(native, by_cublas, sizes):
     device = by_cublas(5, 1)
     record = next(record for record in MORE if record[0] == "dense_grad")
     compare_products(native, device, *record, sizes, sums_rounded=sizes[1] % 8 == sizes[2] % 8 == 0)
-    assert not [name for name in launched(device) or () if "dense_bf16" in name or "input_grad_bf16" in name]
+    assert not [name for name in launched(device) or () if name in ("dense_bf16", "input_grad_bf16")]
 
 
 def test_not_finite_and_extreme_numbers(native, device):
@@ -396,7 +395,7 @@ def test_a_product_needs_its_barriers(native, device, tmp_path):
     ids=["barrier", "wait", "end"],
 )
 def test_tensor_cores_need_their_barriers(native, tmp_path, old, new):
-    case = "dense", {}, {"x": "M k", "w": "n k", "y": "M n"}, (40, 40, 440)
+    case = "dense", {}, {"x": "M k", "w": "n k", "y": "M n"}, (200, 200, 440)  # warps drift in half of the blocks
     compare_products(native, CudaBackend(HostDriver(1, products="cublas")), *case)
     driver = changed(tmp_path, "tensor.cuh", old, new, ["run.cuh", "tensor.cuh"])
     driver.products = "cublas"

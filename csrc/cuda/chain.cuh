@@ -65,16 +65,14 @@ template <int NT, bool Across> struct ChainWay {
   }
 };
 
-// to = End(o) of from's rows times the right operand; row: the block's first
-template <class End, int NT, bool Across>
-FASTAE_INLINE void chain_product(const Launch& o, const ChainProduct& p, ChainRows& from, ChainRows& to, int64_t row) {
+constexpr int kChainSums = 32;  // of a lane: of a row 2 NT neighbouring columns, then of the row eight further
+
+// A lane's sums of a block's rows times the right operand. A call, as both kernels have it.
+template <int NT, bool Across> __device__ __noinline__ void chain_sums(ChainProduct p, ChainRows& from, float* out) {
   constexpr int kAhead = NT == 8 ? 2 : 4;  // times 32 places on their way, as far as registers go
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const int matrix = threadIdx.x % 32 / 8, r = threadIdx.x % 8;
-  const int first = 8 * NT * warp;
-  if (first >= p.columns) return;
   float sum[NT][4] = {};
-  ChainWay<NT, Across> way(p, first + NT * g);
+  ChainWay<NT, Across> way(p, threadIdx.x / 4 * NT);
   ChainOperand<NT, Across> b[kAhead];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) way.fetch(b[i]);
@@ -95,30 +93,37 @@ FASTAE_INLINE void chain_product(const Launch& o, const ChainProduct& p, ChainRo
       }
       way.fetch(b[i]);
     }
-  const End end(o);
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (row + g + 8 * h >= o.m) continue;
+  for (int h = 0; h < 2; ++h)
 #pragma unroll
-    for (int e = 0; e < 2 * NT; e += 4) {
-      const int j = first + 2 * NT * t + e;
-      if (j >= p.columns) continue;
-      Four x;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x.v[i] = sum[(e + i) % NT][2 * h + (e + i) / NT];
-      x = end(row + g + 8 * h, j, 4, x);
-#pragma unroll
-      for (int i = 0; i < 4; i += 2)
-        to.put(g + 8 * h, j + i, bf16_from(x.v[i]) | (uint32_t)bf16_from(x.v[i + 1]) << 16);
-    }
-  }
+    for (int e = 0; e < 2 * NT; ++e) out[2 * NT * h + e] = sum[e % NT][2 * h + e / NT];
 }
 
-template <class End, bool Across>
-FASTAE_INLINE void chain_layer(const Launch& o, const ChainProduct& p, ChainRows& from, ChainRows& to, int64_t row) {
-  if (p.columns > 256) chain_product<End, 8, Across>(o, p, from, to, row);
-  else if (p.columns > 128) chain_product<End, 4, Across>(o, p, from, to, row);
-  else chain_product<End, 2, Across>(o, p, from, to, row);
+template <bool Across> FASTAE_INLINE void chain_sums_of(int nt, const ChainProduct& p, ChainRows& from, float* out) {
+  if (nt == 8) chain_sums<8, Across>(p, from, out);
+  else if (nt == 4) chain_sums<4, Across>(p, from, out);
+  else chain_sums<2, Across>(p, from, out);
+}
+
+// to = End(o) of from's rows times the right operand; row: the block's first
+template <class End>
+FASTAE_INLINE void chain_layer(const Launch& o, const ChainProduct& p, bool across, ChainRows& from, ChainRows& to,
+                               int64_t row) {
+  const int nt = p.columns > 256 ? 8 : p.columns > 128 ? 4 : 2;
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, first = threadIdx.x / 32 * 8 * nt;
+  if (first >= p.columns) return;  // a whole warp
+  alignas(16) float sum[kChainSums];
+  if (across) chain_sums_of<true>(nt, p, from, sum);
+  else chain_sums_of<false>(nt, p, from, sum);
+  const End end(o);
+#pragma unroll 1
+  for (int q = 0; q < nt; ++q) {
+    const int r = g + q / (nt / 2) * 8, j = first + 2 * nt * t + q % (nt / 2) * 4;
+    if (row + r >= o.m || j >= p.columns) continue;
+    const Four x = end(row + r, j, 4, *(const Four*)(sum + 4 * q));
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) to.put(r, j + i, bf16_from(x.v[i]) | (uint32_t)bf16_from(x.v[i + 1]) << 16);
+  }
 }
 
 // work: the layers' records, extra[0] of them; of a layer extra[0] the input's copy in bfloat16, extra[1] the weights',
@@ -143,8 +148,7 @@ FASTAE_INLINE void chain(const Launch& o, const Layer& product, ChainRows (&rows
     __syncthreads();
     const ChainProduct p = product(layer[l], across);
     ChainRows& to = rows[(l + 1) % 2];
-    if (across) chain_layer<End, true>(layer[l], p, rows[l % 2], to, row);
-    else chain_layer<End, false>(layer[l], p, rows[l % 2], to, row);
+    chain_layer<End>(layer[l], p, across, rows[l % 2], to, row);
     // the next layer's depth is a multiple of 32
     for (int q = threadIdx.x; q < (32 - p.columns % 32) % 32 / 2 * kChainRows; q += kThreads)
       to.put(q % kChainRows, p.columns + q / kChainRows * 2, 0);

@@ -1,8 +1,8 @@
 // Products of layers in bfloat16 by tensor cores, in float32, with what follows of the layer in the same kernel: for
 // batches whose products take no longer than a launch.
 //
-// A block of eight warps makes a tile of Side x Side outputs, each warp Side/2 x Side/4 of them. The depth goes by in
-// slices of 64 through shared memory, two slices ahead. In which order an output's products are added is the same for all sizes of blocks.
+// A block of eight warps makes a tile of 64 x 64 outputs, each warp 32 x 16 of them. The depth goes by in slices of 64
+// through shared memory, two slices ahead.
 #pragma once
 #include "cuda/layer_end.cuh"
 #include "cuda/real.h"
@@ -61,22 +61,19 @@ struct Bf16Matrix {
   int64_t ld;
 };
 
-template <int Side> struct TensorTile {
-  static constexpr int kDeep = 64, kStages = 3;         // places of a slice; slices in shared memory
-  static constexpr int kOperand = Side * kDeep / 8;     // Eights of an operand's slice
-  static constexpr int kSlice = 2 * kOperand;           // and of both operands'
-  static constexpr int kCopies = kOperand / kThreads;   // of them that a thread brings
-  static constexpr int MT = Side / 32, NT = Side / 32;  // 16 x 8 products of a warp
-  static constexpr int kOut = Side + 4;                 // distance of the outputs' rows in shared memory
-  static constexpr int kShared = kStages * kSlice;      // Eights
-  static_assert(16 * kShared >= 4 * Side * kOut, "outputs lie where slices did");
+struct TensorTile {
+  static constexpr int kSide = 64, kDeep = 64, kStages = 3;  // of the tile; of a slice; slices in shared memory
+  static constexpr int kOperand = kSide * kDeep / 8;         // Eights of an operand's slice
+  static constexpr int kSlice = 2 * kOperand;                // and of both operands'
+  static constexpr int kCopies = kOperand / kThreads;        // of them that a thread brings
+  static constexpr int MT = 2, NT = 2;                       // 16 x 8 products of a warp
+  static constexpr int kOut = kSide + 4;                     // distance of the outputs' rows in shared memory
+  static constexpr int kShared = kStages * kSlice;           // Eights
+  static_assert(16 * kShared >= 4 * kSide * kOut, "outputs lie where slices did");
 
   // Where a slice has eight numbers of a row that lies along the depth, or of a place in depth that lies along columns:
   // eight rows of one place, which are read at once, lie in different banks.
-  static FASTAE_INLINE int along(int row, int eight) { return row * 8 + (eight ^ row % 8); }
-  static FASTAE_INLINE int across(int deep, int eight) {
-    return Side == 64 ? deep * 8 + (eight ^ deep % 8) : deep * 4 + (eight ^ deep / 2 % 4);
-  }
+  static FASTAE_INLINE int place(int row, int eight) { return row * 8 + (eight ^ row % 8); }
 
   // A thread's part in bringing an operand's slices to shared memory: every 32nd row, or every so many places in depth
   // where the operand is (depth, columns).
@@ -97,19 +94,19 @@ template <int Side> struct TensorTile {
 #pragma unroll
     for (int q = 0; q < kCopies; ++q) {
       way.deep[q] = 8 * e;
-      way.to[q] = along(r + 32 * q, e);
+      way.to[q] = place(r + 32 * q, e);
       way.in[q] = first + r + 32 * q < rows;
     }
     return way;
   }
   static FASTAE_INLINE Way columns_of(const Bf16Matrix& m, int64_t first, int64_t columns) {
-    constexpr int width = Side / 8, apart = kThreads / width;
+    constexpr int width = kSide / 8, apart = kThreads / width;
     const int d = threadIdx.x / width, f = threadIdx.x % width;
     Way way{m.p + d * m.ld + first + 8 * f, apart * m.ld, kDeep * m.ld, {}, {}, {}};
 #pragma unroll
     for (int q = 0; q < kCopies; ++q) {
       way.deep[q] = d + apart * q;
-      way.to[q] = across(d + apart * q, f);
+      way.to[q] = place(d + apart * q, f);
       way.in[q] = first + 8 * f < columns;
     }
     return way;
@@ -119,28 +116,23 @@ template <int Side> struct TensorTile {
   template <bool Left, bool Right, class Row>
   static FASTAE_INLINE void work(const Eight* left, float (&sum)[MT][NT][4], const Row& each_left) {
     const int warp = threadIdx.x / 32, matrix = threadIdx.x % 32 / 8, r = threadIdx.x % 8;
-    const int row = warp / 4 * (Side / 2) + matrix % 2 * 8, column = warp % 4 * (Side / 4);
-    const int left_at = Left ? across(matrix / 2 * 8 + r, row / 8) : along(row + r, matrix / 2);
-    // four matrices of the right operand are both halves of a step's depth for two columns of products, or for one
-    // those of two steps
-    const int deep = NT == 2 ? matrix % 2 : matrix, further = NT == 2 ? matrix / 2 * 8 : 0;
-    const int right_at = Right ? across(8 * deep + r, (column + further) / 8) : along(column + further + r, deep);
+    const int row = warp / 4 * (kSide / 2) + matrix % 2 * 8, column = warp % 4 * (kSide / 4);
+    const int left_at = Left ? place(matrix / 2 * 8 + r, row / 8) : place(row + r, matrix / 2);
+    const int right_at =
+        Right ? place(matrix % 2 * 8 + r, column / 8 + matrix / 2) : place(column + matrix / 2 * 8 + r, matrix % 2);
     const Eight* const right = left + kOperand;
-    uint32_t b[4];
 #pragma unroll
     for (int step = 0; step < kDeep / 16; ++step) {
-      if (NT == 2 || step % 2 == 0)
-        load_matrices<Right>(b, right + (Right ? right_at + step * 16 * (Side / 8) : right_at ^ 2 * step));
+      uint32_t b[4];  // both halves of the step's depth for two products' columns
+      load_matrices<Right>(b, right + (Right ? right_at + step * 16 * 8 : right_at ^ 2 * step));
 #pragma unroll
       for (int i = 0; i < MT; ++i) {
         uint32_t a[4];
-        load_matrices<Left>(
-            a, left + (Left ? (left_at + step * 16 * (Side / 8)) ^ 2 * i : (left_at + 16 * 8 * i) ^ 2 * step));
+        load_matrices<Left>(a, left + (Left ? (left_at + step * 16 * 8) ^ 2 * i : (left_at + 16 * 8 * i) ^ 2 * step));
         each_left(i, a);
 #pragma unroll
         for (int q = 0; q < NT; ++q) {
-          const int first = NT == 2 ? 2 * q : step % 2 * 2;
-          const uint32_t own[2] = {b[first], b[first + 1]};
+          const uint32_t own[2] = {b[2 * q], b[2 * q + 1]};
           multiply_add_bf16(sum[i][q], a, own);
         }
       }
@@ -192,14 +184,14 @@ template <int Side> struct TensorTile {
       for (int q = 0; q < NT; ++q)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          out[(warp / 4 * (Side / 2) + 16 * i + e / 2 * 8 + g) * down +
-              (warp % 4 * (Side / 4) + 8 * q + 2 * t + e % 2) * right] = sum[i][q][e];
+          out[(warp / 4 * (kSide / 2) + 16 * i + e / 2 * 8 + g) * down +
+              (warp % 4 * (kSide / 4) + 8 * q + 2 * t + e % 2) * right] = sum[i][q][e];
     __syncthreads();
     const int64_t top = turned ? column : row, bottom = turned ? columns : rows, first = turned ? row : column,
                   last = turned ? rows : columns;
 #pragma unroll 1
-    for (int q = threadIdx.x; q < Side * Side / 4; q += kThreads) {
-      const int r = q / (Side / 4), j = q % (Side / 4) * 4;
+    for (int q = threadIdx.x; q < kSide * kSide / 4; q += kThreads) {
+      const int r = q / (kSide / 4), j = q % (kSide / 4) * 4;
       if (top + r < bottom && first + j < last)
         f(top + r, first + j, (int)smaller<int64_t>(4, last - first - j), *(const Four*)(out + r * kOut + j));
     }
@@ -209,7 +201,7 @@ template <int Side> struct TensorTile {
   template <class End>
   static FASTAE_INLINE void multiply(Eight* shared, const Bf16Matrix& a, const Bf16Matrix& b, bool across, int64_t rows,
                                      int64_t columns, int64_t depth, const Launch& o) {
-    const int64_t row = (int64_t)blockIdx.y * Side, column = (int64_t)blockIdx.x * Side;
+    const int64_t row = (int64_t)blockIdx.y * kSide, column = (int64_t)blockIdx.x * kSide;
     const auto nothing = [](int, const uint32_t (&)[4]) {};
     float sum[MT][NT][4] = {};
     if (across) sums<false, true>(shared, a, b, row, rows, column, columns, (int)depth, sum, nothing);
@@ -219,54 +211,55 @@ template <int Side> struct TensorTile {
   }
 };
 
-typedef TensorTile<32> SmallTensor;
-typedef TensorTile<64> MiddleTensor;
-
 // extra[0], extra[1]: the operands in bfloat16, rows as far apart as in float32; all of them on 16 bytes
-template <class Tiles> FASTAE_INLINE void dense_tensor(const Launch& o, Eight* shared) {
+FASTAE_KERNEL(dense_bf16, kThreads, 1) {
   namespace at = at_dense;
+  __shared__ Eight shared[TensorTile::kShared];
   const View<T> x = o.real(at::s_x), w = o.real(at::s_w), y = o.real(at::s_y);
-  Tiles::template multiply<DenseEnd>(shared, {(const uint16_t*)o.extra[0], x.ld}, {(const uint16_t*)o.extra[1], w.ld},
-                                     o.i[at::i_transposed] != 0, o.m, y.columns, x.columns, o);
+  TensorTile::multiply<DenseEnd>(shared, {(const uint16_t*)o.extra[0], x.ld}, {(const uint16_t*)o.extra[1], w.ld},
+                                 o.i[at::i_transposed] != 0, o.m, y.columns, x.columns, o);
 }
-template <class Tiles> FASTAE_INLINE void input_grad_tensor(const Launch& o, Eight* shared) {
+FASTAE_KERNEL(input_grad_bf16, kThreads, 1) {
   namespace at = at_dense_grad;
+  __shared__ Eight shared[TensorTile::kShared];
   const View<T> dz = o.real(at::s_dz), w = o.real(at::s_w), dx = o.real(at::s_dx);
-  Tiles::template multiply<GradEnd>(shared, {(const uint16_t*)o.extra[0], dz.ld}, {(const uint16_t*)o.extra[1], w.ld},
-                                    o.i[at::i_transposed] == 0, o.m, dx.columns, dz.columns, o);
+  TensorTile::multiply<GradEnd>(shared, {(const uint16_t*)o.extra[0], dz.ld}, {(const uint16_t*)o.extra[1], w.ld},
+                                o.i[at::i_transposed] == 0, o.m, dx.columns, dz.columns, o);
 }
 
 // Gradients of some layers' weights and biases, a tile a block: of layer q dz, x and dw are the slots 3 q, 3 q + 1, 3 q +
 // 2 (dz and x in bfloat16), db extra[q], null for none; i[0] layers, i[1 + q] what `Onto` says.
 enum Onto : int64_t { kOntoWeight = 1, kOntoBias = 2, kTurned = 4 };  // added to what is there; dw is (k, n)
 
-template <int Side> FASTAE_INLINE void weight_grad_tensor(const Launch& o, Eight* shared) {
-  typedef TensorTile<Side> Tiles;
+FASTAE_KERNEL(weight_grad_bf16, kThreads, 1) {
+  typedef TensorTile Tiles;
+  constexpr int kSide = Tiles::kSide;
+  __shared__ Eight shared[Tiles::kShared];
   int64_t tile = blockIdx.x, n = 0, k = 0, width = 0;
   int layer = 0;
   for (; layer < (int)o.i[0]; ++layer) {
-    n = o.slot[3 * layer].columns, k = o.slot[3 * layer + 1].columns, width = ceil_div(k, Side);
-    const int64_t tiles = ceil_div(n, Side) * width;
+    n = o.slot[3 * layer].columns, k = o.slot[3 * layer + 1].columns, width = ceil_div(k, kSide);
+    const int64_t tiles = ceil_div(n, kSide) * width;
     if (tile < tiles) break;
     tile -= tiles;
   }
   const Slot &dz = o.slot[3 * layer], &x = o.slot[3 * layer + 1];
-  const int64_t row = tile / width * Side, column = tile % width * Side, onto = o.i[1 + layer];
+  const int64_t row = tile / width * kSide, column = tile % width * kSide, onto = o.i[1 + layer];
   float sum[Tiles::MT][Tiles::NT][4] = {}, of_rows[Tiles::MT][4] = {};
   float* const db = column == 0 ? (float*)o.extra[layer] : nullptr;
   const bool sums_rows = db && threadIdx.x / 32 % 4 == 0;  // a warp of those that have the same rows
-  Tiles::template sums<true, true>(shared, {(const uint16_t*)dz.p, dz.ld}, {(const uint16_t*)x.p, x.ld}, row, n, column,
-                                   k, (int)o.m, sum, [&](int i, const uint32_t (&a)[4]) {
-                                     constexpr uint32_t ones = 0x3f803f80u;
-                                     const uint32_t b[2] = {ones, ones};
-                                     if (sums_rows) multiply_add_bf16(of_rows[i], a, b);
-                                   });
+  Tiles::sums<true, true>(shared, {(const uint16_t*)dz.p, dz.ld}, {(const uint16_t*)x.p, x.ld}, row, n, column, k,
+                          (int)o.m, sum, [&](int i, const uint32_t (&a)[4]) {
+                            constexpr uint32_t ones = 0x3f803f80u;
+                            const uint32_t b[2] = {ones, ones};
+                            if (sums_rows) multiply_add_bf16(of_rows[i], a, b);
+                          });
   if (sums_rows && threadIdx.x % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < Tiles::MT; ++i)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int64_t j = row + threadIdx.x / 128 * (Side / 2) + 16 * i + 8 * h + threadIdx.x % 32 / 4;
+        const int64_t j = row + threadIdx.x / 128 * (kSide / 2) + 16 * i + 8 * h + threadIdx.x % 32 / 4;
         if (j < n) db[j] = onto & kOntoBias ? db[j] + of_rows[i][2 * h] : of_rows[i][2 * h];
       }
   }
@@ -280,32 +273,6 @@ template <int Side> FASTAE_INLINE void weight_grad_tensor(const Launch& o, Eight
     }
     store_four(dw.at(r, j), v, whole, w);
   });
-}
-
-FASTAE_KERNEL(dense_bf16_small, kThreads, 1) {
-  __shared__ Eight shared[SmallTensor::kShared];
-  dense_tensor<SmallTensor>(o, shared);
-}
-FASTAE_KERNEL(dense_bf16_middle, kThreads, 1) {
-  __shared__ Eight shared[MiddleTensor::kShared];
-  dense_tensor<MiddleTensor>(o, shared);
-}
-FASTAE_KERNEL(input_grad_bf16_small, kThreads, 1) {
-  __shared__ Eight shared[SmallTensor::kShared];
-  input_grad_tensor<SmallTensor>(o, shared);
-}
-FASTAE_KERNEL(input_grad_bf16_middle, kThreads, 1) {
-  __shared__ Eight shared[MiddleTensor::kShared];
-  input_grad_tensor<MiddleTensor>(o, shared);
-}
-
-FASTAE_KERNEL(weight_grad_bf16_small, kThreads, 1) {
-  __shared__ Eight shared[SmallTensor::kShared];
-  weight_grad_tensor<32>(o, shared);
-}
-FASTAE_KERNEL(weight_grad_bf16_middle, kThreads, 1) {
-  __shared__ Eight shared[MiddleTensor::kShared];
-  weight_grad_tensor<64>(o, shared);
 }
 
 }  // namespace fastae

@@ -21,7 +21,7 @@ from .record import LAUNCH
 if TYPE_CHECKING:
     from .binder import Binder
 
-SIDES = {"middle": 64, "small": 32}  # of a tile
+SIDE = 64  # of a tile: kSide of tensor.cuh
 MOST_TILES = 8  # of a layer's outputs, for each multiprocessor; of weights' gradients for so many rows:
 DEEP = 1024
 CHAIN_ROWS, CHAIN_WIDTH = 16, 512  # of a block; of the widest layer: as in chain.cuh
@@ -36,13 +36,9 @@ def in_eights(b: Binder, *sides: int) -> bool:
     return b.driver.tensor_cores and b.op.ints["bf16"] == 1 and not any(size % 16 for size in sides)  # type: ignore[union-attr]
 
 
-def tile(b: Binder, *outputs: tuple[int, int]) -> tuple[str, int]:
-    """The largest tile that gives half of the multiprocessors a block, and how many of those some matrices are."""
-    for name, side in SIDES.items():
-        tiles = sum(ceil_div(rows, side) * ceil_div(columns, side) for rows, columns in outputs)
-        if 2 * tiles >= b.n_multiprocessors or name == "small":
-            break
-    return name, tiles
+def tiles(rows: int, columns: int) -> int:
+    """How many of them a matrix is."""
+    return ceil_div(rows, SIDE) * ceil_div(columns, SIDE)
 
 
 def layer(b: Binder, kernel: str, left: Matrix, right: Matrix, columns: int, depth: int, out: str) -> bool:
@@ -54,12 +50,10 @@ def layer(b: Binder, kernel: str, left: Matrix, right: Matrix, columns: int, dep
     inner = depth if right.transposed else columns
     if not in_eights(b, left.address, right.address, 2 * left.ld, 2 * right.ld, 2 * inner, 2 * depth):
         return False
-    if ceil_div(b.m, SIDES["middle"]) * ceil_div(columns, SIDES["middle"]) > MOST_TILES * b.n_multiprocessors:
+    if tiles(b.m, columns) > MOST_TILES * b.n_multiprocessors:
         return False
-    name, _ = tile(b, (b.m, columns))
-    grid = (ceil_div(columns, SIDES[name]), ceil_div(b.m, SIDES[name]), 1)
-    copy = b.copy(out)[2]
-    b.launch(f"{kernel}_bf16_{name}", (grid, (THREADS, 1, 1)), extra=(left.address, right.address, copy))
+    grid = (ceil_div(columns, SIDE), ceil_div(b.m, SIDE), 1)
+    b.launch(f"{kernel}_bf16", (grid, (THREADS, 1, 1)), extra=(left.address, right.address, b.copy(out)[2]))
     return True
 
 
@@ -180,8 +174,7 @@ def normalised(b: Binder) -> bool:
 def weight_gradient(b: Binder, dz: Matrix, x: Matrix, db: int) -> bool:
     """Makes dw, and db if that is not 0, with those of other layers, if these kernels are to make them."""
     n, k = b.shape("dz")[1], b.shape("x")[1]
-    tiles = ceil_div(n, SIDES["middle"]) * ceil_div(k, SIDES["middle"])
-    if not b.few or tiles * b.m > MOST_TILES * DEEP * b.n_multiprocessors:
+    if not b.few or tiles(n, k) * b.m > MOST_TILES * DEEP * b.n_multiprocessors:
         return False
     if not in_eights(b, dz.address, x.address, 2 * dz.ld, 2 * x.ld, 2 * n, 2 * k):
         return False
@@ -206,5 +199,5 @@ def weight_gradients(b: Binder, parts: list[WeightGradient]) -> Launch:
         record["slot"][0, 3 * q + 1] = (part.x.address, part.x.ld, b.m, part.k)
         record["slot"][0, 3 * q + 2] = (part.dw.address, part.dw.ld, rows, columns)
         record["extra"][0, q] = part.db
-    name, tiles = tile(b, *((part.n, part.k) for part in parts))
-    return Launch(f"weight_grad_bf16_{name}", (tiles, 1, 1), (THREADS, 1, 1), 0, record)
+    grid = (sum(tiles(part.n, part.k) for part in parts), 1, 1)
+    return Launch("weight_grad_bf16", grid, (THREADS, 1, 1), 0, record)
