@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import hashlib
 import json
 import sys
 import time
@@ -159,9 +158,7 @@ def _encode(options: argparse.Namespace) -> int:
     if sparse:
         manifest = model.encode_to(options.out, rows, k=options.k, **how)
     else:
-        with open(options.model, "rb") as file:
-            fingerprint = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        manifest = encode_to(model.transform, options.out, rows, model=fingerprint, **how)
+        manifest = encode_to(model.transform, options.out, rows, **how)
     width = (
         f"{manifest['k']} of {manifest['n_components']}" if manifest["kind"] == "fixed" else manifest["n_components"]
     )

@@ -40,7 +40,7 @@ def test_encode_into_a_folder(tmp_path, capsys, monkeypatch):
     np.testing.assert_array_equal(open_codes(out), fitted.transform(X))
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "codes.npy"), fitted.transform(X))
     assert read_manifest(out)["model"].startswith("sha256:")
-    monkeypatch.setattr(fastae.Autoencoder, "transform", None)
+    monkeypatch.setattr(fastae.Autoencoder, "_compile", None)
     assert main(command) == 0  # complete: nothing is encoded again
     monkeypatch.undo()
     fastae.Autoencoder(3, max_iter=1, random_state=1).fit(X).save(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -185,13 +184,11 @@ class SparseEncoding(SparseMemory):
         """
         from ..encode import encode_to
         from .feed import as_fit_reads, without_names
+        from .fingerprint import fingerprint
 
         k = self._check_k(k) if self._fitted() else None
-        made = (self.network_, k, "bfloat16") if self._bf16 else (self.network_, k)
-        digest = hashlib.sha256(repr(made).encode())
-        digest.update(self._theta.data)
         width = (k or self.network_.k) if self._ranked(k) else None
-        known = {"n_components": self.network_.n_components, "model": f"sha256:{digest.hexdigest()}", "k": width}
+        known = {"n_components": self.network_.n_components, "model": fingerprint(self.encode), "k": width}
         source, model = as_fit_reads(self, source), without_names(self)
         return encode_to(lambda block: model.encode(block, k=k), path, source, **{**known, **options})
 
