@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, partial
 from types import CodeType
 from typing import Any, NamedTuple, Protocol
@@ -231,8 +231,6 @@ def fit(
     """
     history = History() if history is None else history
     handle = backend.compile(plan)
-    if isinstance(feed, Held):  # once for all epochs
-        feed = replace(feed, sources=backend.place(feed.sources))
     with Monitor(settings, state, history, feed.n_rows, plan.batch, validate, model, publish) as monitor:
         for _ in range(settings.max_iter):
             if monitor.epoch(run_epoch(backend, plan, handle, state, feed, settings, monitor.progress)):

@@ -91,11 +91,12 @@ class FittedByBatches(TakesRows):
             state = self._begin(backend, network, sources[0], dtype, n_rows,
                                 None if warm else self._start(network, sources[0], rows))  # fmt: skip
             state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
-            placed = sources if given.blocks else backend.place(sources)  # once, also for the rows held out
+            placed = (*sources, *self._graph(network, sources[0], held_out))
+            if not given.blocks:  # once for all epochs, and for the rows held out
+                placed = backend.place(placed)
             validate = None
             if held_out is not None:
                 validate = self._validator(backend, network, sources, placed[0], held_out, state)
-            placed = (*placed, *self._graph(network, sources[0], held_out))
         self._live = None
         history = training.History()
 
