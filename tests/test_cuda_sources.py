@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 from cuda_host import HostDriver, compiler
-from test_packaging import ENVIRONMENT, ROOT, build_script
+from test_packaging import ENVIRONMENT, ROOT
 
 from fastae.backends.cuda import driver, manifest, record, source
 from fastae.backends.cuda.launches import Launch
@@ -42,9 +42,16 @@ def test_one_text_of_all_device_code():
     assert text.count("struct Launch {") == 1
 
 
-def test_an_installation_holds_what_nvrtc_needs(tmp_path, monkeypatch):
+def build_script():
+    """The definitions of setup.py, without running a build."""
     pytest.importorskip("pybind11", reason="setup.py wants what builds the package")
     pytest.importorskip("setuptools")
+    names = {}
+    exec(compile((ROOT / "setup.py").read_text().partition("\nsetup(\n")[0], "setup.py", "exec"), names)
+    return names
+
+
+def test_an_installation_holds_what_nvrtc_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     build_script()["ship_device_code"](tmp_path)
     assert source.flatten(tmp_path) == source.kernels()
@@ -75,8 +82,7 @@ def test_without_a_working_nvcc_the_build_says_why(tmp_path, monkeypatch, nvcc, 
 
 
 def test_the_build_compiles_device_code_for_wheels_only(monkeypatch):
-    pytest.importorskip("pybind11", reason="setup.py wants what builds the package")
-    pytest.importorskip("setuptools")
+    monkeypatch.chdir(ROOT)
     script = build_script()
     wants, have = script["wants_cuda"], {"nvcc": "/opt/cuda/bin/nvcc"}
     monkeypatch.setitem(script, "shutil", types.SimpleNamespace(which=have.get))
