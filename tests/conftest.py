@@ -22,6 +22,15 @@ def _native(isa):
         pytest.skip(str(error))
 
 
+def _has(isa):
+    """Whether the compiled kernels, which this machine can run, are there for an instruction set."""
+    try:
+        from fastae.backends.native import instruction_sets
+    except ImportError:
+        return False
+    return isa in instruction_sets()
+
+
 def _cuda_host():
     """The CUDA backend with its kernels compiled for the host (tests/cuda_host.py)."""
     from cuda_host import HostDriver, compiler
@@ -63,32 +72,41 @@ def named(backend):
     return backend.name
 
 
-# What the default run leaves to `-m slow`, to stay within three minutes. Of these files the device's kernels, compiled
-# for the host: test_cuda_*.py compare the same records.
-SLOW_ON_THE_HOST = {
-    "test_bf16.py", "test_classifier.py", "test_codes.py", "test_diagnostics.py", "test_encode.py", "test_encoder.py",
-    "test_full_batch.py", "test_full_batch_fit.py", "test_fuse.py", "test_gradients.py", "test_int8.py",
-    "test_losses.py", "test_registry.py",
-    "test_sparse_autoencoder.py", "test_sparse_gradients.py", "test_sparse_parity.py", "test_torch_parity.py",
-    "test_torch_structure.py",
+# What the default run leaves to `-m slow`, to stay within three minutes: of these files, tests with such parameters.
+OF_SETS = {"test_codes.py", "test_encode.py", "test_encode_exact.py", "test_encode_few.py"}
+SLOW_WITH = {
+    # the device's kernels, compiled for the host: test_cuda_*.py compare the same records
+    "cuda_host": {
+        "test_bf16.py", "test_bf16_codes.py", "test_classifier.py", "test_codes.py", "test_diagnostics.py",
+        "test_encode.py", "test_encoder.py", "test_full_batch.py", "test_full_batch_fit.py", "test_fuse.py",
+        "test_gradients.py", "test_int8.py", "test_losses.py", "test_records.py", "test_registry.py",
+        "test_sparse_autoencoder.py", "test_sparse_gradients.py", "test_sparse_parity.py", "test_torch_parity.py",
+        "test_torch_structure.py",
+    },
+    # which compiles for a minute, and is all there is without compiled kernels
+    "numba": {
+        "test_bf16_codes.py", "test_codes.py", "test_codes_numba_reference.py", "test_encode.py", "test_encoder.py",
+        "test_full_batch.py", "test_fuse.py", "test_gradients.py", "test_int8.py", "test_ops.py", "test_registry.py",
+        "test_sparse_autoencoder.py", "test_sparse_gradients.py",
+    } if _has("baseline") else set(),
+    "[baseline": OF_SETS,  # which nearly no machine is left with
+    "[avx2": OF_SETS if _has("avx512") else set(),
+    "avx512_": {"test_encode_few.py"},
 }  # fmt: skip
-# Of these the instruction set that nearly no machine is left with, and those that multiply bfloat16 in another way.
-SLOW_ON_BASELINE = {"test_codes.py", "test_encode.py", "test_encode_exact.py", "test_encode_few.py"}
-SLOW_ON_BFLOAT16 = {"test_encode_few.py"}
 SLOW_FILES = {"test_full_codes.py"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is applied
 def pytest_collection_modifyitems(items):
     for item in items:
-        file, name = item.path.name, item.name
-        if (
-            file in SLOW_FILES
-            or (file in SLOW_ON_THE_HOST and "cuda_host" in name)
-            or (file in SLOW_ON_BASELINE and "[baseline" in name)
-            or (file in SLOW_ON_BFLOAT16 and "avx512_" in name)
-        ):
+        file = item.path.name
+        if file in SLOW_FILES or any(name in item.name and file in files for name, files in SLOW_WITH.items()):
             item.add_marker(pytest.mark.slow)
+
+
+def SLOW(*values):
+    """What the default run leaves out of a test's parameters."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 WITHOUT_GPU = pytest.mark.skipif(why_not() is None, reason="there is a GPU here")

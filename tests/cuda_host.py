@@ -21,7 +21,7 @@ from fastae.backends.cuda.record import LAUNCH, STEP
 from fastae.backends.cuda.user import scalar_function
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
-FLAGS = ["-std=c++17", "-DFASTAE_DEVICE", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
+FLAGS = ["-std=c++17", "-DFASTAE_DEVICE", "-O1", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
          "-shared", "-Wno-unknown-pragmas", "-Wno-subobject-linkage"]  # fmt: skip
 # What `make asan` asks for: also for arrays in shared memory.
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize=vptr",

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, BF16_BACKENDS, BF16_NATIVE, assert_close, backend_named
+from conftest import BACKENDS, BF16_BACKENDS, BF16_NATIVE, SLOW, assert_close, backend_named
 from sklearn.base import clone
 from test_gradients import NETWORKS, gradient
 
@@ -120,7 +120,7 @@ def test_a_row_does_not_know_its_batch(bf16_native):
             np.testing.assert_array_equal(run(bf16_native, record, part, stop - start)["y"], whole[start:stop])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [SLOW(name) if i % 3 else name for i, name in enumerate(NETWORKS)])
 def test_gradients_of_networks(name):
     """Near those in float32: 2^-9 for each rounding of an operand, a few of them in a row."""
     exact_loss, _, _, _, exact = gradient(name, backend_named("reference"), np.float64)

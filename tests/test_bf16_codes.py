@@ -4,10 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import BF16_BACKENDS, BF16_NATIVE, assert_close, backend_named
+from conftest import BF16_BACKENDS, BF16_NATIVE, SLOW, assert_close, backend_named
 from sklearn.datasets import load_digits
 from test_bf16 import rounded
-from test_cuda_codes import SLOW, device, packed_for
+from test_cuda_codes import device, packed_for
 from test_encode import (
     BY_ROW,
     DATA,

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import backend_named
+from conftest import SLOW, backend_named
 from cuda_host import HostDriver
 from test_codes import CODE, SCALARS, SIZES, case, entry_mask, needed, records, run
 from test_encode import DATA, assert_same_codes, codes, outliers, real_numbers
@@ -15,10 +15,7 @@ from fastae.backends import get_backend
 from fastae.backends.cuda import CudaBackend
 from fastae.plan import schema
 
-
-def SLOW(value):
-    """A parameter that the default run leaves out."""
-    return pytest.param(value, marks=pytest.mark.slow)
+SOME_DATA = [f if f.__name__ in ("outliers", "tiny", "almost_duplicates") else SLOW(f) for f in DATA]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +78,7 @@ def encoded_by(backend, arrays, m, n, p, kind, k, path, packed, **more):
     return encode(backend, "encode", given, kind=kind, k=k, path=path, prepare=prepare, overflow=0, **more)
 
 
-@pytest.mark.parametrize("make", DATA, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", SOME_DATA, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("products", ["exact", "cublas"])
 @pytest.mark.parametrize("shape", [SLOW((9, 1201, 97, 7)), (5, 40, 3, 4), (3, 700, 70, 64)], ids=str)
 def test_encode_has_the_same_bits_on_every_path(native, make, shape, products):
@@ -128,7 +125,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(module, "GATHERED", 1)
 
 
-@pytest.mark.parametrize("make", DATA, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", SOME_DATA, ids=lambda f: f.__name__)
 def test_encode_in_many_chunks(native, small_chunks, make):
     m, n, p, k = 5, 1500, 33, 5
     arrays = make(m, n, p)
@@ -150,7 +147,7 @@ def test_encode_of_a_subset_in_many_chunks(native, small_chunks, kind):
         assert_same_codes(encode(device(count), "encode", given, kind=kind, k=k)[0], want)
 
 
-@pytest.mark.parametrize("make", DATA, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", SOME_DATA, ids=lambda f: f.__name__)
 def test_batch_topk_has_the_same_bits(native, small_chunks, make):
     m, n, p, k = 21, 700, 40, 6
     arrays = make(m, n, p)
@@ -169,11 +166,7 @@ def test_batch_topk_has_the_same_bits(native, small_chunks, make):
                 np.testing.assert_array_equal(got["guess"], want["guess"])
 
 
-@pytest.mark.parametrize(
-    "make",
-    [f if f.__name__ in ("outliers", "tiny", "almost_duplicates") else SLOW(f) for f in DATA],
-    ids=lambda f: f.__name__,
-)
+@pytest.mark.parametrize("make", SOME_DATA, ids=lambda f: f.__name__)
 def test_batch_topk_by_bfloat16_has_the_same_bits(native, small_chunks, make):
     m, n, p, k = 9, 1100, 66, 6
     arrays = make(m, n, p)

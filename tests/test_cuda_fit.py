@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import backend_named
+from conftest import SLOW, backend_named
 from cuda_host import HostDriver, OutOfMemory, compiler
 from scipy.sparse import csr_array
 
@@ -484,16 +484,16 @@ def test_sums_over_segments_keep_their_order(cuda, native, monkeypatch, m, parts
     [
         ({"activation": "relu"}, 2),  # of eight layers, four at a time
         ({"activation": "tanh", "dropout": 0.2, "tied_weights": True}, None),
-        ({"activation": "elu", "normalization": "batch"}, None),
+        SLOW({"activation": "elu", "normalization": "batch"}, None),
         ({"activation": "relu", "penalties": (fastae.L2(1e-3),), "solver": fastae.Adam(clip_norm=0.5)}, 2),
-        ({"hidden_layer_sizes": (24, 30)}, None),  # some layers in cuBLASLt's way
+        SLOW({"hidden_layer_sizes": (24, 30)}, None),  # some layers in cuBLASLt's way
         # a gradient lies where another layer's output does, which blocks may still read
         ({"activation": "relu", "hidden_layer_sizes": (16, 128), "n_components": 32}, None),
         ({"activation": "elu", "hidden_layer_sizes": (24, 200), "n_components": 16, "dropout": 0.2}, None),
         ({"hidden_layer_sizes": (32,), "n_components": 16, "tied_weights": True}, None),
-        ({"hidden_layer_sizes": (32,), "n_components": 16, "normalization": "batch"}, None),
-        ({"penalties": (fastae.Orthogonality(0.1), fastae.Decorrelation(0.1))}, None),
-        ({"penalties": (fastae.SVDProjector(0.1, 4),)}, None),
+        SLOW({"hidden_layer_sizes": (32,), "n_components": 16, "normalization": "batch"}, None),
+        SLOW({"penalties": (fastae.Orthogonality(0.1), fastae.Decorrelation(0.1))}, None),
+        SLOW({"penalties": (fastae.SVDProjector(0.1, 4),)}, None),
     ],
     ids=str,
 )

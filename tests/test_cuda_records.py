@@ -6,7 +6,7 @@ import shutil
 import cuda_host
 import numpy as np
 import pytest
-from conftest import backend_named
+from conftest import SLOW, backend_named
 from cuda_host import HostDriver
 from test_records import RECORDS, M, arrays_of
 
@@ -269,10 +269,10 @@ def chain_of_layers(backend, m, widths, training):
     "widths",
     [
         (64, 40, 8),
-        (264, 136, 72, 512, 16, 32),
-        (8, 304, 24, 200, 96, 48, 64, 128),
+        SLOW((264, 136, 72, 512, 16, 32)),
+        SLOW((8, 304, 24, 200, 96, 48, 64, 128)),
         (512, 128, 32, 128, 512),
-        (64, 128, 512),
+        SLOW((64, 128, 512)),
         (520, 64, 40, 48, 520),
     ],
     ids=str,

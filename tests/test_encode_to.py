@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import SLOW
 from scipy.sparse import csr_array
 from sklearn.exceptions import NotFittedError
 
@@ -143,7 +144,7 @@ fastae.encode.encode_to(slow, sys.argv[2], t.X, block_rows=5, model="m")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
-@pytest.mark.parametrize("kind", ["fixed", "csr"])
+@pytest.mark.parametrize("kind", ["fixed", SLOW("csr")])
 def test_killed_at_any_moment_it_goes_on(kind, tmp_path):
     encode_to(KINDS[kind], tmp_path / "whole", X, model="m")
     out, kills, rows = tmp_path / "out", 0, -1

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import SLOW
 from scipy.sparse import csr_array
 
 import fastae
@@ -266,7 +267,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("how", ["map", "path"])
+@pytest.mark.parametrize("how", [SLOW("map"), "path"])
 def test_resident_memory_is_bounded(tmp_path, how):
     """A file of 768 MB, all holes, through a process that may take a quarter of it."""
     path = tmp_path / "x.npy"
