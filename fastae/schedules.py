@@ -133,6 +133,7 @@ class ReduceOnPlateau(Schedule):
 
     def rates(self, epochs, total):
         return np.full(len(epochs), float(self.learning_rate))
+    _integers = ("patience",)
 
     def reduced(self, losses: list[float], learning_rate: float) -> float:
         """The next epoch's rate, from all epochs' losses and the last epoch's rate."""

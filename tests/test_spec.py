@@ -57,6 +57,20 @@ def test_every_interval_is_checked(cls, name, value):
         cls(**{name: value})
 
 
+@pytest.mark.parametrize("cls, fields", [
+    (fastae.LBFGS, {"history": 3.0, "max_evaluations": np.int32(3)}), (fastae.Maxout, {"pieces": np.float32(3)}),
+    (fastae.SVDProjector, {"n_components": 3.0}), (fastae.ReduceOnPlateau, {"patience": 3.0}),
+    (fastae.TopK, {"k": 3.0}), (fastae.BatchTopK, {"k": 3.0, "k_start": 3.0}), (fastae.AuxK, {"k": 3.0}),
+    (fastae.MultiTopK, {"factor": 3.0}), (fastae.Resample, {"every": 3.0}),
+])  # fmt: skip
+def test_whole_numbers_of_any_type_are_kept_as_int(cls, fields):
+    assert repr(cls(**fields)) == repr(cls(**dict.fromkeys(fields, 3)))
+    for name in fields:
+        for value in (2.5, "3", *[None] * (getattr(cls, name) is not None)):
+            with pytest.raises(TypeError, match=f"{cls.__name__}.{name}={value!r} must be an integer"):
+                cls(**{name: value})
+
+
 @pytest.mark.parametrize("what", TABLES)
 def test_names_stand_for_options_and_unknown_ones_get_advice(what):
     table = TABLES[what]
