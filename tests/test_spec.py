@@ -155,6 +155,7 @@ def test_reduce_on_plateau_waits_for_its_patience():
     assert schedule.reduced([3, 2, 2, 2], 0.3) == 0.2
 
 
+    assert schedule.reduced([3, 2, 2, 2], 0.1) == 0.1
 NETWORK = dense_network(
     9, n_components=3, hidden_layer_sizes=(6,), activation="gelu", dropout=0.1, noise="swap", solver="amsgrad",
     penalties=["l1", fastae.ActivityL1(0.1)], constraints="max_norm",
