@@ -125,6 +125,8 @@ def test_losses_take_their_own_output_or_identity(loss):
     ({"decoder_layer_sizes": (3, "x")}, r"decoder_layer_sizes\[1\]='x'"),
     ({"dropout": "half"}, "dropout='half' must be a number"),
     ({"activation": fastae.Softmax()}, "activation=Softmax"),
+    ({"constraints": [fastae.WeightRange(-2, -1), "non_negative"]}, "no weight of layer 0 satisfies them all"),
+    ({"constraints": [fastae.MaxNorm(1), fastae.OnLayers(fastae.WeightRange(0.5, 1), -1)]}, "MaxNorm draws .* layer 1"),
 ])  # fmt: skip
 def test_networks_refuse(parameters, message):
     with pytest.raises((ValueError, TypeError), match=message):
@@ -153,9 +155,9 @@ def test_reduce_on_plateau_waits_for_its_patience():
     assert schedule.reduced([3, 2, 2], 1.0) == 1.0
     assert schedule.reduced([3, 2, 2, 2], 1.0) == 0.5
     assert schedule.reduced([3, 2, 2, 2], 0.3) == 0.2
-
-
     assert schedule.reduced([3, 2, 2, 2], 0.1) == 0.1
+
+
 NETWORK = dense_network(
     9, n_components=3, hidden_layer_sizes=(6,), activation="gelu", dropout=0.1, noise="swap", solver="amsgrad",
     penalties=["l1", fastae.ActivityL1(0.1)], constraints="max_norm",

@@ -267,6 +267,26 @@ def check_penalties(penalties: tuple[Placed, ...], layers: tuple[Layer, ...], n_
             raise ValueError(f"{type(option).__name__} acts on the code or hidden layers, not on the output layer")
 
 
+def check_constraints(constraints: tuple[Placed, ...], n_layers: int) -> None:
+    """Raises where a layer's constraints cannot all hold, or one's projection would undo another's."""
+    for i in range(n_layers):
+        on = [placed.option for placed in constraints if i in placed.layers]
+        ranges = [option for option in on if isinstance(option, options.WeightRange)]
+        least = [0.0] if any(isinstance(option, options.NonNegative) for option in on) else []
+        low = max([*least, *(option.low for option in ranges)], default=-math.inf)
+        high = min((option.high for option in ranges), default=math.inf)
+        if low > high:
+            raise ValueError(
+                f"constraints contradict each other: no weight of layer {i} satisfies them all; drop one, or put them "
+                "on different layers by OnLayers"
+            )
+        if not low <= 0 <= high and any(isinstance(option, options.MaxNorm) for option in on):
+            raise ValueError(
+                f"constraints contradict each other: MaxNorm draws the weights of layer {i} towards 0, and the others "
+                f"keep them in [{low:g}, {high:g}]; drop one, or choose a range with 0 in it"
+            )
+
+
 def exact_contraction(layers: tuple[Layer, ...], n_encoder: int) -> bool:
     """Whether the encoder's Jacobian has the closed form a'(z) W."""
     first = layers[0]
@@ -369,6 +389,8 @@ def dense_network(
         )
     placed = place("penalties", penalties, options.ALL_PENALTIES, layers, len(encoder))
     check_penalties(placed, layers, len(encoder))
+    kept = place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder))
+    check_constraints(kept, len(layers))
     return Network(
         encoder=encoder,
         decoder=decoder,
@@ -376,7 +398,7 @@ def dense_network(
         reduction=reduction,
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=placed,
-        constraints=place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder)),
+        constraints=kept,
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
         missing=missing_mark(missing, loss),
         input_transform=transform_of_input(input_transform),
