@@ -195,6 +195,9 @@ def _by_sklearn(estimator, X, reset: bool, precision: str, min_rows: int, allow_
         dtype = computing_dtype(np.dtype(np.float32), precision)
     if hasattr(checked, "check_format"):
         checked.check_format(full_check=True)
+    if not checked.has_canonical_format:  # entries given twice add up; checks and scaling look at one after the other
+        checked = checked.copy()
+        checked.sum_duplicates()
     return Source(checked.data, checked.indptr, checked.indices, checked.shape[1]), dtype
 
 

@@ -92,6 +92,15 @@ def test_sparse(make):
     assert fastae.Autoencoder(2, max_iter=1, loss="multinomial").fit(make(dense)).loss_ > 0
 
 
+def test_entries_given_twice_add_up():
+    twice = sparse.csr_array((np.array([3.0, -2.0, 0.5, 0.5]), np.array([1, 1, 2, 2]), np.array([0, 2, 4])), (2, 3))
+    for model in (fastae.Autoencoder(2, loss="multinomial"), fastae.AutoencoderDetector(scaling="maxabs")):
+        model.set_params(max_iter=2, random_state=0)
+        scores = [model.fit(rows).score_samples(rows) for rows in (twice, twice.toarray())]
+        np.testing.assert_array_equal(*scores)
+    assert twice.nnz == 4  # the caller's matrix stays as it is
+
+
 def test_pandas_keeps_names():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(X, columns=list("abcdef"))
