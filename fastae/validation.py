@@ -218,10 +218,13 @@ def apply_mask(source: Source, dtype: np.dtype, mask: Any, missing: float | None
     return Source(data, columns=source.columns, weight=source.weight)
 
 
+def _marked(values: np.ndarray, missing: float) -> np.ndarray:
+    """Where values are the mark of what is missing."""
+    return np.isnan(values) if np.isnan(missing) else values == missing
+
+
 def _observed(values: np.ndarray, missing: float | None) -> np.ndarray:
-    if missing is None:
-        return values
-    return values[~np.isnan(values) if np.isnan(missing) else values != missing]
+    return values if missing is None else values[~_marked(values, missing)]
 
 
 def has_missing(source: Source, missing: float | None) -> bool:
@@ -277,14 +280,14 @@ def _worst_sum(source: Source, first: int, stop: int, missing: float | None) -> 
             matrix = csr_array((values, source.indices, source.indptr), shape=(source.n_rows, source.columns))
             return np.asarray(matrix[:, first:stop].sum(axis=1))
 
-        gone = np.isnan(source.data) if missing is not None else np.zeros(len(source.data), dtype=bool)
+        gone = np.zeros(len(source.data), dtype=bool) if missing is None else _marked(source.data, missing)
         away, partial = sums(np.where(gone, 0.0, source.data)) - 1, sums(gone.astype(np.float64)) > 0
     else:
         values = source.data[:, first:stop]
         if missing is None:
             return float(np.abs(values.sum(axis=1, dtype=np.float64) - 1).max())
-        gone = np.isnan(values) if np.isnan(missing) else values == missing
-        away, partial = np.where(gone, 0, values).sum(axis=1, dtype=np.float64) - 1, gone.any(axis=1)
+        gone = _marked(values, missing)
+        away, partial = np.where(gone, 0, values).sum(axis=1, dtype=np.float64) - 1, gone.sum(axis=1) > 0
     return float(np.where(partial, np.maximum(away, 0.0), np.abs(away)).max())
 
 

@@ -205,3 +205,6 @@ def test_values_just_out_of_range_are_told():
 def test_rows_that_do_not_sum_to_one():
     with pytest.raises(ValueError, match="must sum to 1"):
         fastae.Autoencoder(2, max_iter=1, loss="categorical_cross_entropy").fit(X)
+    marked = np.array([[1.0, -1.0, 0.0], [0.0, 0.5, 0.5]])  # what is missing counts in no sum
+    for rows in (marked, sparse.csr_array(marked)):
+        fastae.Autoencoder(2, max_iter=1, loss="categorical_cross_entropy", missing=-1).fit(rows)
