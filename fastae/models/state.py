@@ -92,8 +92,8 @@ class Stored(DenseModel):
         """A file holds parameters and arrays: they must be of one model."""
         now, then = self._network(self.n_features_in_), self.network_
         missing = (now.missing, then.missing)
-        same = (now.layers, now.loss, now.input_transform, now.n_directions) == (
-            then.layers, then.loss, then.input_transform, then.n_directions
+        same = (now.layers, now.loss, now.reduction, now.input_transform, now.n_directions) == (
+            then.layers, then.loss, then.reduction, then.input_transform, then.n_directions
         )  # fmt: skip
         if not same or (now.missing is not None and repr(missing[0]) != repr(missing[1])):
             raise ValueError(
