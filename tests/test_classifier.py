@@ -236,7 +236,7 @@ def test_partial_fit_and_warm_start():
     model = classifier(pretraining=PRETRAINING)
     for start in range(0, len(X), 50):
         model.partial_fit(X[start : start + 50], Y[start : start + 50], classes=["cow", "bee", "ape"])
-    assert model.n_iter_ == 5 and getattr(model, "pretraining_losses_", None) is None
+    assert model.n_iter_ == 5 and model.pretraining_losses_ is None
     assert "_announced" not in vars(model)
     for _ in range(10):
         model.partial_fit(X, Y)

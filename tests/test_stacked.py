@@ -126,7 +126,7 @@ def test_warm_starts_and_partial_fits_do_not_pretrain():
     partial = stacked().partial_fit(X)
     plain = fastae.Autoencoder(4, hidden_layer_sizes=(11, 7), activation="sigmoid", random_state=SEED, batch_size=32)
     assert bits(partial) == bits(plain.partial_fit(X))
-    assert getattr(partial, "pretraining_losses_", None) is None
+    assert partial.pretraining_losses_ is None
 
 
 def test_held_out_rows_take_no_part():
