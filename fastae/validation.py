@@ -67,12 +67,12 @@ def _frame_array(X: Any) -> np.ndarray | None:
     return values if values.ndim == 2 and values.dtype.name in READABLE else None
 
 
-def refuse_masked(name: str, X: Any) -> None:
+def refuse_masked(name: str, X: Any, remedy: str = "with NaN for a model that has missing=np.nan") -> None:
     """Raises for a masked array that has masked entries: NumPy and scikit-learn read what lies below the mask."""
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
         raise TypeError(
-            f"{name} is a masked array, whose masked entries would count as data; fill them by {name}.filled(…), with "
-            "NaN for a model that has missing=np.nan"
+            f"{name} is a masked array, whose masked entries would count as data; fill them by {name}.filled(…), "
+            f"{remedy}"
         )
 
 
@@ -345,7 +345,11 @@ def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:
         return None
     if isinstance(sample_weight, Real):
         sample_weight = np.full(n_rows, sample_weight)
-    weight = np.asarray(sample_weight, dtype=np.float64)
+    refuse_masked("sample_weight", sample_weight, "with 0 for rows that do not count")
+    try:
+        weight = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError("sample_weight must be numbers, one weight per row") from None
     if weight.shape != (n_rows,):
         raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_rows,)}: one weight per row")
     if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():

@@ -194,6 +194,7 @@ def test_class_weight_multiplies_sample_weight():
 @pytest.mark.parametrize("class_weight, message", [
     ({"ape": -1.0, "bee": 1, "cow": 1}, "finite weights >= 0"), ({"ape": np.nan, "bee": 1, "cow": 1}, "finite"),
     ({"ape": 0, "bee": 0, "cow": 0}, "leaves every row"), ("balance", "class_weight"),
+    ({"ape": None, "bee": 1, "cow": 1}, "finite weights >= 0"), ({"ape": "a", "bee": 1, "cow": 1}, "finite"),
 ])  # fmt: skip
 def test_class_weights_that_are_refused(class_weight, message):
     with pytest.raises(ValueError, match=message):
@@ -261,6 +262,9 @@ def test_partial_fit_and_warm_start():
     (lambda m: m.fit(X, None), "requires y to be passed"),
     (lambda m: m.fit(X, RNG.normal(size=len(X))), "[Uu]nknown label type"),
     (lambda m: m.fit(X, np.where(NUMBERS == 0, np.nan, 1.0)), "NaN"),
+    (lambda m: m.fit(X, np.where(NUMBERS == 0, None, Y)), "y has missing labels"),
+    (lambda m: m.partial_fit(X, NUMBERS, classes=[0, 1, 2, np.nan]), "classes contains NaN"),
+    (lambda m: m.partial_fit(X, Y, classes=["ape", "bee", "cow", None]), "classes has missing labels"),
     (lambda m: m.fit(X, np.eye(3)[NUMBERS]), "1d array"),
     (lambda m: m.set_params(hidden_layer_sizes=()).fit(X, Y), "LogisticRegression"),
     (lambda m: m.set_params(hidden_layer_sizes=(8, 4), skip_connections=True).fit(X, Y), "repeat a width"),

@@ -139,6 +139,9 @@ def test_masked_arrays():
                  fastae.AutoencoderDetector(max_iter=1).fit):  # fmt: skip
         with pytest.raises(TypeError, match="is a masked array, whose masked entries would count as data"):
             call(masked)
+    for fitted, y, weight in ((MODEL, None, masked[:, 0]), (fastae.AutoencoderClassifier(), masked[:, 0] > 0.5, None)):
+        with pytest.raises(TypeError, match=r"(y|sample_weight) is a masked array.* (rows out|do not count)"):
+            fitted.fit(X, y, sample_weight=weight)
     same(MODEL.transform(np.ma.masked_array(X)))  # nothing is masked
 
 
@@ -172,10 +175,10 @@ def test_bad_rows_are_refused(bad, message):
 @pytest.mark.parametrize(
     "weight, message",
     [(np.ones(3), "sample_weight.shape"), (np.full(40, -1.0), "non-negative"), (np.full(40, np.nan), "finite"),
-     (np.zeros(40), "not all zero")],
+     (np.zeros(40), "not all zero"), (["a"] * 40, "must be numbers, one weight per row")],
 )  # fmt: skip
 def test_bad_weights(weight, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         fastae.Autoencoder(2, max_iter=1).fit(X, sample_weight=weight)
 
 
