@@ -191,6 +191,14 @@ def test_class_weight_multiplies_sample_weight():
     np.testing.assert_allclose(balanced.weights_[0][0], by_hand.weights_[0][0], rtol=1e-10)
 
 
+def test_class_weights_in_parts_of_one_class():
+    names = ["ape", "bee", "cow"]
+    plain, weighed = ([
+        classifier(class_weight=weights, batch_size=256).partial_fit(X[Y == name], Y[Y == name], classes=names).loss_
+        for name in names] for weights in (None, {"ape": 1, "bee": 2, "cow": 6}))  # fmt: skip
+    np.testing.assert_allclose(np.divide(weighed, plain), [1 / 3, 2 / 3, 2], rtol=1e-12)
+
+
 @pytest.mark.parametrize("class_weight, message", [
     ({"ape": -1.0, "bee": 1, "cow": 1}, "finite weights >= 0"), ({"ape": np.nan, "bee": 1, "cow": 1}, "finite"),
     ({"ape": 0, "bee": 0, "cow": 0}, "leaves every row"), ("balance", "class_weight"),

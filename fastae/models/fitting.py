@@ -122,8 +122,8 @@ class FittedByBatches(TakesRows):
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
-        the call). ``sample_weight`` is of the loss alone, as in ``fit``. Not there (AttributeError) with a full-batch
-        solver.
+        the call). ``sample_weight`` is of the loss alone, and only ratios within the call matter. Not there
+        (AttributeError) with a full-batch solver.
         A schedule that is planned over ``max_iter`` epochs (`Cosine`, `LinearWarmup`, `OneCycle`) ends after as many
         calls, epochs of the last ``fit`` counted; a `fastae.ModelWarning` says once that the rate is then too
         small for weights to change. What looks back on epochs is of ``fit`` and has no effect here:

@@ -78,9 +78,13 @@ def codes_of(targets: Source) -> np.ndarray:
 
 
 def weigh_classes(
-    class_weight: Any, classes: np.ndarray, codes: np.ndarray, weight: np.ndarray | None
+    class_weight: Any, classes: np.ndarray, codes: np.ndarray, weight: np.ndarray | None, *, whole: bool = True
 ) -> np.ndarray | None:
-    """Row weights times class weights, of mean 1; "balanced" makes all classes weigh the same in total."""
+    """Row weights times class weights, of mean 1; "balanced" makes all classes weigh the same in total.
+
+    whole : whether these are all rows. A part, that may be of one class, keeps the weights that its classes have among
+        all classes
+    """
     if class_weight is None:
         return weight
     if isinstance(class_weight, str) and class_weight == "balanced":
@@ -103,7 +107,7 @@ def weigh_classes(
     product = factors[codes] if weight is None else factors[codes] * weight
     if not product.any():
         raise ValueError(f"class_weight={class_weight!r} leaves every row of y with weight 0; give its classes some")
-    return product / product.mean()
+    return product / (product.mean() if whole else factors.mean())
 
 
 def stratified(order: np.ndarray, codes: np.ndarray, n_out: int) -> np.ndarray:
