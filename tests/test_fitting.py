@@ -261,6 +261,12 @@ def test_zero_weights_among_the_held_out_rows():
     assert np.isfinite(model.best_validation_score_)
 
 
+def test_no_weight_among_the_rows_to_train_on():
+    held_out = quick()._backend().permutation(0, 2**32 - 1, len(X))[0]
+    with pytest.raises(ValueError, match="held out every row whose sample_weight is not 0"):
+        quick(early_stopping=True).fit(X, sample_weight=np.arange(len(X)) == held_out)
+
+
 def test_codes_of_any_form_decode_alike():
     pandas = pytest.importorskip("pandas")
     model = quick().fit(X)

@@ -172,7 +172,13 @@ class FittedByBatches(TakesRows):
                 f"early_stopping needs rows to hold out and rows to train on; got n_samples={n_rows} with "
                 f"validation_fraction={self.validation_fraction}; give more rows or early_stopping=False"
             )
-        return np.sort(order[~chosen]), np.sort(order[chosen])
+        rows, weight = np.sort(order[~chosen]), sources[0].weight
+        if weight is not None and not weight[rows].any():
+            raise ValueError(
+                "early_stopping held out every row whose sample_weight is not 0; leave rows of weight 0 out of X, give "
+                "another random_state or early_stopping=False"
+            )
+        return rows, np.sort(order[chosen])
 
     def _held_out(self, order: np.ndarray, n_out: int, sources: tuple[Source, ...]) -> np.ndarray:
         """Which of the rows in ``order`` (random) to hold out, bool (N,): ``n_out`` of them."""
