@@ -120,6 +120,8 @@ def test_losses_take_their_own_output_or_identity(loss):
 @pytest.mark.parametrize("parameters, message", [
     ({"penalties": 3}, "penalties=3 must be one option or a sequence"),
     ({"constraints": 1.0}, "constraints=1.0 must be"),
+    ({"penalties": iter(["l1"])}, "penalties=<list_iterator.* must be one option or a sequence"),
+    ({"hidden_layer_sizes": iter([4])}, "hidden_layer_sizes=<list_iterator.* must be a sequence"),
     ({"hidden_layer_sizes": "64"}, "hidden_layer_sizes='64' must be integers"),
     ({"hidden_layer_sizes": 2.5}, "must be a sequence of integers"),
     ({"decoder_layer_sizes": (3, "x")}, r"decoder_layer_sizes\[1\]='x'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -137,6 +137,8 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name}={value!r} must be integers, such as (256, 64)")
     try:
+        if isinstance(value, Iterator):  # which the next call would find empty
+            raise TypeError
         items = (value,) if isinstance(value, Integral) else tuple(value)
     except TypeError:
         raise TypeError(f"{name}={value!r} must be a sequence of integers, such as (256, 64)") from None
@@ -150,7 +152,7 @@ def several(name: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, (str, options.Option)):
         return (values,)
     try:
-        if isinstance(values, Mapping):  # whose keys alone would count
+        if isinstance(values, (Mapping, Iterator)):  # its keys alone would count; the next call would find it empty
             raise TypeError
         return tuple(values)
     except TypeError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -318,7 +318,11 @@ class CosineLoss(RowLoss):
 
 @dataclass(frozen=True)
 class KLSparsity(Option):
-    """weight · Σ_j KL(rho ‖ batch mean of code unit j), Ng's sparse autoencoder; needs a code in [0, 1]."""
+    """weight · Σ_j KL(rho ‖ batch mean of code unit j), Ng's sparse autoencoder; needs a code in [0, 1].
+
+    Means are cut to [1e-7, 1 − 1e-7], where the derivative is 0. On a hidden layer with dropout they are of its outputs
+    after dropout, which may be above 1.
+    """
 
     rho: float = 0.05
     weight: float = 1.0
@@ -445,7 +449,7 @@ class OnLayers(Option):
     layers: Any = "all"
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, list):
+        if isinstance(self.layers, (list, Iterator)):
             object.__setattr__(self, "layers", tuple(self.layers))
 
 
