@@ -111,6 +111,8 @@ def test_partial_fits_go_on_in_a_schedule_that_watches_the_loss():
         parts = copy.deepcopy(parts).partial_fit(X)
     assert np.max(np.diff(whole.loss_curve_)) > 0  # it did come to a plateau
     assert bits(whole) == bits(parts)
+    kept, before = copy.deepcopy(parts).partial_fit(X), bits(parts)
+    assert bits(parts.set_params(learning_rate=fastae.ReduceOnPlateau(1e-30)).partial_fit(X)) == before != bits(kept)
 
 
 def test_partial_fits_on_batches_of_changing_size_match_fresh_memory():

@@ -23,7 +23,7 @@ class Optimizer:
     steps: int
     epochs: int
     first_epoch: int
-    learning_rate: float | None
+    learning_rate: tuple[float, float] | None  # as `training.State` has it
 
     def describe(self) -> dict:
         """All but the memory, as JSON."""
@@ -34,9 +34,10 @@ class Optimizer:
     def restored(cls, memory: np.ndarray, described: dict, dtype: np.dtype) -> Optimizer:
         if memory.dtype != np.uint8 or memory.ndim != 1:
             raise ValueError(f"optimizer has dtype {memory.dtype} and {memory.ndim} dimensions; wanted bytes")
-        rate = described["learning_rate"]
+        watched = described["learning_rate"]
+        rates = None if watched is None else (float(watched[0]), float(watched[1]))
         return cls(memory, str(described["rule"]), np.dtype(dtype), int(described["steps"]), int(described["epochs"]),
-                   int(described["first_epoch"]), None if rate is None else float(rate))  # fmt: skip
+                   int(described["first_epoch"]), rates)  # fmt: skip
 
 
 class Stored(DenseModel):
