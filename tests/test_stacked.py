@@ -178,6 +178,8 @@ REFUSED = [
     ({"pretraining": {"loss": "binary_cross_entropy"}}, "goes with an output of"),
     ({"activation": "hard_sigmoid", "pretraining": {"loss": "binary_cross_entropy"}}, "goes with an output of"),
     ({"pretraining": {"penalties": [fastae.KLSparsity()]}}, "KLSparsity needs"),
+    ({"constraints": fastae.OnLayers("non_negative", "decoder"), "pretraining": {"tied_weights": True}},
+     "acts on decoder layer 5 and not on encoder layer 0"),
 ]  # fmt: skip
 
 
