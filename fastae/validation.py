@@ -201,10 +201,16 @@ def _by_sklearn(estimator, X, reset: bool, precision: str, min_rows: int, allow_
     return Source(checked.data, checked.indptr, checked.indices, checked.shape[1]), dtype
 
 
-def apply_mask(source: Source, dtype: np.dtype, mask: Any, missing: float | None) -> Source:
-    """A copy of dense rows with ``missing`` (None: NaN) where ``mask`` is False. Raises for a mask that doesn't fit."""
+def apply_mask(source: Source, dtype: np.dtype, mask: Any, missing: float | None, names: Any = None) -> Source:
+    """A copy of dense rows with ``missing`` (None: NaN) where ``mask`` is False. Raises for a mask that doesn't fit.
+
+    names : of the rows' columns, if they have any
+    """
     if source.indptr is not None:
         raise TypeError("mask goes with dense rows; for sparse X use missing=0, or store NaN where it is unobserved")
+    columns = getattr(mask, "column_names", getattr(mask, "columns", None))
+    if names is not None and columns is not None and list(columns) != list(names):
+        raise ValueError(f"mask has columns {list(columns)}; wanted those of X, in its order: {list(names)}")
     observed = np.asarray(mask)
     if observed.dtype != bool or observed.shape != source.data.shape:
         raise ValueError(

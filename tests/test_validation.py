@@ -112,6 +112,14 @@ def test_pandas_keeps_names():
     assert list(model.set_output(transform="pandas").transform(frame).columns) == [f"autoencoder{i}" for i in range(3)]
 
 
+def test_a_mask_in_a_frame_has_the_columns_of_the_rows():
+    frame = pytest.importorskip("pandas").DataFrame(X, columns=list("abcdef"))
+    model = fastae.Autoencoder(2, max_iter=1, random_state=0).fit(frame, mask=frame > 0.1)
+    assert model.loss_ == fastae.Autoencoder(2, max_iter=1, random_state=0).fit(X, mask=X > np.float32(0.1)).loss_
+    with pytest.raises(ValueError, match="wanted those of X, in its order"):
+        model.fit(frame, mask=(frame > 0.1)[list("bacdef")])
+
+
 def test_polars_and_pyarrow():
     polars = pytest.importorskip("polars")
     frame = polars.DataFrame({name: X[:, i] for i, name in enumerate("abcdef")})
