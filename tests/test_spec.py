@@ -126,6 +126,8 @@ def test_losses_take_their_own_output_or_identity(loss):
     ({"hidden_layer_sizes": 2.5}, "must be a sequence of integers"),
     ({"decoder_layer_sizes": (3, "x")}, r"decoder_layer_sizes\[1\]='x'"),
     ({"dropout": "half"}, "dropout='half' must be a number"),
+    ({"dropout": 0.5}, "dropout=0.5 is for hidden layers, and there are none"),
+    ({"normalization": "batch"}, "normalization='batch' is for hidden layers"),
     ({"activation": fastae.Softmax()}, "activation=Softmax"),
     ({"constraints": [fastae.WeightRange(-2, -1), "non_negative"]}, "no weight of layer 0 satisfies them all"),
     ({"constraints": [fastae.MaxNorm(1), fastae.OnLayers(fastae.WeightRange(0.5, 1), -1)]}, "MaxNorm draws .* layer 1"),

@@ -307,13 +307,17 @@ def _per_layer(name: str, value: Any, n: int, one: Any) -> tuple[Any, ...]:
 
 def hidden_settings(n: int, activation: Any, dropout: Any, normalization: Any) -> tuple[tuple[Any, ...], ...]:
     """Activations, dropout rates and normalisations of n hidden layers."""
-    return (
+    settings = (
         _per_layer("activation", activation, n,
                    lambda a: options.choose("activation", a, options.LAYER_ACTIVATIONS)),
         _per_layer("dropout", dropout, n, lambda r: number("dropout", r, 0.0, 1.0, "left")),
         _per_layer("normalization", normalization, n,
                    lambda n: None if n is None else options.choose("normalization", n, options.NORMALIZATIONS)),
     )  # fmt: skip
+    for name, value in (("dropout", dropout), ("normalization", normalization)):
+        if n == 0 and value not in (0, None, (), []):
+            raise ValueError(f"{name}={value!r} is for hidden layers, and there are none; give hidden_layer_sizes")
+    return settings
 
 
 def _tied(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...]) -> tuple[Layer, ...]:
