@@ -263,6 +263,14 @@ def test_zero_weights_among_the_held_out_rows():
     assert np.isfinite(model.best_validation_score_)
 
 
+def test_weights_are_relative_to_those_of_the_rows_to_train_on():
+    order, weight = quick()._backend().permutation(0, 2**32 - 1, len(X)), np.arange(1.0, len(X) + 1)
+    weight[order[0]] = 1e6  # held out
+    model = quick(early_stopping=True, learning_rate=1e-12, max_iter=1).fit(X, sample_weight=weight)
+    train = order[len(X) // 10 :]
+    assert model.loss_ == pytest.approx(np.average(-model.score_samples(X[train]), weights=weight[train]), rel=1e-5)
+
+
 def test_no_weight_among_the_rows_to_train_on():
     held_out = quick()._backend().permutation(0, 2**32 - 1, len(X))[0]
     with pytest.raises(ValueError, match="held out every row whose sample_weight is not 0"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -86,6 +86,8 @@ class FittedByBatches(TakesRows):
             if network.n_targets is None and self._diagnosed:
                 diagnostics.warn_before_fit(network, sources[0])
             rows, held_out = (None, None) if given.blocks else self._split(sources, settings)
+            if rows is not None and (weight := sources[0].weight) is not None:  # of mean 1, whatever is held out
+                sources = (replace(sources[0], weight=weight / weight[rows].mean()), *sources[1:])
             n_rows = given.n_rows if rows is None else len(rows)
             # no name for the initial weights: in float64, they would take as much as Adam's moments all the while
             state = self._begin(backend, network, sources[0], dtype, n_rows,
