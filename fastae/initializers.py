@@ -20,7 +20,10 @@ class Initializer(Option):
     """Gives the weights of one layer."""
 
     def weights(self, rng: np.random.Generator, n_out: int, n_in: int) -> np.ndarray:
-        raise TypeError(f"{type(self).__name__} does not work layer by layer")  # pragma: no cover
+        raise TypeError(
+            f"{type(self).__name__} sets the first and the last layer together and cannot be one item of a list; give "
+            "it as the whole initializer"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Constant(Initializer):
     """Every weight is ``value``: all units of a layer stay equal for ever."""
 
     value: float = 0.0
+    _intervals = {"value": (-math.inf, math.inf, "neither")}
 
     def weights(self, rng, n_out, n_in):
         return np.full((n_out, n_in), float(self.value))
@@ -162,7 +166,8 @@ class Orthogonal(Initializer):
 class PCAInit(Initializer):
     """First encoder and last decoder layer from the leading principal components; the others by Xavier.
 
-    With one layer each way and identity activations training starts at the PCA solution.
+    With one layer each way, weights that are not tied and identity activations training starts at the PCA solution.
+    Code units beyond the components that the rows have then begin with decoder weights of 0.
     """
 
 
@@ -281,5 +286,7 @@ def _pca(network: Network, chosen, seed: int, sample: np.ndarray | None) -> list
     pairs[0][1][:k] = -v[:k] @ mean
     if len(last) == len(mean):  # else the outputs are parameters of a distribution
         last[:, :k] = v[:k].T
+        if len(pairs) == 2 and network.layers[1].tied is None:  # Xavier's would add to what the components restore
+            last[:, k:] = 0.0
         pairs[-1][1][:] = mean
     return pairs

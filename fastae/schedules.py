@@ -122,7 +122,10 @@ class OneCycle(Schedule):
 
 @dataclass(frozen=True)
 class ReduceOnPlateau(Schedule):
-    """Times ``factor`` when the loss has not improved for more than ``patience`` epochs, not below ``floor``."""
+    """Times ``factor`` when the loss has not improved for more than ``patience`` epochs, not below ``floor``.
+
+    A learning_rate below ``floor`` stays as it is.
+    """
 
     learning_rate: float = 1e-3
     factor: float = 0.5
@@ -130,6 +133,7 @@ class ReduceOnPlateau(Schedule):
     floor: float = 1e-6
     _intervals = {"learning_rate": _POSITIVE, "factor": (0.0, 1.0, "neither"), "patience": (0, math.inf, "left"),
                   "floor": _NON_NEGATIVE}  # fmt: skip
+    _integers = ("patience",)
 
     def rates(self, epochs, total):
         return np.full(len(epochs), float(self.learning_rate))
@@ -138,7 +142,7 @@ class ReduceOnPlateau(Schedule):
         """The next epoch's rate, from all epochs' losses and the last epoch's rate."""
         since = len(losses) - 1 - int(np.argmin(losses)) if losses else 0
         if since > 0 and since % (self.patience + 1) == 0:
-            return max(self.floor, learning_rate * self.factor)
+            return min(learning_rate, max(self.floor, learning_rate * self.factor))
         return learning_rate
 
 

@@ -36,7 +36,7 @@ class State:
     steps: int = 0
     epochs: int = 0
     first_epoch: int = 0  # where the learning-rate schedule began
-    learning_rate: float | None = None  # of a schedule that watches the loss
+    learning_rate: tuple[float, float] | None = None  # a schedule's that watches the loss: its own, and the present one
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def step_scalars(settings: Settings, state: State, n_steps: int, fractions: np.n
     fractions = np.arange(n_steps) / n_steps if fractions is None else fractions
     epochs = state.epochs - state.first_epoch + fractions
     rates = settings.schedule.rates(epochs, settings.max_iter)
-    if isinstance(settings.schedule, ReduceOnPlateau) and state.learning_rate is not None:
-        rates = np.full(n_steps, state.learning_rate)
+    if isinstance(settings.schedule, ReduceOnPlateau):
+        rates = np.full(n_steps, _watched_rate(settings.schedule, state))
     row = settings.rule._row
     names = {parameter.name: getattr(settings.rule, parameter.name) for parameter in row.parameters}
     table = np.empty((n_steps, 1 + len(row.step)))
@@ -304,9 +304,16 @@ def next_rate(settings: Settings, state: State, history: History) -> float:
         return np.nan
     if not isinstance(settings.schedule, ReduceOnPlateau):
         return float(settings.schedule.rates(np.array([state.epochs - state.first_epoch - 1.0]), settings.max_iter)[0])
-    rate = settings.schedule.learning_rate if state.learning_rate is None else state.learning_rate
-    state.learning_rate = settings.schedule.reduced(history.validation_losses or history.losses, rate)
+    rate = _watched_rate(settings.schedule, state)
+    following = settings.schedule.reduced(history.validation_losses or history.losses, rate)
+    state.learning_rate = settings.schedule.learning_rate, following
     return rate
+
+
+def _watched_rate(schedule: ReduceOnPlateau, state: State) -> float:
+    """The present rate of a schedule that watches the loss: its own at first, and when the user has changed that."""
+    own, present = state.learning_rate or (None, 0.0)
+    return present if own == schedule.learning_rate else schedule.learning_rate
 
 
 def warn_at_end(settings: Settings, state: State) -> None:

@@ -67,12 +67,12 @@ def _frame_array(X: Any) -> np.ndarray | None:
     return values if values.ndim == 2 and values.dtype.name in READABLE else None
 
 
-def refuse_masked(name: str, X: Any) -> None:
+def refuse_masked(name: str, X: Any, remedy: str = "with NaN for a model that has missing=np.nan") -> None:
     """Raises for a masked array that has masked entries: NumPy and scikit-learn read what lies below the mask."""
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
         raise TypeError(
-            f"{name} is a masked array, whose masked entries would count as data; fill them by {name}.filled(…), with "
-            "NaN for a model that has missing=np.nan"
+            f"{name} is a masked array, whose masked entries would count as data; fill them by {name}.filled(…), "
+            f"{remedy}"
         )
 
 
@@ -195,13 +195,22 @@ def _by_sklearn(estimator, X, reset: bool, precision: str, min_rows: int, allow_
         dtype = computing_dtype(np.dtype(np.float32), precision)
     if hasattr(checked, "check_format"):
         checked.check_format(full_check=True)
+    if not checked.has_canonical_format:  # entries given twice add up; checks and scaling look at one after the other
+        checked = checked.copy()
+        checked.sum_duplicates()
     return Source(checked.data, checked.indptr, checked.indices, checked.shape[1]), dtype
 
 
-def apply_mask(source: Source, dtype: np.dtype, mask: Any, missing: float | None) -> Source:
-    """A copy of dense rows with ``missing`` (None: NaN) where ``mask`` is False. Raises for a mask that doesn't fit."""
+def apply_mask(source: Source, dtype: np.dtype, mask: Any, missing: float | None, names: Any = None) -> Source:
+    """A copy of dense rows with ``missing`` (None: NaN) where ``mask`` is False. Raises for a mask that doesn't fit.
+
+    names : of the rows' columns, if they have any
+    """
     if source.indptr is not None:
         raise TypeError("mask goes with dense rows; for sparse X use missing=0, or store NaN where it is unobserved")
+    columns = getattr(mask, "column_names", getattr(mask, "columns", None))
+    if names is not None and columns is not None and list(columns) != list(names):
+        raise ValueError(f"mask has columns {list(columns)}; wanted those of X, in its order: {list(names)}")
     observed = np.asarray(mask)
     if observed.dtype != bool or observed.shape != source.data.shape:
         raise ValueError(
@@ -215,10 +224,13 @@ def apply_mask(source: Source, dtype: np.dtype, mask: Any, missing: float | None
     return Source(data, columns=source.columns, weight=source.weight)
 
 
+def _marked(values: np.ndarray, missing: float) -> np.ndarray:
+    """Where values are the mark of what is missing."""
+    return np.isnan(values) if np.isnan(missing) else values == missing
+
+
 def _observed(values: np.ndarray, missing: float | None) -> np.ndarray:
-    if missing is None:
-        return values
-    return values[~np.isnan(values) if np.isnan(missing) else values != missing]
+    return values if missing is None else values[~_marked(values, missing)]
 
 
 def has_missing(source: Source, missing: float | None) -> bool:
@@ -274,14 +286,14 @@ def _worst_sum(source: Source, first: int, stop: int, missing: float | None) -> 
             matrix = csr_array((values, source.indices, source.indptr), shape=(source.n_rows, source.columns))
             return np.asarray(matrix[:, first:stop].sum(axis=1))
 
-        gone = np.isnan(source.data) if missing is not None else np.zeros(len(source.data), dtype=bool)
+        gone = np.zeros(len(source.data), dtype=bool) if missing is None else _marked(source.data, missing)
         away, partial = sums(np.where(gone, 0.0, source.data)) - 1, sums(gone.astype(np.float64)) > 0
     else:
         values = source.data[:, first:stop]
         if missing is None:
             return float(np.abs(values.sum(axis=1, dtype=np.float64) - 1).max())
-        gone = np.isnan(values) if np.isnan(missing) else values == missing
-        away, partial = np.where(gone, 0, values).sum(axis=1, dtype=np.float64) - 1, gone.any(axis=1)
+        gone = _marked(values, missing)
+        away, partial = np.where(gone, 0, values).sum(axis=1, dtype=np.float64) - 1, gone.sum(axis=1) > 0
     return float(np.where(partial, np.maximum(away, 0.0), np.abs(away)).max())
 
 
@@ -339,7 +351,11 @@ def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:
         return None
     if isinstance(sample_weight, Real):
         sample_weight = np.full(n_rows, sample_weight)
-    weight = np.asarray(sample_weight, dtype=np.float64)
+    refuse_masked("sample_weight", sample_weight, "with 0 for rows that do not count")
+    try:
+        weight = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError("sample_weight must be numbers, one weight per row") from None
     if weight.shape != (n_rows,):
         raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_rows,)}: one weight per row")
     if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():

@@ -27,6 +27,8 @@ def test_a_linear_autoencoder_reaches_pca():
     pca = PCA(3).fit(data)
     best = np.mean((data - pca.inverse_transform(pca.transform(data))) ** 2)
     assert best * (1 - 1e-4) <= -model.score(data) <= best * 1.01
+    few = quick(n_components=6, activation="identity", initializer="pca", max_iter=1, learning_rate=1e-9).fit(data[:3])
+    np.testing.assert_allclose(few.reconstruct(data[:3]), data[:3], atol=1e-5)  # units without a component add nothing
 
 
 def test_the_loss_falls_and_denoising_keeps_the_clean_target():

@@ -191,9 +191,18 @@ def test_class_weight_multiplies_sample_weight():
     np.testing.assert_allclose(balanced.weights_[0][0], by_hand.weights_[0][0], rtol=1e-10)
 
 
+def test_class_weights_in_parts_of_one_class():
+    names = ["ape", "bee", "cow"]
+    plain, weighed = ([
+        classifier(class_weight=weights, batch_size=256).partial_fit(X[Y == name], Y[Y == name], classes=names).loss_
+        for name in names] for weights in (None, {"ape": 1, "bee": 2, "cow": 6}))  # fmt: skip
+    np.testing.assert_allclose(np.divide(weighed, plain), [1 / 3, 2 / 3, 2], rtol=1e-12)
+
+
 @pytest.mark.parametrize("class_weight, message", [
     ({"ape": -1.0, "bee": 1, "cow": 1}, "finite weights >= 0"), ({"ape": np.nan, "bee": 1, "cow": 1}, "finite"),
     ({"ape": 0, "bee": 0, "cow": 0}, "leaves every row"), ("balance", "class_weight"),
+    ({"ape": None, "bee": 1, "cow": 1}, "finite weights >= 0"), ({"ape": "a", "bee": 1, "cow": 1}, "finite"),
 ])  # fmt: skip
 def test_class_weights_that_are_refused(class_weight, message):
     with pytest.raises(ValueError, match=message):
@@ -236,7 +245,7 @@ def test_partial_fit_and_warm_start():
     model = classifier(pretraining=PRETRAINING)
     for start in range(0, len(X), 50):
         model.partial_fit(X[start : start + 50], Y[start : start + 50], classes=["cow", "bee", "ape"])
-    assert model.n_iter_ == 5 and getattr(model, "pretraining_losses_", None) is None
+    assert model.n_iter_ == 5 and model.pretraining_losses_ is None
     assert "_announced" not in vars(model)
     for _ in range(10):
         model.partial_fit(X, Y)
@@ -261,6 +270,9 @@ def test_partial_fit_and_warm_start():
     (lambda m: m.fit(X, None), "requires y to be passed"),
     (lambda m: m.fit(X, RNG.normal(size=len(X))), "[Uu]nknown label type"),
     (lambda m: m.fit(X, np.where(NUMBERS == 0, np.nan, 1.0)), "NaN"),
+    (lambda m: m.fit(X, np.where(NUMBERS == 0, None, Y)), "y has missing labels"),
+    (lambda m: m.partial_fit(X, NUMBERS, classes=[0, 1, 2, np.nan]), "classes contains NaN"),
+    (lambda m: m.partial_fit(X, Y, classes=["ape", "bee", "cow", None]), "classes has missing labels"),
     (lambda m: m.fit(X, np.eye(3)[NUMBERS]), "1d array"),
     (lambda m: m.set_params(hidden_layer_sizes=()).fit(X, Y), "LogisticRegression"),
     (lambda m: m.set_params(hidden_layer_sizes=(8, 4), skip_connections=True).fit(X, Y), "repeat a width"),

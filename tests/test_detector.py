@@ -57,6 +57,9 @@ def test_contamination_is_the_fraction_of_training_rows(contamination):
     X, _ = factors(n=301)
     fitted = detector(contamination=contamination, max_iter=2).fit(X)
     assert abs(fitted.labels_.mean() - contamination) <= 1 / len(X)
+    twins = detector(contamination=contamination, max_iter=2, scoring="plain").fit(np.repeat(X[:3], 50, axis=0))
+    highest = twins.decision_scores_ == twins.decision_scores_.max()
+    assert highest.sum() == 50 and twins.labels_[highest].all()  # not none of them, where the quantile is theirs
 
 
 @pytest.mark.parametrize("contamination", [0, -0.1, 0.51, 2, np.nan, "some", None])

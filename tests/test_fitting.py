@@ -111,6 +111,8 @@ def test_partial_fits_go_on_in_a_schedule_that_watches_the_loss():
         parts = copy.deepcopy(parts).partial_fit(X)
     assert np.max(np.diff(whole.loss_curve_)) > 0  # it did come to a plateau
     assert bits(whole) == bits(parts)
+    kept, before = copy.deepcopy(parts).partial_fit(X), bits(parts)
+    assert bits(parts.set_params(learning_rate=fastae.ReduceOnPlateau(1e-30)).partial_fit(X)) == before != bits(kept)
 
 
 def test_partial_fits_on_batches_of_changing_size_match_fresh_memory():
@@ -259,6 +261,20 @@ def test_zero_weights_among_the_held_out_rows():
     weight[3] = 1
     model = quick(early_stopping=True).fit(X[:40], sample_weight=weight)
     assert np.isfinite(model.best_validation_score_)
+
+
+def test_weights_are_relative_to_those_of_the_rows_to_train_on():
+    order, weight = quick()._backend().permutation(0, 2**32 - 1, len(X)), np.arange(1.0, len(X) + 1)
+    weight[order[0]] = 1e6  # held out
+    model = quick(early_stopping=True, learning_rate=1e-12, max_iter=1).fit(X, sample_weight=weight)
+    train = order[len(X) // 10 :]
+    assert model.loss_ == pytest.approx(np.average(-model.score_samples(X[train]), weights=weight[train]), rel=1e-5)
+
+
+def test_no_weight_among_the_rows_to_train_on():
+    held_out = quick()._backend().permutation(0, 2**32 - 1, len(X))[0]
+    with pytest.raises(ValueError, match="held out every row whose sample_weight is not 0"):
+        quick(early_stopping=True).fit(X, sample_weight=np.arange(len(X)) == held_out)
 
 
 def test_codes_of_any_form_decode_alike():

@@ -58,6 +58,8 @@ def test_how_training_ends(solver):
         np.abs(numpy_objective(theta, 1e-2)[1]).max() for theta in (flat(by_gradient.weights_), flat(START))
     )
     assert 1e-4 * first < slope <= 1e-2 * first
+    just = model(solver, tol=1e-2, penalties=[l2], max_iter=by_gradient.n_iter_).fit(X)  # no warning
+    assert just.loss_ == by_gradient.loss_
     by_loss = model(solver, tol=1e-3, n_iter_no_change=2).fit(X)
     a, b, c, d = by_loss.loss_curve_[-4:]
     assert b < (1 - 1e-3) * a and b - d < 2e-3 * b and c > (1 - 1e-3) * b

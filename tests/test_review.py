@@ -44,7 +44,7 @@ def test_constraints_on_weights_that_are_another_layers(option):
 
 
 @pytest.mark.parametrize("change", [{"output_activation": "sigmoid"}, {"hidden_layer_sizes": (9,)},
-                                    {"input_transform": "log1p"}])  # fmt: skip
+                                    {"input_transform": "log1p"}, {"reduction": "sum"}])  # fmt: skip
 def test_parameters_changed_after_fit_are_not_saved(change, tmp_path):
     fitted = model().fit(X).set_params(**change)
     with pytest.raises(ValueError, match="parameters were changed after fit"):

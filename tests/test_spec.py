@@ -57,6 +57,20 @@ def test_every_interval_is_checked(cls, name, value):
         cls(**{name: value})
 
 
+@pytest.mark.parametrize("cls, fields", [
+    (fastae.LBFGS, {"history": 3.0, "max_evaluations": np.int32(3)}), (fastae.Maxout, {"pieces": np.float32(3)}),
+    (fastae.SVDProjector, {"n_components": 3.0}), (fastae.ReduceOnPlateau, {"patience": 3.0}),
+    (fastae.TopK, {"k": 3.0}), (fastae.BatchTopK, {"k": 3.0, "k_start": 3.0}), (fastae.AuxK, {"k": 3.0}),
+    (fastae.MultiTopK, {"factor": 3.0}), (fastae.Resample, {"every": 3.0}),
+])  # fmt: skip
+def test_whole_numbers_of_any_type_are_kept_as_int(cls, fields):
+    assert repr(cls(**fields)) == repr(cls(**dict.fromkeys(fields, 3)))
+    for name in fields:
+        for value in (2.5, "3", *[None] * (getattr(cls, name) is not None)):
+            with pytest.raises(TypeError, match=f"{cls.__name__}.{name}={value!r} must be an integer"):
+                cls(**{name: value})
+
+
 @pytest.mark.parametrize("what", TABLES)
 def test_names_stand_for_options_and_unknown_ones_get_advice(what):
     table = TABLES[what]
@@ -106,11 +120,17 @@ def test_losses_take_their_own_output_or_identity(loss):
 @pytest.mark.parametrize("parameters, message", [
     ({"penalties": 3}, "penalties=3 must be one option or a sequence"),
     ({"constraints": 1.0}, "constraints=1.0 must be"),
+    ({"penalties": iter(["l1"])}, "penalties=<list_iterator.* must be one option or a sequence"),
+    ({"hidden_layer_sizes": iter([4])}, "hidden_layer_sizes=<list_iterator.* must be a sequence"),
     ({"hidden_layer_sizes": "64"}, "hidden_layer_sizes='64' must be integers"),
     ({"hidden_layer_sizes": 2.5}, "must be a sequence of integers"),
     ({"decoder_layer_sizes": (3, "x")}, r"decoder_layer_sizes\[1\]='x'"),
     ({"dropout": "half"}, "dropout='half' must be a number"),
+    ({"dropout": 0.5}, "dropout=0.5 is for hidden layers, and there are none"),
+    ({"normalization": "batch"}, "normalization='batch' is for hidden layers"),
     ({"activation": fastae.Softmax()}, "activation=Softmax"),
+    ({"constraints": [fastae.WeightRange(-2, -1), "non_negative"]}, "no weight of layer 0 satisfies them all"),
+    ({"constraints": [fastae.MaxNorm(1), fastae.OnLayers(fastae.WeightRange(0.5, 1), -1)]}, "MaxNorm draws .* layer 1"),
 ])  # fmt: skip
 def test_networks_refuse(parameters, message):
     with pytest.raises((ValueError, TypeError), match=message):
@@ -139,6 +159,7 @@ def test_reduce_on_plateau_waits_for_its_patience():
     assert schedule.reduced([3, 2, 2], 1.0) == 1.0
     assert schedule.reduced([3, 2, 2, 2], 1.0) == 0.5
     assert schedule.reduced([3, 2, 2, 2], 0.3) == 0.2
+    assert schedule.reduced([3, 2, 2, 2], 0.1) == 0.1
 
 
 NETWORK = dense_network(

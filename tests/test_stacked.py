@@ -126,7 +126,7 @@ def test_warm_starts_and_partial_fits_do_not_pretrain():
     partial = stacked().partial_fit(X)
     plain = fastae.Autoencoder(4, hidden_layer_sizes=(11, 7), activation="sigmoid", random_state=SEED, batch_size=32)
     assert bits(partial) == bits(plain.partial_fit(X))
-    assert getattr(partial, "pretraining_losses_", None) is None
+    assert partial.pretraining_losses_ is None
 
 
 def test_held_out_rows_take_no_part():
@@ -178,6 +178,8 @@ REFUSED = [
     ({"pretraining": {"loss": "binary_cross_entropy"}}, "goes with an output of"),
     ({"activation": "hard_sigmoid", "pretraining": {"loss": "binary_cross_entropy"}}, "goes with an output of"),
     ({"pretraining": {"penalties": [fastae.KLSparsity()]}}, "KLSparsity needs"),
+    ({"constraints": fastae.OnLayers("non_negative", "decoder"), "pretraining": {"tied_weights": True}},
+     "acts on decoder layer 5 and not on encoder layer 0"),
 ]  # fmt: skip
 
 

@@ -92,6 +92,15 @@ def test_sparse(make):
     assert fastae.Autoencoder(2, max_iter=1, loss="multinomial").fit(make(dense)).loss_ > 0
 
 
+def test_entries_given_twice_add_up():
+    twice = sparse.csr_array((np.array([3.0, -2.0, 0.5, 0.5]), np.array([1, 1, 2, 2]), np.array([0, 2, 4])), (2, 3))
+    for model in (fastae.Autoencoder(2, loss="multinomial"), fastae.AutoencoderDetector(scaling="maxabs")):
+        model.set_params(max_iter=2, random_state=0)
+        scores = [model.fit(rows).score_samples(rows) for rows in (twice, twice.toarray())]
+        np.testing.assert_array_equal(*scores)
+    assert twice.nnz == 4  # the caller's matrix stays as it is
+
+
 def test_pandas_keeps_names():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(X, columns=list("abcdef"))
@@ -101,6 +110,14 @@ def test_pandas_keeps_names():
     with pytest.raises(ValueError, match="feature names"):
         model.transform(frame[list("bacdef")])
     assert list(model.set_output(transform="pandas").transform(frame).columns) == [f"autoencoder{i}" for i in range(3)]
+
+
+def test_a_mask_in_a_frame_has_the_columns_of_the_rows():
+    frame = pytest.importorskip("pandas").DataFrame(X, columns=list("abcdef"))
+    model = fastae.Autoencoder(2, max_iter=1, random_state=0).fit(frame, mask=frame > 0.1)
+    assert model.loss_ == fastae.Autoencoder(2, max_iter=1, random_state=0).fit(X, mask=X > np.float32(0.1)).loss_
+    with pytest.raises(ValueError, match="wanted those of X, in its order"):
+        model.fit(frame, mask=(frame > 0.1)[list("bacdef")])
 
 
 def test_polars_and_pyarrow():
@@ -130,6 +147,9 @@ def test_masked_arrays():
                  fastae.AutoencoderDetector(max_iter=1).fit):  # fmt: skip
         with pytest.raises(TypeError, match="is a masked array, whose masked entries would count as data"):
             call(masked)
+    for fitted, y, weight in ((MODEL, None, masked[:, 0]), (fastae.AutoencoderClassifier(), masked[:, 0] > 0.5, None)):
+        with pytest.raises(TypeError, match=r"(y|sample_weight) is a masked array.* (rows out|do not count)"):
+            fitted.fit(X, y, sample_weight=weight)
     same(MODEL.transform(np.ma.masked_array(X)))  # nothing is masked
 
 
@@ -163,10 +183,10 @@ def test_bad_rows_are_refused(bad, message):
 @pytest.mark.parametrize(
     "weight, message",
     [(np.ones(3), "sample_weight.shape"), (np.full(40, -1.0), "non-negative"), (np.full(40, np.nan), "finite"),
-     (np.zeros(40), "not all zero")],
+     (np.zeros(40), "not all zero"), (["a"] * 40, "must be numbers, one weight per row")],
 )  # fmt: skip
 def test_bad_weights(weight, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         fastae.Autoencoder(2, max_iter=1).fit(X, sample_weight=weight)
 
 
@@ -196,3 +216,6 @@ def test_values_just_out_of_range_are_told():
 def test_rows_that_do_not_sum_to_one():
     with pytest.raises(ValueError, match="must sum to 1"):
         fastae.Autoencoder(2, max_iter=1, loss="categorical_cross_entropy").fit(X)
+    marked = np.array([[1.0, -1.0, 0.0], [0.0, 0.5, 0.5]])  # what is missing counts in no sum
+    for rows in (marked, sparse.csr_array(marked)):
+        fastae.Autoencoder(2, max_iter=1, loss="categorical_cross_entropy", missing=-1).fit(rows)

@@ -147,9 +147,12 @@ def fit(
             search.restore()
     if not history.losses:
         history.losses.append(search.accepted.loss)
+    slope = _largest_slope(search.accepted, bounds)
+    if history.stopped_by in ("max_iter", "max_evaluations") and slope <= target:  # by the last iteration allowed
+        history.stopped_by = "tol"
     if history.stopped_by == "max_iter" and result.status != 1:
         history.stopped_by = "tol" if result.status == 0 or search.exhausted else "line_search"
-    _warn(history, solver, settings, search, f"{_largest_slope(search.accepted, bounds):.3g} ({target:.3g} wanted)")
+    _warn(history, solver, settings, search, f"{slope:.3g} ({target:.3g} wanted)")
     return history
 
 

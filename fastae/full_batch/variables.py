@@ -50,8 +50,6 @@ class Variables:
         if not isinstance(solver, LBFGS) and (slope.any() or np.isfinite(lower).any() or np.isfinite(upper).any()):
             what = "L1 or elastic-net penalties" if slope.any() else "constraints"
             raise ValueError(f"solver={solver.name!r} cannot keep {what} on weights; use solver='lbfgs'")
-        if (lower > upper).any():
-            raise ValueError("constraints contradict each other: no weight satisfies them all; drop one")
         split = np.flatnonzero((slope > 0) & (lower < 0) & (upper > 0))
         return cls(slope, lower, upper, split)
 

@@ -83,15 +83,17 @@ class Autoencoder(Reconstruction, FittedByBatches):
         must be the same, for ``partial_fit`` too.
     random_state : int, RandomState, Generator or None
         None takes a new seed each time, from the system and not from NumPy's global generator; ``seed_`` holds it.
-    backend : "auto", "native", "numba" or "reference"
-    device : "auto" or "cpu"
-    precision : "auto", "float32", "float64" or "bfloat16"
+    backend : "auto", "native", "numba", "reference" or "cuda"
+    device : "auto", "cpu", "cuda" or "cuda:1"
+        "auto" is the CPU.
+    precision : "auto", "float32", "float64", "bfloat16" or "tf32"
         "auto" computes float64 input in float64 and everything else in float32. "bfloat16" computes in float32 but
         rounds the operands of the layers' products to bfloat16 (8 significant bits, nearest even), in training and in
         everything that a fitted model does; sums, weights, moments, biases, activations and losses stay float32. It is
         faster where the processor multiplies bfloat16 fast (AMX; AVX512_BF16 but Intel's); elsewhere it is correct and
         slower than float32. In this mode results differ between instruction sets by more than sums' rounding where a
-        sum lies near the edge between two bfloat16 numbers. Not with full-batch solvers (ValueError).
+        sum lies near the edge between two bfloat16 numbers. "tf32" is the same with a GPU's tf32 for bfloat16, and only
+        there. Neither goes with full-batch solvers (ValueError).
     n_jobs : int or None
         Threads; None takes FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
     callbacks : sequence of functions of `fastae.EpochInfo`

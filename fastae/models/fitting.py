@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -86,6 +86,8 @@ class FittedByBatches(TakesRows):
             if network.n_targets is None and self._diagnosed:
                 diagnostics.warn_before_fit(network, sources[0])
             rows, held_out = (None, None) if given.blocks else self._split(sources, settings)
+            if rows is not None and (weight := sources[0].weight) is not None:  # of mean 1, whatever is held out
+                sources = (replace(sources[0], weight=weight / weight[rows].mean()), *sources[1:])
             n_rows = given.n_rows if rows is None else len(rows)
             # no name for the initial weights: in float64, they would take as much as Adam's moments all the while
             state = self._begin(backend, network, sources[0], dtype, n_rows,
@@ -122,8 +124,8 @@ class FittedByBatches(TakesRows):
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
-        the call). ``sample_weight`` is of the loss alone, as in ``fit``. Not there (AttributeError) with a full-batch
-        solver.
+        the call). ``sample_weight`` is of the loss alone, and only ratios within the call matter. Not there
+        (AttributeError) with a full-batch solver.
         A schedule that is planned over ``max_iter`` epochs (`Cosine`, `LinearWarmup`, `OneCycle`) ends after as many
         calls, epochs of the last ``fit`` counted; a `fastae.ModelWarning` says once that the rate is then too
         small for weights to change. What looks back on epochs is of ``fit`` and has no effect here:
@@ -172,7 +174,13 @@ class FittedByBatches(TakesRows):
                 f"early_stopping needs rows to hold out and rows to train on; got n_samples={n_rows} with "
                 f"validation_fraction={self.validation_fraction}; give more rows or early_stopping=False"
             )
-        return np.sort(order[~chosen]), np.sort(order[chosen])
+        rows, weight = np.sort(order[~chosen]), sources[0].weight
+        if weight is not None and not weight[rows].any():
+            raise ValueError(
+                "early_stopping held out every row whose sample_weight is not 0; leave rows of weight 0 out of X, give "
+                "another random_state or early_stopping=False"
+            )
+        return rows, np.sort(order[chosen])
 
     def _held_out(self, order: np.ndarray, n_out: int, sources: tuple[Source, ...]) -> np.ndarray:
         """Which of the rows in ``order`` (random) to hold out, bool (N,): ``n_out`` of them."""

@@ -148,7 +148,7 @@ class TakesRows(Stored):
         targets, weight = self._targets(y, check_weight(sample_weight, source.n_rows), source.n_rows, reset)
         network = self._network(source.columns)
         if mask is not None:
-            source = apply_mask(source, dtype, mask, network.missing)
+            source = apply_mask(source, dtype, mask, network.missing, getattr(self, "feature_names_in_", None))
         if masked and network.missing is None:
             network = replace(network, missing=math.nan)
         if not reset:

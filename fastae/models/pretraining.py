@@ -27,15 +27,23 @@ class Pretrained(FittedByBatches):
     """Base of estimators with a parameter ``pretraining``; only a ``fit`` that is no warm start pretrains."""
 
     pretraining: Any
+    pretraining_losses_: list[list[float]] | None
 
     def _start(self, network: Network, source: Source, rows: np.ndarray | None) -> weights.Arrays:
         pairs, norms = super()._start(network, source, rows)
-        self.pretraining_losses_ = None
         option = pretraining_option(self.pretraining)
         if option is None:
             return pairs, norms
         pairs, norms, self.pretraining_losses_ = pretrained(self, network, option, pairs, norms, source, rows)
         return pairs, norms
+
+    def _random_start(self, network: Network, source: Source) -> weights.Arrays:
+        self.pretraining_losses_ = None
+        return super()._random_start(network, source)
+
+    def _restore(self, network: Network, pairs: weights.Weights, norms: weights.Norms) -> None:
+        super()._restore(network, pairs, norms)
+        self.pretraining_losses_ = None
 
     def _check_takes_blocks(self, begins: bool) -> None:
         super()._check_takes_blocks(begins)
@@ -48,7 +56,7 @@ class Pretrained(FittedByBatches):
 
     def _get_model_state(self) -> tuple[dict[str, np.ndarray], dict]:
         tensors, state = super()._get_model_state()
-        return tensors, state | {"pretraining_losses": getattr(self, "pretraining_losses_", None)}
+        return tensors, state | {"pretraining_losses": self.pretraining_losses_}
 
     def _set_model_state(self, tensors: dict[str, np.ndarray], state: dict) -> None:
         super()._set_model_state(tensors, state)

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from ..spec.heads import Heads
-from ..validation import check_rows
+from ..validation import check_rows, check_target
 from .base import DenseModel
 from .inspection import Inspection
 
@@ -56,7 +56,8 @@ class Reconstruction(Inspection, DenseModel):
     def head_losses(self, X: Any) -> np.ndarray:
         """Mean over rows of each head's loss without its weight, (heads,), float64; one number without `Heads`.
 
-        Divided by the head's (observed) columns or not as ``reduction`` says.
+        Divided by the head's (observed) columns or not as ``reduction`` says. ValueError for rows that the losses are
+        not for, as in ``fit``: negative counts, say.
         """
         return self._row_values("heads", X).mean(axis=0)
 
@@ -74,6 +75,8 @@ class Reconstruction(Inspection, DenseModel):
     def _row_values(self, what: str, X: Any) -> np.ndarray:
         network = self._fitted_network()
         source, dtype = self._rows(X)
+        if what == "heads":
+            check_target(source, network)
         values = np.empty((source.n_rows, len(network.blocks) if what == "heads" else 1))
         self._compile(what, dtype).run(source, values, self._threads())
         return values

@@ -23,7 +23,7 @@ class Optimizer:
     steps: int
     epochs: int
     first_epoch: int
-    learning_rate: float | None
+    learning_rate: tuple[float, float] | None  # as `training.State` has it
 
     def describe(self) -> dict:
         """All but the memory, as JSON."""
@@ -34,9 +34,10 @@ class Optimizer:
     def restored(cls, memory: np.ndarray, described: dict, dtype: np.dtype) -> Optimizer:
         if memory.dtype != np.uint8 or memory.ndim != 1:
             raise ValueError(f"optimizer has dtype {memory.dtype} and {memory.ndim} dimensions; wanted bytes")
-        rate = described["learning_rate"]
+        watched = described["learning_rate"]
+        rates = None if watched is None else (float(watched[0]), float(watched[1]))
         return cls(memory, str(described["rule"]), np.dtype(dtype), int(described["steps"]), int(described["epochs"]),
-                   int(described["first_epoch"]), None if rate is None else float(rate))  # fmt: skip
+                   int(described["first_epoch"]), rates)  # fmt: skip
 
 
 class Stored(DenseModel):
@@ -92,8 +93,8 @@ class Stored(DenseModel):
         """A file holds parameters and arrays: they must be of one model."""
         now, then = self._network(self.n_features_in_), self.network_
         missing = (now.missing, then.missing)
-        same = (now.layers, now.loss, now.input_transform, now.n_directions) == (
-            then.layers, then.loss, then.input_transform, then.n_directions
+        same = (now.layers, now.loss, now.reduction, now.input_transform, now.n_directions) == (
+            then.layers, then.loss, then.reduction, then.input_transform, then.n_directions
         )  # fmt: skip
         if not same or (now.missing is not None and repr(missing[0]) != repr(missing[1])):
             raise ValueError(

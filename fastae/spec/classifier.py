@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from . import options
-from .network import Layer, Network, check_penalties, hidden_settings, missing_mark, place, sizes, transform_of_input
+from .network import (
+    Layer,
+    Network,
+    check_constraints,
+    check_penalties,
+    hidden_settings,
+    missing_mark,
+    place,
+    sizes,
+    transform_of_input,
+)
 from .options import flag
 
 
@@ -51,6 +61,8 @@ def classifier_network(
     layers = (*encoder, Layer(widths[-1], n_classes, options.ACTIVATIONS["identity"]()))
     placed = place("penalties", penalties, options.ALL_PENALTIES, layers, n)
     check_penalties(placed, layers, n)
+    kept = place("constraints", constraints, options.CONSTRAINTS, layers, n)
+    check_constraints(kept, len(layers))
     return Network(
         encoder=encoder,
         decoder=layers[n:],
@@ -58,7 +70,7 @@ def classifier_network(
         reduction="sum",
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=placed,
-        constraints=place("constraints", constraints, options.CONSTRAINTS, layers, n),
+        constraints=kept,
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
         n_targets=n_classes,
         missing=missing_mark(missing, None),

@@ -15,12 +15,11 @@ def _columns(value: Any) -> int | range:
     """A number of columns, or which ones."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         return number("columns", value, 1, 2**26, integer=True)
-    if isinstance(value, slice):
-        if value.stop is None or value.step not in (None, 1):
-            raise ValueError(f"columns={value!r} must have an end and step 1, such as slice(2, 5)")
-        value = range(value.start or 0, value.stop)
+    if isinstance(value, slice) and (value.stop is None or value.step not in (None, 1)):
+        raise ValueError(f"columns={value!r} must have an end and step 1, such as slice(2, 5)")
     try:
-        items = [int(item) for item in value]
+        span = range(value.start or 0, value.stop) if isinstance(value, slice) else value
+        items = [number("columns", item, -math.inf, math.inf, integer=True) for item in span]
     except (TypeError, ValueError):
         raise TypeError(f"columns={value!r} must be a number of columns, a slice, or a sequence of integers") from None
     if not items or items[0] < 0 or items != list(range(items[0], items[0] + len(items))):

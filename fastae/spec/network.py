@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -137,6 +137,8 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name}={value!r} must be integers, such as (256, 64)")
     try:
+        if isinstance(value, Iterator):  # which the next call would find empty
+            raise TypeError
         items = (value,) if isinstance(value, Integral) else tuple(value)
     except TypeError:
         raise TypeError(f"{name}={value!r} must be a sequence of integers, such as (256, 64)") from None
@@ -150,7 +152,7 @@ def several(name: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, (str, options.Option)):
         return (values,)
     try:
-        if isinstance(values, Mapping):  # whose keys alone would count
+        if isinstance(values, (Mapping, Iterator)):  # its keys alone would count; the next call would find it empty
             raise TypeError
         return tuple(values)
     except TypeError:
@@ -267,6 +269,26 @@ def check_penalties(penalties: tuple[Placed, ...], layers: tuple[Layer, ...], n_
             raise ValueError(f"{type(option).__name__} acts on the code or hidden layers, not on the output layer")
 
 
+def check_constraints(constraints: tuple[Placed, ...], n_layers: int) -> None:
+    """Raises where a layer's constraints cannot all hold, or one's projection would undo another's."""
+    for i in range(n_layers):
+        on = [placed.option for placed in constraints if i in placed.layers]
+        ranges = [option for option in on if isinstance(option, options.WeightRange)]
+        least = [0.0] if any(isinstance(option, options.NonNegative) for option in on) else []
+        low = max([*least, *(option.low for option in ranges)], default=-math.inf)
+        high = min((option.high for option in ranges), default=math.inf)
+        if low > high:
+            raise ValueError(
+                f"constraints contradict each other: no weight of layer {i} satisfies them all; drop one, or put them "
+                "on different layers by OnLayers"
+            )
+        if not low <= 0 <= high and any(isinstance(option, options.MaxNorm) for option in on):
+            raise ValueError(
+                f"constraints contradict each other: MaxNorm draws the weights of layer {i} towards 0, and the others "
+                f"keep them in [{low:g}, {high:g}]; drop one, or choose a range with 0 in it"
+            )
+
+
 def exact_contraction(layers: tuple[Layer, ...], n_encoder: int) -> bool:
     """Whether the encoder's Jacobian has the closed form a'(z) W."""
     first = layers[0]
@@ -285,13 +307,17 @@ def _per_layer(name: str, value: Any, n: int, one: Any) -> tuple[Any, ...]:
 
 def hidden_settings(n: int, activation: Any, dropout: Any, normalization: Any) -> tuple[tuple[Any, ...], ...]:
     """Activations, dropout rates and normalisations of n hidden layers."""
-    return (
+    settings = (
         _per_layer("activation", activation, n,
                    lambda a: options.choose("activation", a, options.LAYER_ACTIVATIONS)),
         _per_layer("dropout", dropout, n, lambda r: number("dropout", r, 0.0, 1.0, "left")),
         _per_layer("normalization", normalization, n,
                    lambda n: None if n is None else options.choose("normalization", n, options.NORMALIZATIONS)),
     )  # fmt: skip
+    for name, value in (("dropout", dropout), ("normalization", normalization)):
+        if n == 0 and value not in (0, None, (), []):
+            raise ValueError(f"{name}={value!r} is for hidden layers, and there are none; give hidden_layer_sizes")
+    return settings
 
 
 def _tied(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -369,6 +395,8 @@ def dense_network(
         )
     placed = place("penalties", penalties, options.ALL_PENALTIES, layers, len(encoder))
     check_penalties(placed, layers, len(encoder))
+    kept = place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder))
+    check_constraints(kept, len(layers))
     return Network(
         encoder=encoder,
         decoder=decoder,
@@ -376,7 +404,7 @@ def dense_network(
         reduction=reduction,
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=placed,
-        constraints=place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder)),
+        constraints=kept,
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
         missing=missing_mark(missing, loss),
         input_transform=transform_of_input(input_transform),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -57,11 +57,11 @@ def flag(name: str, value: Any) -> bool:
 class Option:
     """Base of all options: checks each field against the interval that the class declares for it.
 
-    None is allowed where it is the default.
+    None is allowed where it is the default. Whole numbers are kept as int, whatever type they came in.
     """
 
     _intervals: dict[str, tuple[float, float, str]] = {}
-    _integers = False  # whether those fields are whole numbers
+    _integers: tuple[str, ...] = ()  # those of these fields that are whole numbers
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -69,7 +69,10 @@ class Option:
             if isinstance(field.default, bool):
                 flag(name, value)
             elif field.name in self._intervals and not (value is None and field.default is None):
-                number(name, value, *self._intervals[field.name], self._integers)
+                whole = field.name in self._integers
+                checked = number(name, value, *self._intervals[field.name], whole)
+                if whole:
+                    object.__setattr__(self, field.name, checked)
 
     def stored(self) -> dict[str, Any]:
         """Fields as a model file keeps them."""
@@ -147,6 +150,7 @@ def values(option: Any) -> tuple[float, ...]:
     return tuple(float(getattr(option, parameter.name)) for parameter in option._row.parameters)
 
 
+COUNT = (1, 2**31 - 1, "both")
 _ANY = (-math.inf, math.inf, "neither")
 _CLIPS = {"clip_value": (0.0, math.inf, "neither"), "clip_norm": (0.0, math.inf, "neither")}
 
@@ -209,7 +213,6 @@ class FullBatchOption(Option):
     """
 
     _row = catalog.UpdateRule("none", "None", body=(), step=())
-    _integers = True
     name: str
     max_evaluations: int | None
 
@@ -225,7 +228,8 @@ class LBFGS(FullBatchOption):
     history: int = 10
     max_evaluations: int | None = None
     name = "lbfgs"
-    _intervals = {"history": (1, 2**31 - 1, "both"), "max_evaluations": (1, 2**31 - 1, "both")}
+    _intervals = {"history": COUNT, "max_evaluations": COUNT}
+    _integers = ("history", "max_evaluations")
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,8 @@ class ConjugateGradient(FullBatchOption):
 
     max_evaluations: int | None = None
     name = "cg"
-    _intervals = {"max_evaluations": (1, 2**31 - 1, "both")}
+    _intervals = {"max_evaluations": COUNT}
+    _integers = ("max_evaluations",)
 
 
 @dataclass(frozen=True)
@@ -259,9 +264,8 @@ class Maxout(Option):
     pieces: int = 2
     name = "maxout"
     _row = None
-
-    def __post_init__(self) -> None:
-        number("Maxout.pieces", self.pieces, 2, 1024, integer=True)
+    _intervals = {"pieces": (2, 1024, "both")}
+    _integers = ("pieces",)
 
 
 @dataclass(frozen=True)
@@ -314,7 +318,11 @@ class CosineLoss(RowLoss):
 
 @dataclass(frozen=True)
 class KLSparsity(Option):
-    """weight · Σ_j KL(rho ‖ batch mean of code unit j), Ng's sparse autoencoder; needs a code in [0, 1]."""
+    """weight · Σ_j KL(rho ‖ batch mean of code unit j), Ng's sparse autoencoder; needs a code in [0, 1].
+
+    Means are cut to [1e-7, 1 − 1e-7], where the derivative is 0. On a hidden layer with dropout they are of its outputs
+    after dropout, which may be above 1.
+    """
 
     rho: float = 0.05
     weight: float = 1.0
@@ -407,12 +415,8 @@ class SVDProjector(Option):
 
     strength: float = 1e-2
     n_components: int | None = None
-    _intervals = {"strength": (0.0, math.inf, "left")}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_components is not None:
-            number("SVDProjector.n_components", self.n_components, 1, 2**31, integer=True)
+    _intervals = {"strength": (0.0, math.inf, "left"), "n_components": COUNT}
+    _integers = ("n_components",)
 
 
 @dataclass(frozen=True)
@@ -445,7 +449,7 @@ class OnLayers(Option):
     layers: Any = "all"
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, list):
+        if isinstance(self.layers, (list, Iterator)):
             object.__setattr__(self, "layers", tuple(self.layers))
 
 

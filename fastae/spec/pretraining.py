@@ -121,6 +121,8 @@ def _stage(network: Network, option: DenoisingPretraining, i: int, unit_input: b
             f"layer {i} is a maxout layer, whose weights have no transpose; use tied_weights=False in pretraining and "
             "network"
         )
+    if tied and j is not None and network.layers[j].tied is None:
+        _check_kept(network.constraints, i, j)
     unit = unit_input if i == 0 else _in_unit_range(network.encoder[i - 1])
     crossed = unit and (decoder.activation.name == "sigmoid" if j is not None else _in_unit_range(encoder))
     loss = network.loss if own else _loss(option, decoder.activation, crossed, free=j is None)
@@ -157,6 +159,16 @@ def _check_mirror(network: Network, i: int, j: int) -> None:
             f"pretraining sets plain decoder layers, and decoder layer {j} has a {what}; give the decoder none (a "
             "sequence with one item per hidden layer, encoder's first), or use pretraining=None"
         )
+
+
+def _check_kept(constraints: tuple[Placed, ...], i: int, j: int) -> None:
+    """Raises for a constraint on decoder layer j alone, whose weights are those of encoder layer i in pretraining."""
+    for placed in constraints:
+        if j in placed.layers and i not in placed.layers:
+            raise ValueError(
+                f"{placed.option!r} acts on decoder layer {j} and not on encoder layer {i}, whose weights it has in "
+                "pretraining, transposed; put it on both, or use tied_weights=False in pretraining"
+            )
 
 
 def _in_unit_range(layer: Layer) -> bool:

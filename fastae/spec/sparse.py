@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import options
-from .options import Option, number, unknown
+from .options import COUNT, Option, number, unknown
 
 _POSITIVE = (0.0, math.inf, "neither")
 _NON_NEGATIVE = (0.0, math.inf, "left")
@@ -17,12 +17,6 @@ LOSSES = ("squared_error", "normalized", "cosine")
 AUX_NORMS = ("residual", "target", "none")
 JUMP_PENALTIES = ("step", "tanh", "quadratic", "row_quadratic")
 JUMP_WINDOWS = ("both", "above")
-
-
-def _whole(option: Option, *names: str) -> None:
-    for name in names:
-        if (value := getattr(option, name)) is not None:
-            number(f"{type(option).__name__}.{name}", value, 1, 2**31 - 1, integer=True)
 
 
 @dataclass(frozen=True)
@@ -43,11 +37,11 @@ class AuxK(Option):
     norm: str = "residual"
     scaled: bool = False
     relu: bool = True
-    _intervals = {"strength": _POSITIVE}
+    _intervals = {"strength": _POSITIVE, "k": COUNT}
+    _integers = ("k",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _whole(self, "k")
         if self.norm not in AUX_NORMS:
             raise unknown("AuxK.norm", self.norm, AUX_NORMS)
 
@@ -58,11 +52,8 @@ class MultiTopK(Option):
 
     factor: int = 4
     weight: float = 1 / 8
-    _intervals = {"weight": _POSITIVE}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("MultiTopK.factor", self.factor, 2, 1024, integer=True)
+    _intervals = {"weight": _POSITIVE, "factor": (2, 1024, "both")}
+    _integers = ("factor",)
 
 
 @dataclass(frozen=True)
@@ -76,11 +67,8 @@ class Resample(Option):
     every: int = 1000
     until: float = 0.5
     scale: float = 0.2
-    _intervals = {"until": _FRACTION, "scale": _POSITIVE}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _whole(self, "every")
+    _intervals = {"until": _FRACTION, "scale": _POSITIVE, "every": COUNT}
+    _integers = ("every",)
 
 
 class Sparsity(Option):
@@ -99,11 +87,11 @@ class _KLargest(Sparsity):
     aux: AuxK | None
     k_start: int | None
     k_anneal: float
-    _intervals = {"k_anneal": _FRACTION}
+    _intervals = {"k_anneal": _FRACTION, "k": COUNT, "k_start": COUNT}
+    _integers = ("k", "k_start")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _whole(self, "k", "k_start")
         for name, kind in (("aux", AuxK), ("multi", MultiTopK)):
             if getattr(self, name, None) is not None and not isinstance(getattr(self, name), kind):
                 raise TypeError(
@@ -159,7 +147,7 @@ class BatchTopK(_KLargest):
     k_anneal: float = 0.1
     name = "batch_topk"
     ragged = True
-    _intervals = {"threshold_decay": (0.0, 1.0, "left"), "k_anneal": _FRACTION}
+    _intervals = _KLargest._intervals | {"threshold_decay": (0.0, 1.0, "left")}
 
 
 @dataclass(frozen=True)

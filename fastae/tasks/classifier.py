@@ -58,6 +58,7 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
         of ``pretraining`` in pretraining; constraints act in both.
     class_weight : None, "balanced" or dict from class to weight
         "balanced": all classes weigh the same in total (not for ``partial_fit``). Multiplied with ``sample_weight``.
+        Relative to their mean over the rows of ``fit``, or over the classes in ``partial_fit``, which sees some rows.
     initializer, solver, learning_rate, batch_size, max_iter, tol, n_iter_no_change, shuffle, warm_start, random_state,
     backend, device, precision, n_jobs, callbacks, verbose :
         As for `fastae.Autoencoder`; ``callbacks`` are not called in pretraining.
@@ -84,7 +85,7 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
 
     _perfect_score = 1.0
     _diagnosed = False  # the findings speak of codes and reconstructions
-    _announced: np.ndarray | None = None  # classes given to the first partial_fit, during the call
+    _announced: np.ndarray | None = None  # classes given to the first partial_fit, during a call of it
 
     def __init__(
         self,
@@ -174,13 +175,14 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
         self, y: Any, weight: np.ndarray | None, n_rows: int, reset: bool
     ) -> tuple[tuple[Source, ...], np.ndarray | None]:
         labels = check_labels(y, n_rows, type(self).__name__)
-        if reset and self._announced is not None:
+        if self._announced is not None:
             self.classes_ = self._announced
         elif reset:
             check_classes(labels if weight is None else labels[weight > 0])
             self.classes_ = np.unique(labels)
         codes = encode_labels(labels, self.classes_)
-        return (one_hot(codes, len(self.classes_)),), weigh_classes(self.class_weight, self.classes_, codes, weight)
+        weight = weigh_classes(self.class_weight, self.classes_, codes, weight, whole=self._announced is None)
+        return (one_hot(codes, len(self.classes_)),), weight
 
     def _check_takes_blocks(self, begins: bool) -> None:
         raise TypeError(
@@ -219,7 +221,7 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
             raise ValueError(
                 f"classes={known.tolist()} are not those of the first call, {self.classes_.tolist()}; fit anew"
             )
-        self._announced = known if first else None
+        self._announced = known if first else self.classes_
         try:
             return super().partial_fit(X, y, sample_weight)
         finally:

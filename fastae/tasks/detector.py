@@ -36,7 +36,8 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         Where the threshold lies. A number is the fraction of training rows that are called outliers. ``"auto"`` puts
         it at (median + 3 · 1.4826 · MAD)³ of the cube roots of the training scores: three robust standard deviations
         out, as a cube root makes χ²-like scores nearly Gaussian. Of clean Gaussian data that is 0.13 % of the rows in
-        expectation. The most abnormal training row is an outlier either way.
+        expectation. The most abnormal training row is an outlier either way, and with it all rows that are as
+        abnormal, unless half of the rows are.
     scoring : "auto", "mahalanobis", "standardized" or "plain"
         How a row's residual e (p,) becomes its anomaly score. ``"plain"``: Σ e² / p. ``"standardized"``: each
         feature's residual over its usual size, Σ ((e − ē) / s)² / p. ``"mahalanobis"``: correlations between residuals
@@ -217,7 +218,8 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         if contamination == "auto":
             self.threshold_ = residuals.tail_threshold(self.decision_scores_)
         else:
-            self.threshold_ = float(np.quantile(self.decision_scores_, 1.0 - contamination))
+            quantile = float(np.quantile(self.decision_scores_, 1.0 - contamination))
+            self.threshold_ = residuals.below_highest(quantile, self.decision_scores_)
         self.offset_ = -self.threshold_
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(np.int64)
         return source, dtype

@@ -10,25 +10,38 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from ..plan.plan import Source
-from ..validation import below_one
+from ..validation import below_one, refuse_masked
 
 
 def check_labels(y: Any, n_rows: int, name: str) -> np.ndarray:
     """Labels (n_rows,) of any dtype with an order; raises what scikit-learn's classifiers raise."""
     if y is None:
         raise ValueError(f"This {name} estimator requires y to be passed, but the target y is None.")
+    refuse_masked("y", y, "or leave these rows out")
     labels = column_or_1d(y, warn=True)
-    if labels.dtype.kind in "fcO":
-        assert_all_finite(labels, input_name="y")
+    _refuse_missing("y", labels)
     check_classification_targets(labels)
     if len(labels) != n_rows:
         raise ValueError(f"X has {n_rows} rows and y {len(labels)}; they must be equal: a class for each row")
     return labels
 
 
+def _refuse_missing(name: str, labels: np.ndarray) -> None:
+    """Raises for NaN, None, NaT and pandas' NA, which are no class."""
+    kind, nothing = labels.dtype.kind, {"NoneType", "NAType", "NaTType"}
+    if (kind == "O" and not nothing.isdisjoint(type(value).__name__ for value in labels)) or (
+        kind == "M" and np.isnat(labels).any()
+    ):
+        raise ValueError(f"{name} has missing labels (None, NA or NaT); leave such rows out, or give them a class")
+    if kind in "fcO":
+        assert_all_finite(labels, input_name=name)
+
+
 def check_classes(classes: Any) -> np.ndarray:
     """Sorted distinct classes; at least two."""
-    distinct = np.unique(column_or_1d(classes))
+    labels = column_or_1d(classes)
+    _refuse_missing("classes", labels)
+    distinct = np.unique(labels)
     if len(distinct) < 2:
         raise ValueError(
             f"a classifier needs samples of at least 2 classes; got {len(distinct)} class"
@@ -65,9 +78,13 @@ def codes_of(targets: Source) -> np.ndarray:
 
 
 def weigh_classes(
-    class_weight: Any, classes: np.ndarray, codes: np.ndarray, weight: np.ndarray | None
+    class_weight: Any, classes: np.ndarray, codes: np.ndarray, weight: np.ndarray | None, *, whole: bool = True
 ) -> np.ndarray | None:
-    """Row weights times class weights, of mean 1; "balanced" makes all classes weigh the same in total."""
+    """Row weights times class weights, of mean 1; "balanced" makes all classes weigh the same in total.
+
+    whole : whether these are all rows. A part, that may be of one class, keeps the weights that its classes have among
+        all classes
+    """
     if class_weight is None:
         return weight
     if isinstance(class_weight, str) and class_weight == "balanced":
@@ -80,14 +97,17 @@ def weigh_classes(
         strange = [key for key in class_weight if key not in known]
         if strange and len(class_weight) - len(strange) < len(known):  # a class may be absent, a name may not be wrong
             raise ValueError(f"class_weight names {strange}, which are not among the classes {known}; use these")
-        factors = np.array([float(class_weight.get(value, 1.0)) for value in known])
+        try:
+            factors = np.array([float(class_weight.get(value, 1.0)) for value in known])
+        except (TypeError, ValueError):
+            factors = np.array([np.nan])
         if not (np.isfinite(factors).all() and (factors >= 0).all()):
             raise ValueError(f"class_weight={class_weight!r} must have finite weights >= 0")
     factors = below_one(factors)
     product = factors[codes] if weight is None else factors[codes] * weight
     if not product.any():
         raise ValueError(f"class_weight={class_weight!r} leaves every row of y with weight 0; give its classes some")
-    return product / product.mean()
+    return product / (product.mean() if whole else factors.mean())
 
 
 def stratified(order: np.ndarray, codes: np.ndarray, n_out: int) -> np.ndarray:

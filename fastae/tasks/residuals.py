@@ -139,7 +139,11 @@ def tail_threshold(scores: np.ndarray, deviations: float = 3.0) -> float:
     spread = 1.4826 * float(np.median(np.abs(roots - middle)))
     if spread <= 1e-9 * middle:
         spread = float(roots.std())
-    threshold = (middle + deviations * spread) ** 3
+    return below_highest((middle + deviations * spread) ** 3, scores)
+
+
+def below_highest(threshold: float, scores: np.ndarray) -> float:
+    """The threshold, lowered to leave out the highest score, rows that share it too, but not below the median."""
     highest = float(scores.max())
     below = scores[scores < highest]
     if len(below):
