@@ -140,6 +140,8 @@ def dense_grad(
     chain = {"dy": "dy", "saved": "saved", "dz": "dz", **activation_attributes(activation)}
     slots = {"dz": "dz", "x": "x", "w": "w", "dw": "dw", "db": "db"}
     dx = None
+    if not n:
+        return xp.zeros((m, k), a.dtype) if need_dx else None, dw, db[0]
     if need_dx:
         dx = arrays["dx"] = xp.empty((m, k), a.dtype)
         slots["dx"] = "dx"
@@ -290,6 +292,7 @@ def update(
 
     rule : name or option, with its parameters as keywords; state : one array like param for each of the rule's states
     (`state_names`); step : counted from 1
+    An option's ``clip_value`` and ``clip_norm`` clip a copy of ``grad`` first, the norm being that of this array alone.
     """
     if isinstance(rule, str):
         if rule not in options.SOLVERS:
@@ -317,8 +320,13 @@ def update(
     flat = {name: array.reshape(1, -1) for name, array in arrays.items()} | {"g": g}
     slots = {name: name for name in flat} | {"rule": INDEX["update"][row.name]}
     slots |= {f"p{i}": float(v) for i, v in enumerate(options.values(rule))}
+    limits = [(mode, limit) for mode, limit in enumerate((rule.clip_value, rule.clip_norm)) if limit is not None]
+    records = [("clip_gradient", {"g": "g", "mode": mode, "limit": float(limit)}) for mode, limit in limits]
+    if limits:
+        flat["g"] = g.copy()
     if param.size:
-        run_ops(backend, param.dtype, 1, flat, [("update", slots)], set(), n_threads, scalars=np.array([constants]))
+        run_ops(backend, param.dtype, 1, flat, [*records, ("update", slots)], set(), n_threads,
+                scalars=np.array([constants]))  # fmt: skip
 
 
 def state_names(rule: str) -> tuple[str, ...]:
