@@ -297,4 +297,4 @@ class FittedByBatches(TakesRows):
 def _first_rows(source: Source, network: Network, limit: int) -> np.ndarray:
     """At most ``limit`` rows as the encoder sees them, float64."""
     rows = source_rows(source)[:limit]
-    return input_seen(np.asarray(rows if source.indptr is None else rows.toarray(), dtype=np.float64), network)
+    return input_seen(rows if source.indptr is None else rows.toarray(), network)
