@@ -422,6 +422,19 @@ def test_empty_arrays():
     assert dx.tolist() == [[0, 0, 0]] * 2 and dw.shape == (0, 3) and db.shape == (0,)
 
 
+def test_a_single_row_or_column_may_have_any_stride(backend):
+    """NumPy calls such an array contiguous, whatever its other stride is."""
+    x, w = case(8, (5, 3), (4, 3))
+    out = np.empty((5, 4))[::-1][:1]
+    np.testing.assert_array_equal(
+        ops.dense(x[::-1][:1], w[::-1], out=out, backend=backend), ops.dense(x[4:], w[::-1].copy(), backend=backend)
+    )
+    np.testing.assert_array_equal(
+        ops.dense(x[:, ::-1][:, :1].copy()[::-1], w[::-1][:1, :1], backend=backend),
+        ops.dense(x[::-1, 2:].copy(), w[3:, :1].copy(), backend=backend),
+    )
+
+
 def test_one_array_says_what_is_computed_in():
     """The one that the module's text names, whatever the others are."""
     x, w, dy, index = (np.ones(shape) for shape in ((3, 4), (5, 4), (3, 5), (3, 2)))

@@ -8,8 +8,10 @@ what is computed in, float64 if it is float64, else float32, and the others are 
 array, except that it is x of `dense_grad`, dy of `activation_grad`, and a packed w of `dense`. Inputs are made
 contiguous where they are not; ``out`` must have the right shape and dtype, be C-contiguous and writeable, and share no
 memory with an input, except that of elementwise ops, softmax and dropout it may be the input itself.
-``key = (seed, epoch, stream)`` names a random mask: the same on every backend. ``n_threads=None`` takes
-FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
+Masked arrays with masked entries are refused. ``key = (seed, epoch, stream)`` names a random mask, the same on every
+backend, and ``rows``, (m,) non-negative integers, say which row of it a row takes, None: 0 … m − 1. ``backend`` is
+"auto", "native", "numba", "reference" or "cuda"; ``n_threads=None`` takes FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all
+cores.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def dense_grad(
     """Gradients of `dense` without dropout: δ = dy a'(saved); dx = δ w, dw = δᵀ x, db = Σ_rows δ.
 
     dy : (m, n); saved : (m, n), the output y, or the pre-activation for activations whose derivative needs it
-    (gelu, gelu_tanh, silu); x : (m, k); w : (n, k)
+    (gelu, gelu_tanh, silu); x : (m, k); w : (n, k); need_dx : whether dx is wanted
     returns : dx (m, k) or None, dw (n, k), db (n,)
     """
     a = real_array("x", x)
