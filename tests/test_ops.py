@@ -399,6 +399,12 @@ X = np.zeros((4, 3), np.float32)
         ),
         (lambda: ops.dense(X, np.eye(3), n_threads=0), "n_threads=0 must be positive"),
         (lambda: ops.noise("swap", X, None), "a random mask needs key"),
+        (
+            lambda: ops.topk(X, ops.pack(np.eye(3)), None, 2),
+            r"w \(PackedWeight\) has dtype object; wanted real numbers",
+        ),
+        (lambda: ops.update("sgd", X.copy(), np.ones((3, 4)), [], 0.1, 1), r"grad has shape \(3, 4\); wanted \(4, 3\)"),
+        (lambda: ops.loss("huber", X, X * np.nan, mask=X == 0), "target has NaN where mask is True"),
         (lambda: ops.dense(np.ma.masked_array(X, X == 0), np.eye(3)), "x is a masked array"),
         (lambda: ops.latent_grad(X, np.full((4, 3), 7), X, 5), "indices hold 7; wanted 0 .. 4, as n=5"),
     ],

@@ -21,6 +21,7 @@ from fastae import catalog, ops, registry
 from fastae.catalog import ACTIVATIONS, LOSSES, PENALTIES
 from fastae.codegen import OPERATIONS
 from fastae.io import model_file
+from fastae.registry import travel
 from fastae.registry.program import compile_program
 from fastae.spec import options
 
@@ -457,6 +458,15 @@ def test_a_file_whose_formula_was_replaced_since_is_refused(tmp_path, clean):
         fastae.load(tmp_path / "m")
     assert fastae.register_activation("replaced", y="2 * x", dy="2", replace=True) is not first
     np.testing.assert_array_equal(fastae.load(tmp_path / "m").transform(X), code)
+
+
+def test_a_file_that_fails_takes_back_its_own_formulas_alone(clean):
+    described = {"kind": "activation", "name": "of_a_file", "arguments": {"y": "2 * x", "dy": "2", "parameters": {}}}
+    with pytest.raises(KeyError), travel.restoring([described]):
+        assert "of_a_file" in options.ACTIVATIONS
+        fastae.register_activation("of_another_thread", y="3 * x", dy="3")
+        raise KeyError
+    assert "of_a_file" not in options.ACTIVATIONS and "of_another_thread" in options.ACTIVATIONS
 
 
 CHILD = """

@@ -255,7 +255,10 @@ def loss(
                 f"mask has shape {observed.shape} and dtype {observed.dtype}; wanted bool of shape {t.shape}"
             )
         xp = namespace(t)
-        t = xp.where(xp.asarray(observed), t, a.dtype.type(np.nan))
+        observed = xp.asarray(observed)
+        if xp.any(xp.logical_and(xp.isnan(t), observed)):
+            raise ValueError("target has NaN where mask is True; mask these entries too")
+        t = xp.where(observed, t, a.dtype.type(np.nan))
     kind, attributes = loss_record(option, t.shape[1], mean=True, masked=mask is not None)
     arrays = {"y": a, "target": t, "dy": namespace(a).empty_like(a), "row_value": np.empty((len(a), 1))}
     slots = {name: name for name in arrays} | {"value": 0, **attributes}
@@ -292,8 +295,8 @@ def update(
 ) -> None:  # fmt: skip
     """One step of an update rule, in place on ``param`` and ``state``.
 
-    rule : name or option, with its parameters as keywords; state : one array like param for each of the rule's states
-    (`state_names`); step : counted from 1
+    rule : name or option, with its parameters as keywords; grad : of param's shape; state : one array like param for
+    each of the rule's states (`state_names`); step : counted from 1
     An option's ``clip_value`` and ``clip_norm`` clip a copy of ``grad`` first, the norm being that of this array alone.
     """
     if isinstance(rule, str):
@@ -313,9 +316,9 @@ def update(
         if not (isinstance(array, np.ndarray) or on_device(array)) or array.dtype not in (np.float32, np.float64):
             raise TypeError(f"{shown} must be a float32 or float64 array of NumPy or CuPy, as it is changed in place")
         output(shown, array, param.shape, param.dtype)
-    g = real_array("grad", asarray(grad).reshape(1, -1), param.dtype)
-    if g.size != param.size:
-        raise ValueError(f"grad has {g.size} elements; wanted param's {param.size}")
+    slope = asarray(grad)
+    check_shape("grad", slope, param.shape)
+    g = real_array("grad", slope.reshape(1, -1), param.dtype)
     check_apart({"param": param, **{f"state[{i}]": s for i, s in enumerate(state)}, "grad": g})
     names = {p.name: getattr(rule, p.name) for p in row.parameters}
     constants = [float(eval(text, {"__builtins__": {}}, {"lr": rate, "t": float(t), **names})) for _, text in row.step]

@@ -31,7 +31,7 @@ def real_array(name: str, value: Any, dtype: np.dtype | None = None, ndim: int =
     refuse_masked(name, value)
     array = asarray(value)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} has dtype {array.dtype}; wanted real numbers")
+        raise TypeError(f"{name} ({type(value).__name__}) has dtype {array.dtype}; wanted real numbers")
     if array.ndim != ndim:
         raise ValueError(f"{name} has {array.ndim} dimensions; wanted {ndim}")
     if dtype is None:

@@ -53,7 +53,8 @@ def topk(
     bad = np.flatnonzero(count[:, 0] < 0) if m else count
     if len(bad):
         raise ValueError(f"x has NaN or infinity in row {bad[0]}; remove or impute such rows ({len(bad)} in all)")
-    short = np.flatnonzero((count[:, 0] < k) | to_host(namespace(values).isnan(values).any(axis=1)))
+    xp = namespace(values)
+    short = np.flatnonzero((count[:, 0] < k) | to_host(xp.any(xp.isnan(values), axis=1)))
     if len(short):
         raise ValueError(
             f"row {short[0]} has fewer than k={k} pre-activations that are numbers above -infinity: they overflow "

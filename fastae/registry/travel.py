@@ -122,18 +122,20 @@ def restoring(descriptions: Iterable[dict]) -> Iterator[None]:
     A missing function is an error only when the block fails: a name may be that of another kind's formula. Files keep
     names, so a formula whose name has gone to another since is an error.
     """
-    before, missing = set(FORMULAS), None
+    before, made, missing = set(FORMULAS), [], None
     try:
         for description in descriptions:
             try:
                 cls: Any = restored(description)
                 if cls._index != INDEX[description["kind"]].get(description["name"]):
                     raise _another(description["kind"], description["name"])
+                if cls._index not in before:
+                    made.append(cls._index)
             except MissingFunctionError as error:
                 missing = error
         yield
     except Exception as error:
-        for index in set(FORMULAS) - before:
+        for index in made:  # not what other threads registered meanwhile
             registry.forget(index)
         if missing is not None:
             raise missing from error
