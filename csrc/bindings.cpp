@@ -346,7 +346,7 @@ class Plan : public fastae::CompiledPlan {
       if (a.ndim() != 2 || a.shape(0) < rows || a.shape(1) != b.columns ||
           a.itemsize() != item_size(b, record_.is_double))
         refuse("an external array does not have its buffer's shape and dtype");
-      if ((b.columns > 1 && a.strides(1) != a.itemsize()) || a.strides(0) < 0)
+      if ((b.columns > 1 && a.strides(1) != a.itemsize()) || (a.shape(0) > 1 && a.strides(0) < 0))
         refuse("an external array must have contiguous rows");
     }
   }
@@ -396,7 +396,7 @@ py::array_t<int64_t> permutation(const std::string& isa, uint64_t seed, uint32_t
 }
 
 bool all_finite(const std::string& isa, const py::array& a, int64_t dtype, int threads) {
-  if (a.ndim() != 2 || (a.shape(1) > 1 && a.strides(1) != a.itemsize()) || a.strides(0) < 0)
+  if (a.ndim() != 2 || (a.shape(1) > 1 && a.strides(1) != a.itemsize()) || (a.shape(0) > 1 && a.strides(0) < 0))
     refuse("all_finite takes a 2-D array with contiguous rows");
   const int64_t rows = a.shape(0), columns = a.shape(1);
   const int64_t stride = rows > 1 ? a.strides(0) / a.itemsize() : columns;

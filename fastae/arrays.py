@@ -117,6 +117,11 @@ def address(array: Any) -> int:
     return int(array.ctypes.data)
 
 
+def real_of(stored: Any) -> np.dtype:
+    """What rows stored as a dtype are computed in: float64, of either byte order, stays; all else is float32."""
+    return np.dtype(np.float64 if stored.name == "float64" else np.float32)
+
+
 class HostRows:
     """Rows of an array on a GPU as NumPy arrays, copied as they are asked for."""
 

@@ -246,6 +246,7 @@ def encode_to(
     encode : block (rows, p) → (values, indices), both (rows, k); or CSR (rows, n); or dense (rows, n).
         What it gives must stay as it is while the next block is encoded
     source : what `fastae.stream.open_rows` takes
+    n_features : width that the rows must have, or None
     block_rows : rows encoded at a time; the result does not depend on it
     resume : go on with what an earlier call left there (at once done where that was complete); False writes anew
     dtype : of the values, "float32", "float16", or "float64"; None: as the codes are, float32 if they are none of these

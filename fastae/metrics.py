@@ -23,6 +23,7 @@ from .io.model_file import write_atomically
 from .models.feed import as_fit_reads, without_names
 from .spec.options import number
 from .stream import open_rows
+from .validation import refuse_masked
 
 SLICE = 1024  # rows that are in float64 at a time
 BIN = 0.25  # width of a bin of log10 frequencies
@@ -96,7 +97,8 @@ class SparseReport:
 
         x, reconstruction : (m, p), arrays or sparse
         values, indices : the code: both (m, k); or a sparse matrix or an array (m, n) without ``indices``
-        Raises ValueError for shapes that do not fit and indices outside [0, n_components); nothing is added then.
+        Raises ValueError for shapes that do not fit, NaN or infinity, and indices outside [0, n_components), TypeError
+        for masked entries; nothing is added then.
         """
         x, reconstruction = (a if hasattr(a, "shape") else np.asarray(a) for a in (x, reconstruction))
         m = x.shape[0]
@@ -104,6 +106,8 @@ class SparseReport:
         for name, array in (("x", x), ("reconstruction", reconstruction)):
             if array.shape != (m, self.n_features):
                 raise ValueError(f"{name} has shape {array.shape}; wanted {(m, self.n_features)}")
+            refuse_masked(name, array)
+            _check_finite(name, array.data if hasattr(array, "tocsr") else array)
         for start in range(0, m, SLICE):
             self._add(_double(x[start : start + SLICE]), _double(reconstruction[start : start + SLICE]))
         self.fired += fired
@@ -146,6 +150,7 @@ class SparseReport:
                                  f"values' shape, {kept.shape}")  # fmt: skip
         if shape != (m, self.n_components):
             raise ValueError(f"the code has shape {shape}; wanted {(m, self.n_components)}")
+        _check_finite("the code", kept)
         active = kept != 0
         places, kept = places[active], np.asarray(kept[active], dtype=np.float64)
         if places.size and not 0 <= places.min() <= places.max() < self.n_components:
@@ -290,6 +295,13 @@ class SparseReport:
 
     def __repr__(self) -> str:
         return "SparseReport(" + ", ".join(f"{name}={value:.4g}" for name, value in self.summary().items()) + ")"
+
+
+def _check_finite(name: str, numbers: Any) -> None:
+    if not np.isfinite(numbers).all():
+        raise ValueError(
+            f"{name} has NaN or infinity, of which no report can be made; leave such rows out, or mend the model"
+        )
 
 
 def _ratio(above: float, below: float) -> float:

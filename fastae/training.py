@@ -41,7 +41,14 @@ class State:
 
 @dataclass(frozen=True)
 class EpochInfo:
-    """What a callback is told after each epoch, or iteration of a full-batch solver (its learning rate is NaN)."""
+    """What a callback is told after each epoch, or iteration of a full-batch solver (its learning rate is NaN).
+
+    epoch : epochs done so far
+    loss, validation_loss : mean objective of the epoch; loss of the held-out rows, or None
+    learning_rate, seconds : of the epoch
+    model : the estimator, with its present weights
+    metrics : of sparse models "l0", "fvu" and "dead", else None
+    """
 
     epoch: int
     loss: float
@@ -49,7 +56,7 @@ class EpochInfo:
     learning_rate: float
     seconds: float
     model: Any
-    metrics: dict[str, float] | None = None  # of sparse models: "l0", "fvu", "dead"
+    metrics: dict[str, float] | None = None
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import asarray, device_number, namespace, of_tensor, on_device
+from .arrays import asarray, device_number, namespace, of_tensor, on_device, real_of
 from .plan.plan import Source
 from .spec.network import Network
 
@@ -33,7 +33,7 @@ def computing_dtype(stored: np.dtype, precision: str) -> np.dtype:
         return np.dtype(precision)
     if precision in ("bfloat16", "tf32"):
         return np.dtype(np.float32)
-    return np.dtype(np.float64 if stored == np.float64 else np.float32)
+    return real_of(stored)
 
 
 def is_readable(array: np.ndarray) -> bool:
@@ -332,17 +332,18 @@ def check_transform(source: Source, network: Network) -> None:
 
 
 def input_seen(rows: np.ndarray, network: Network) -> np.ndarray:
-    """What the encoder sees of float64 values."""
-    if network.missing is not None:
-        rows = np.where(np.isnan(rows) | (rows == network.missing), 0.0, rows)
-    return np.log1p(rows) if network.input_transform == "log1p" else rows
+    """What the encoder sees of stored values, float64."""
+    seen = np.asarray(rows, dtype=np.float64)
+    if network.missing is not None:  # looked for as it is stored: 0.1 of float32 is no 0.1 of float64
+        seen = np.where(np.isnan(seen) | (rows == network.missing), 0.0, seen)
+    return np.log1p(seen) if network.input_transform == "log1p" else seen
 
 
 def seen_source(source: Source, network: Network) -> Source:
     """All rows as the encoder sees them; a copy in float64 unless it sees them as they are."""
     if network.missing in (None, 0) and network.input_transform is None:
         return source
-    return dataclasses.replace(source, data=input_seen(np.asarray(source.data, dtype=np.float64), network))
+    return dataclasses.replace(source, data=input_seen(source.data, network))
 
 
 def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:

@@ -198,7 +198,7 @@ def test_features_with_values_missing():
     assert seen.range == (np.nanmin(observed), np.nanmax(observed))
 
 
-@pytest.mark.parametrize("missing", [np.nan, 0, -1])
+@pytest.mark.parametrize("missing", [np.nan, 0, -1, -0.1])
 def test_diagnosis_of_rows_with_missing_entries(missing):
     gone = RNG.uniform(size=U.shape) < 0.2
     rows = np.where(gone, np.float32(missing), U + 1)

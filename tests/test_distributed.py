@@ -147,6 +147,56 @@ def test_ranks_with_other_numbers_of_batches_are_an_error():
             rows_of(rank)[: LOCAL * (4 - rank)]))  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learning_rate": 1e-2},
+        {"solver": "sgd"},
+        {"activation": "elu"},
+        {"loss": "huber"},
+        {"penalties": [fastae.L2(0.1)]},
+        {"hidden_layer_sizes": (9,)},
+    ],
+    ids=str,
+)
+def test_other_options_on_a_rank_are_an_error(options):
+    def fit(rank, comm):
+        return model(DataParallel(comm, backend_named("avx2")), LOCAL, **(options if rank else {})).fit(rows_of(rank))
+
+    with pytest.raises(ValueError, match=r"ranks \[1\] train another model than rank 0"):
+        on_ranks(fit)
+
+
+def test_full_batch_solvers_which_share_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"solver='lbfgs' cannot go with DataParallel.*use an update rule"):
+        on_ranks(lambda rank, comm: model(DataParallel(comm, backend_named("avx2")), LOCAL, solver="lbfgs").fit(X))
+
+
+def test_early_stopping_judges_the_rows_of_all_ranks():
+    options = {"early_stopping": True, "max_iter": 60, "n_iter_no_change": 2, "learning_rate": 0.05}
+    first, second = on_ranks(
+        lambda rank, comm: model(DataParallel(comm, backend_named("avx2")), LOCAL, **options).fit(rows_of(rank))
+    )
+    assert first.n_iter_ == second.n_iter_ < 60
+    assert first.validation_scores_ == second.validation_scores_
+    np.testing.assert_array_equal(first.weights_[0][0], second.weights_[0][0])
+
+
+@pytest.mark.parametrize("kind", [fastae.Autoencoder, fastae.StackedAutoencoder])
+def test_dense_models_encode_alike_on_all_ranks(kind):
+    """Statistics of batch normalisation too, which each rank gathers from its own rows."""
+
+    def fit(rank, comm):
+        options = {"normalization": "batch"} if kind is fastae.Autoencoder else {}
+        backend = DataParallel(comm, backend_named("avx2"))
+        model = kind(3, hidden_layer_sizes=(8,), batch_size=LOCAL, max_iter=2, random_state=0, backend=backend)
+        return model.set_params(**options).fit(rows_of(rank))
+
+    first, second = on_ranks(fit)
+    np.testing.assert_array_equal(first.transform(X), second.transform(X))
+    np.testing.assert_array_equal(first.encoder()(X), first.transform(X))
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_ends_training_on_all():
     failed = []
 

@@ -467,3 +467,14 @@ def test_topk_says_what_is_wrong():
     x[4, 1] = np.inf
     with pytest.raises(ValueError, match=r"x has NaN or infinity in row 3.*2 in all"):
         fastae.ops.topk(x, w, None, 2)
+
+
+def test_topk_writes_every_entry_or_says_why(backend):
+    """Latents whose z is NaN or -infinity come last; where there are too few others the row has no code."""
+    x, w, b = np.ones((5, 3), np.float32), np.ones((8, 3), np.float32), np.zeros(8, np.float32)
+    w[:6], b[6] = np.nan, -np.inf
+    out = np.full((5, 1), 7, np.float32), np.zeros((5, 1), np.int32)
+    values, indices = fastae.ops.topk(x, w, b, 1, backend=backend, out=out)
+    assert values.tolist() == [[3]] * 5 and indices.tolist() == [[7]] * 5
+    with pytest.raises(ValueError, match=r"row 0 has fewer than k=3 pre-activations that are numbers"):
+        fastae.ops.topk(x, w, b, 3, backend=backend)

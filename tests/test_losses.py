@@ -498,6 +498,15 @@ def test_every_likelihood_has_its_outputs():
 # ---- with what else there is ---
 
 
+def test_what_is_missing_is_looked_for_as_it_is_stored():
+    """-0.1 of float32 is no -0.1 of float64, which the PCA of the initialiser and the neighbours are made in."""
+    X = np.random.default_rng(9).uniform(size=(200, 8)).astype(np.float32)
+    gone = np.random.default_rng(10).random(X.shape) < 0.2
+    options = {"initializer": "pca", "penalties": [fastae.Laplacian(5, strength=0.1)]}
+    by_number = fit(np.where(gone, np.float32(-0.1), X), missing=-0.1, **options)
+    assert by_number.loss_curve_ == fit(np.where(gone, np.float32("nan"), X), missing=np.nan, **options).loss_curve_
+
+
 def test_diagnosis_and_pca_know_what_is_missing():
     observed = np.random.default_rng(9).random((200, 8)) < 0.8
     X = np.random.default_rng(10).uniform(size=(200, 2)) @ np.random.default_rng(11).uniform(size=(2, 8)) / 2

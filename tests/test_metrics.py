@@ -215,11 +215,15 @@ def test_a_model_that_is_not_fitted():
         ((X, Y, np.ones_like(VALUES), INDICES - 1), "indices are from -1"),
         ((X, Y, CODE[:, :39]), r"the code has shape \(701, 39\)"),
         ((X, Y, VALUES[:7], INDICES[:7]), r"the code has shape \(7, 40\)"),
+        ((np.where(X > 2, np.inf, X), Y, VALUES, INDICES), "x has NaN or infinity"),
+        ((X, Y * np.nan, VALUES, INDICES), "reconstruction has NaN or infinity"),
+        ((X, Y, VALUES * np.nan, INDICES), "the code has NaN or infinity"),
+        ((np.ma.masked_greater(X, 2), Y, VALUES, INDICES), "x is a masked array"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_added(arguments, message):
     r = SparseReport(N, P)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         r.update(*arguments)
     assert r.n_rows == 0 and not r.fired.any() and not r.squared_error.any()
 

@@ -202,6 +202,19 @@ def test_adam_is_the_textbook_formula():
     assert w[0] == pytest.approx(1 - 0.1 * 0.5 / (0.5 + 1e-8), abs=1e-12)
 
 
+@pytest.mark.parametrize("option", [fastae.SGD(clip_value=0.5), fastae.Adam(clip_norm=0.5)], ids=str)
+def test_updates_clip_as_the_option_says(tested_backend, option):
+    w, g = case(9, 12, 12)
+    clipped = np.clip(g, -0.5, 0.5) if option.clip_value else g * (0.5 / np.linalg.norm(g))
+    given, want = g.copy(), w.copy()
+    for array, gradient, rule in ((w, given, option), (want, clipped, option.name)):
+        states = [np.zeros_like(w) for _ in ops.state_names(option.name)]
+        for step in (1, 2):
+            ops.update(rule, array, gradient, states, 0.1, step, backend=tested_backend)
+    np.testing.assert_allclose(w, want, rtol=1e-12)
+    np.testing.assert_array_equal(given, g)
+
+
 def test_softmax(tested_backend):
     (z,) = case(7, (9, 35), dtype=np.float32)
     z[0, 0] = 300
@@ -386,6 +399,14 @@ X = np.zeros((4, 3), np.float32)
         ),
         (lambda: ops.dense(X, np.eye(3), n_threads=0), "n_threads=0 must be positive"),
         (lambda: ops.noise("swap", X, None), "a random mask needs key"),
+        (
+            lambda: ops.topk(X, ops.pack(np.eye(3)), None, 2),
+            r"w \(PackedWeight\) has dtype object; wanted real numbers",
+        ),
+        (lambda: ops.update("sgd", X.copy(), np.ones((3, 4)), [], 0.1, 1), r"grad has shape \(3, 4\); wanted \(4, 3\)"),
+        (lambda: ops.loss("huber", X, X * np.nan, mask=X == 0), "target has NaN where mask is True"),
+        (lambda: ops.dense(np.ma.masked_array(X, X == 0), np.eye(3)), "x is a masked array"),
+        (lambda: ops.latent_grad(X, np.full((4, 3), 7), X, 5), "indices hold 7; wanted 0 .. 4, as n=5"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -402,6 +423,22 @@ def test_empty_arrays_of_any_shape(shape):
 def test_empty_arrays():
     assert ops.dense(np.zeros((0, 3)), np.eye(3)).shape == (0, 3)
     assert ops.dense(np.zeros((2, 0)), np.zeros((3, 0)), np.ones(3)).tolist() == [[1, 1, 1]] * 2
+    none = np.zeros((2, 0))
+    dx, dw, db = ops.dense_grad(none, none, np.ones((2, 3)), np.zeros((0, 3)))
+    assert dx.tolist() == [[0, 0, 0]] * 2 and dw.shape == (0, 3) and db.shape == (0,)
+
+
+def test_a_single_row_or_column_may_have_any_stride(backend):
+    """NumPy calls such an array contiguous, whatever its other stride is."""
+    x, w = case(8, (5, 3), (4, 3))
+    out = np.empty((5, 4))[::-1][:1]
+    np.testing.assert_array_equal(
+        ops.dense(x[::-1][:1], w[::-1], out=out, backend=backend), ops.dense(x[4:], w[::-1].copy(), backend=backend)
+    )
+    np.testing.assert_array_equal(
+        ops.dense(x[:, ::-1][:, :1].copy()[::-1], w[::-1][:1, :1], backend=backend),
+        ops.dense(x[::-1, 2:].copy(), w[3:, :1].copy(), backend=backend),
+    )
 
 
 def test_one_array_says_what_is_computed_in():
@@ -420,8 +457,8 @@ def test_one_array_says_what_is_computed_in():
         "latent_grad": (lambda a, other: ops.latent_grad(a, index, other(x), 5), index * 1.0),
     }
     for name, (call, a) in calls.items():
-        for dtype, other in ((np.float32, np.float64), (np.float64, np.float32)):
-            assert call(a.astype(dtype), lambda b, to=other: b.astype(to)).dtype == dtype, name
+        for dtype, other in ((np.float32, np.float64), (np.float64, np.float32), (">f8", np.float32)):
+            assert call(a.astype(dtype), lambda b, to=other: b.astype(to)).dtype.name == np.dtype(dtype).name, name
 
 
 def test_the_namespace_is_the_ops_alone():

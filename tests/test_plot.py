@@ -173,6 +173,18 @@ def test_reconstruction_of_sparse_rows_and_frames(model, figure):
     np.testing.assert_array_equal(sparse.reconstructions, expected.reconstructions)
 
 
+def test_numbers_of_things_to_draw_are_checked(model):
+    for call, name in (
+        (lambda n: fastae.ReconstructionDisplay.from_estimator(model, X, n_samples=n), "n_samples"),
+        (lambda n: fastae.CodeScatterDisplay.from_estimator(model, X, max_points=n), "max_points"),
+        (lambda n: fastae.FilterDisplay.from_estimator(model, n_filters=n), "n_filters"),
+        (lambda n: fastae.FilterDisplay(X[:2, :9], columns=n), "columns"),
+    ):
+        for n in (0, -1, 1.5):
+            with pytest.raises((ValueError, TypeError), match=f"{name}={n} must be"):
+                call(n)
+
+
 @pytest.mark.parametrize("shape, message", [((3, 5), "does not fit"), ("wide", "must be"), ((4, -4), "does not fit")])
 def test_bad_shapes(shape, message):
     with pytest.raises(ValueError, match=message):

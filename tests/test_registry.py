@@ -21,6 +21,7 @@ from fastae import catalog, ops, registry
 from fastae.catalog import ACTIVATIONS, LOSSES, PENALTIES
 from fastae.codegen import OPERATIONS
 from fastae.io import model_file
+from fastae.registry import travel
 from fastae.registry.program import compile_program
 from fastae.spec import options
 
@@ -298,6 +299,7 @@ REFUSED = [
     ({"y": "x", "dy": None}, "has no dy; give dy= as text or a function: a derivative is never taken numerically"),
     ({"y": "x", "dy": lambda x: 1.0}, "as texts, or all of them as functions"),
     ({"y": "x", "dy": "1", "parameters": {"exp": 1}}, "'exp' must be a word .* in formulas, as x, y, t, w, s and"),
+    ({"y": "x", "dy": "1", "parameters": {"target_range": 1}}, "must be a word .*, nor in options, as 'output' does"),
     ({"y": "x", "dy": "1", "parameters": {"a": 1, "b": 2, "c": 3}}, "a dict of at most 2"),
     ({"y": "x", "dy": "1", "parameters": {"a": (3, 0, 1)}}, r"a's default=3 must be in \[0, 1\]"),
     ({"y": "x", "dy": "1", "init_gain": "hee"}, "did you mean 'he'"),
@@ -346,6 +348,7 @@ def test_names_that_are_refused(name):
 
 
 @pytest.mark.parametrize("arguments, message", [
+    ({"value": "t * y", "dy": "t", "target_low": 1, "target_high": 0}, "target_low=1 is above target_high=0"),
     ({"value": "fabs(y - t)", "dy": "sign(t - y)"}, "dy is -?1, but value changes at the rate -?1 at y=.*, t="),
     ({"value": "t / y - log(t / y) - 1", "dy": "(y - t) / (y * y)", "target_low": 0.1}, "value is nan"),
     ({"value": "t * log(t)", "dy": "0 * y", "target_low": 0}, "value is nan, wanted a finite number at y=.*, t=0"),
@@ -440,6 +443,30 @@ def test_clone_pickle_and_file(copies, tmp_path):
         assert other.get_params()["loss"] == copies["huber"](0.2)
     stored = {(f["kind"], f["name"]) for f in model_file.read(tmp_path / "m")[1]["formulas"]}
     assert stored == {("activation", "text_elu"), ("loss", "text_huber"), ("penalty", "text_elastic_net")}
+
+
+def test_a_file_whose_formula_was_replaced_since_is_refused(tmp_path, clean):
+    """The file has the name, which is another formula's now; what lies in memory keeps the one it was fitted with."""
+    first = fastae.register_activation("replaced", y="2 * x", dy="2")
+    model = fastae.Autoencoder(2, activation="replaced", max_iter=1, random_state=0).fit(X)
+    code = model.transform(X)
+    model.save(tmp_path / "m")
+    fastae.register_activation("replaced", y="3 * x", dy="3", replace=True)
+    np.testing.assert_array_equal(model.transform(X), code)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).transform(X), code)
+    with pytest.raises(fastae.ModelFileError, match="'replaced' is another formula here than the one stored"):
+        fastae.load(tmp_path / "m")
+    assert fastae.register_activation("replaced", y="2 * x", dy="2", replace=True) is not first
+    np.testing.assert_array_equal(fastae.load(tmp_path / "m").transform(X), code)
+
+
+def test_a_file_that_fails_takes_back_its_own_formulas_alone(clean):
+    described = {"kind": "activation", "name": "of_a_file", "arguments": {"y": "2 * x", "dy": "2", "parameters": {}}}
+    with pytest.raises(KeyError), travel.restoring([described]):
+        assert "of_a_file" in options.ACTIVATIONS
+        fastae.register_activation("of_another_thread", y="3 * x", dy="3")
+        raise KeyError
+    assert "of_a_file" not in options.ACTIVATIONS and "of_another_thread" in options.ACTIVATIONS
 
 
 CHILD = """

@@ -672,6 +672,19 @@ def test_codes_of_the_caller_are_not_rewritten(fitted):
     np.testing.assert_array_equal(code.indices, [7, 2, 7])
 
 
+def test_a_code_of_which_a_part_was_never_written_is_refused(backend):
+    """All latents but the first are NaN for this row."""
+    if backend.name == "reference":
+        pytest.skip("whose sums are float64's, of which none overflows")
+    w = np.where(np.arange(12) % 2, 1e3, -1e3) * np.ones((64, 1))
+    w[0] = 1e-30
+    m = SparseAutoencoder.from_arrays(w.astype(np.float32), None, w.astype(np.float32), None, k=3, backend=backend)
+    for n in (1, 40):
+        row, out = np.full((n, 12), 3e38, np.float32), (np.full((n, 3), 7, np.float32), np.zeros((n, 3), np.int32))
+        with pytest.raises(ValueError, match=r"of row 0 overflow float32"):
+            m.encode(row, out=out)
+
+
 @pytest.mark.parametrize("normalization", [None, "layer", "scale"])
 def test_rows_that_overflow_are_refused(normalization, backend):
     huge = RNG.normal(size=(100, 8)) * 1e200

@@ -27,6 +27,7 @@ def test_layouts(order):
     same(MODEL.transform(np.hstack([X, X])[:, :6]))
     same(MODEL.transform(X[:, ::-1].copy()[:, ::-1]))
     same(MODEL.transform(X.astype(">f4")))
+    np.testing.assert_array_equal(MODEL.transform(X.astype(">f8")), MODEL.transform(X.astype("<f8")))
 
 
 def test_read_only_memmap(tmp_path):

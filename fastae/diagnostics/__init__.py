@@ -40,8 +40,10 @@ def diagnose(model: Any, X: Any) -> Diagnosis:
         for statistics, y in zip(outputs, layers, strict=True):
             statistics.add(y)
         x = matrix[part]
-        x = np.asarray(x if source.indptr is None else x.toarray(), dtype=np.float64)
-        features.add(x if network.missing is None else np.where(x == network.missing, np.nan, x), layers[-1])
+        x = x if source.indptr is None else x.toarray()
+        if network.missing is not None:  # looked for as it is stored: 0.1 of float32 is no 0.1 of float64
+            x = np.where(x == network.missing, np.nan, x.astype(np.float64))
+        features.add(np.asarray(x, dtype=np.float64), layers[-1])
     explained = features.explained(network)
     reports = tuple(
         LayerReport(name, layer.n_in, layer.n_out, activation, float(seen.least.min()), float(seen.most.max()),

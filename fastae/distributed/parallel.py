@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import zlib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..backends import get_backend
+from ..catalog import FIRST_REGISTERED
 from ..plan import schema
 from ..plan.plan import Job, Plan, Spaces
 from .communicator import Communicator
 
 _BOTH = schema.GRADIENT | schema.UPDATE
 _SEEDS_APART = 0x9E3779B97F4A7C15
+_CHOICES = ("activation", "kind", "likelihood", "loss", "penalty", "rule")  # integers of records that name a formula
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A plan with updates as the inner backend has it, and a digest of what must be alike on all ranks."""
+
+    plan: Plan
+    inner: Any
+    digest: int
+
+
+def _digest(plan: Plan) -> int:
+    """Of parameters and ops; not of what follows from a rank's batch. Registered formulas are all alike here, as their
+    numbers are a process's own.
+    """
+    held = [(b.name, b.rows, b.columns, b.dtype) for b in plan.buffers if b.space in (schema.THETA, schema.STATE)]
+    ops = [(op.kind, op.phase, sorted(op.slots.items()), sorted(op.floats.items()),
+            [min(op.ints.get(name, -1), FIRST_REGISTERED) for name in _CHOICES]) for op in plan.ops]  # fmt: skip
+    return zlib.crc32(repr((plan.dtype.name, held, ops)).encode())
 
 
 class DataParallel:
@@ -23,9 +45,14 @@ class DataParallel:
     backend, device : what each rank computes with, as of an estimator
 
     Weights are rank 0's from the first step of every epoch on, and the same bits on all ranks. Reported losses are
-    those of all rows. Masks of dropout and noise differ between ranks. Every rank must have as many batches as the
-    others, so as many rows. What couples the rows of a batch (batch normalisation, batch_topk, dead latents) sees the
-    rank's own; at an epoch's start rank 0's are taken. Everything but training runs on each rank by itself.
+    those of all rows, also of those held out by ``early_stopping``. Masks of dropout and noise differ between ranks.
+    Every rank must have as many batches as the others, so as many rows, and an estimator with the same parameters but
+    for ``random_state``; a callback that ends training must do so on all ranks. What couples the rows of a batch (batch
+    normalisation, batch_topk, dead latents) sees the rank's own; at an epoch's start and end rank 0's are taken.
+
+    Everything but training runs on each rank by itself, and so does what an estimator learns of its rows before or
+    after: a detector's scaling and threshold, a classifier's classes, the mean 1 that sample weights are brought to.
+    Full-batch solvers share nothing and are refused (ValueError).
     """
 
     def __init__(self, comm: Communicator, backend: Any = "auto", device: str = "auto"):
@@ -42,22 +69,27 @@ class DataParallel:
     def __deepcopy__(self, memo: dict) -> DataParallel:
         return self  # scikit-learn's clone; a group of processes is not copied
 
-    def compile(self, plan: Plan) -> tuple[Plan, Any]:
-        """The plan, and the inner backend's form of it."""
-        return plan, self.inner.compile(plan)
+    def compile(self, plan: Plan) -> Any:
+        """The inner backend's form of a plan; of one that trains with what sharing it needs."""
+        inner = self.inner.compile(plan)
+        trains = any(op.phase & schema.UPDATE for op in plan.ops)
+        return _Training(plan, inner, _digest(plan)) if trains else inner
 
-    def run(self, handle: tuple[Plan, Any], job: Job) -> int:
+    def run(self, handle: Any, job: Job) -> int:
         """Runs the job's steps; returns how many finished, the same number on every rank."""
-        plan, inner = handle
+        if not isinstance(handle, _Training):
+            return self.inner.run(handle, job)
         if job.phases & _BOTH != _BOTH or self.comm.size == 1:
-            return self.inner.run(inner, job)
-        self._agree(job)
-        self.comm.broadcast(job.spaces.array(schema.THETA, np.dtype(np.uint8)))
+            return self.inner.run(handle.inner, job)
+        self._agree(handle, job)
+        theta = job.spaces.array(schema.THETA, np.dtype(np.uint8))
+        self.comm.broadcast(theta)
         for i in range(job.n_steps):
-            if not self._step(plan, inner, job, i):
+            if not self._step(handle.plan, handle.inner, job, i):
                 return i
             if job.progress is not None:
                 job.progress(i + 1)
+        self.comm.broadcast(theta)  # statistics of batch normalisation lie there too, and each rank has its own
         return job.n_steps
 
     def share(self, spaces: Spaces) -> None:
@@ -71,15 +103,30 @@ class DataParallel:
         self.comm.broadcast(held)
         return float(held[0])
 
-    def _agree(self, job: Job) -> None:
-        """Raises on all ranks where their numbers of steps differ: some would wait for ever."""
-        steps = np.zeros(self.comm.size)
-        steps[self.comm.rank] = job.n_steps
-        self.comm.sum(steps)
+    def mean(self, number: float, rows: int) -> float:
+        """Mean of a number over the rows of all ranks, each of which has its own number and so many rows."""
+        held = np.array([number * rows, rows], dtype=np.float64)
+        self.comm.sum(held)
+        return float(held[0] / held[1])
+
+    def _agree(self, handle: _Training, job: Job) -> None:
+        """Raises on all ranks where their steps differ: some would wait for ever, or weights would part in silence."""
+        scalars = b"" if job.scalars is None else job.scalars.astype(np.float32).tobytes()
+        said = np.zeros((self.comm.size, 2))
+        said[self.comm.rank] = job.n_steps, zlib.crc32(scalars, handle.digest)
+        self.comm.sum(said)
+        steps, digests = said.T
         if (steps != steps[0]).any():
             raise ValueError(
                 f"ranks have {steps.astype(int).tolist()} batches; each needs as many as the others: give each the "
                 "same number of rows"
+            )
+        if (digests != digests[0]).any():
+            unlike = np.flatnonzero(digests != digests[0]).tolist()
+            raise ValueError(
+                f"ranks {unlike} train another model than rank 0, or with other options (learning_rate, solver, loss, "
+                "penalties, …); make the estimator with the same parameters, for rows of the same width and dtype, on "
+                "every rank"
             )
 
     def _step(self, plan: Plan, inner: Any, job: Job, i: int) -> bool:

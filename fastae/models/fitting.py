@@ -205,6 +205,11 @@ class FittedByBatches(TakesRows):
                     f"precision={self.precision!r} cannot go with solver={network.solver.name!r}, which computes in "
                     "float64; use precision='auto', or an update rule such as solver='adam'"
                 )
+            if hasattr(backend, "share"):
+                raise ValueError(
+                    f"solver={network.solver.name!r} cannot go with {backend!r}: its line searches share no gradients, "
+                    "so each rank would train a model of its own; use an update rule such as solver='adam'"
+                )
             assert n_rows is not None
             self.plan_ = full_batch.plan(network, n_rows, weighted=weighted)
         else:
@@ -254,6 +259,7 @@ class FittedByBatches(TakesRows):
         """
         plan, values, row_losses = self._validation(network, self.plan_.dtype, sources, held_out)
         compiled = _Compiled(backend, plan)
+        over_ranks = getattr(backend, "mean", None)  # where ranks train one model, they must end training together
         weight = sources[0].weight
         weight = None if weight is None or not weight[held_out].any() else weight[held_out]
 
@@ -261,7 +267,8 @@ class FittedByBatches(TakesRows):
             compiled.spaces.take(schema.THETA, state.spaces)
             compiled.packed = False
             compiled.run(placed, values, self._threads(), held_out)
-            return float(np.average(row_losses(values), weights=weight))
+            loss = float(np.average(row_losses(values), weights=weight))
+            return loss if over_ranks is None else over_ranks(loss, len(held_out))
 
         return validate
 
@@ -298,4 +305,4 @@ class FittedByBatches(TakesRows):
 def _first_rows(source: Source, network: Network, limit: int) -> np.ndarray:
     """At most ``limit`` rows as the encoder sees them, float64."""
     rows = source_rows(source)[:limit]
-    return input_seen(np.asarray(rows if source.indptr is None else rows.toarray(), dtype=np.float64), network)
+    return input_seen(rows if source.indptr is None else rows.toarray(), network)

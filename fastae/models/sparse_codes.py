@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import asarray, namespace
+from ..arrays import asarray, namespace, real_of
 from ..ops._call import output as checked_output
 from ..plan.plan import Source
 from ..validation import check_rows
@@ -32,7 +32,7 @@ class SparseCodes(SparseEncoding):
         self._check_decodable()
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < network.n_components:
             raise ValueError(f"indices has values outside 0..{network.n_components - 1}")
-        dtype = np.dtype(np.float64 if values.dtype == np.float64 else np.float32)
+        dtype = real_of(values.dtype)
         m, s = values.shape
         out = checked_output("out", out, (m, network.n_targets), dtype, values, indices)
         xp = namespace(values, indices)

@@ -48,15 +48,17 @@ class SparseEncoding(SparseMemory):
         val, idx = _pair(out, (m, width), dtype, source.data)
         count = np.empty((m, 1), np.int32)
         self._compile("encode", dtype, width).run(source, [val, idx, count], self._threads())
-        self._check_overflow("pre-activations", val, count)
+        # an entry that is NaN is none of the code, whose rest was never written then
+        self._check_overflow("pre-activations", val, count, least=width)
         return val, idx
 
-    def _check_overflow(self, what: str, values: np.ndarray, count: np.ndarray | None = None, first: int = 0) -> None:
-        """Raises where finite rows led to numbers that are not: the kernels give such a row a negative count.
+    def _check_overflow(self, what: str, values: np.ndarray, count: np.ndarray | None = None, first: int = 0,
+                        least: int = 0) -> None:  # fmt: skip
+        """Raises where finite rows led to numbers that are not: the kernels give such a row a count below ``least``.
 
         values (m, s); first : number of the first row
         """
-        bad = None if count is None or count.min(initial=0) >= 0 else int((count[:, 0] < 0).argmax())
+        bad = None if count is None or count.min(initial=least) >= least else int((count[:, 0] < least).argmax())
         if bad is None and not self._backend().all_finite(values):
             bad = int((~np.isfinite(to_host(values)).all(axis=1)).argmax())
         if bad is not None:
@@ -168,7 +170,7 @@ class SparseEncoding(SparseMemory):
         val, idx = _pair(out, (m, width), dtype, X)
         count = np.empty((m, 1), np.int32)
         compiled.few(X, [val, idx, count])
-        if count.min() < 0 or not np.isfinite(val).all():  # the ordinary way words the error
+        if count.min() < width or not np.isfinite(val).all():  # the ordinary way words the error
             return None
         return val, idx
 

@@ -8,8 +8,10 @@ what is computed in, float64 if it is float64, else float32, and the others are 
 array, except that it is x of `dense_grad`, dy of `activation_grad`, and a packed w of `dense`. Inputs are made
 contiguous where they are not; ``out`` must have the right shape and dtype, be C-contiguous and writeable, and share no
 memory with an input, except that of elementwise ops, softmax and dropout it may be the input itself.
-``key = (seed, epoch, stream)`` names a random mask: the same on every backend. ``n_threads=None`` takes
-FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all cores.
+Masked arrays with masked entries are refused. ``key = (seed, epoch, stream)`` names a random mask, the same on every
+backend, and ``rows``, (m,) non-negative integers, say which row of it a row takes, None: 0 … m − 1. ``backend`` is
+"auto", "native", "numba", "reference" or "cuda"; ``n_threads=None`` takes FASTAE_NUM_THREADS, OMP_NUM_THREADS, or all
+cores.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def dense_grad(
     """Gradients of `dense` without dropout: δ = dy a'(saved); dx = δ w, dw = δᵀ x, db = Σ_rows δ.
 
     dy : (m, n); saved : (m, n), the output y, or the pre-activation for activations whose derivative needs it
-    (gelu, gelu_tanh, silu); x : (m, k); w : (n, k)
+    (gelu, gelu_tanh, silu); x : (m, k); w : (n, k); need_dx : whether dx is wanted
     returns : dx (m, k) or None, dw (n, k), db (n,)
     """
     a = real_array("x", x)
@@ -140,6 +142,8 @@ def dense_grad(
     chain = {"dy": "dy", "saved": "saved", "dz": "dz", **activation_attributes(activation)}
     slots = {"dz": "dz", "x": "x", "w": "w", "dw": "dw", "db": "db"}
     dx = None
+    if not n:
+        return xp.zeros((m, k), a.dtype) if need_dx else None, dw, db[0]
     if need_dx:
         dx = arrays["dx"] = xp.empty((m, k), a.dtype)
         slots["dx"] = "dx"
@@ -251,7 +255,10 @@ def loss(
                 f"mask has shape {observed.shape} and dtype {observed.dtype}; wanted bool of shape {t.shape}"
             )
         xp = namespace(t)
-        t = xp.where(xp.asarray(observed), t, a.dtype.type(np.nan))
+        observed = xp.asarray(observed)
+        if xp.any(xp.logical_and(xp.isnan(t), observed)):
+            raise ValueError("target has NaN where mask is True; mask these entries too")
+        t = xp.where(observed, t, a.dtype.type(np.nan))
     kind, attributes = loss_record(option, t.shape[1], mean=True, masked=mask is not None)
     arrays = {"y": a, "target": t, "dy": namespace(a).empty_like(a), "row_value": np.empty((len(a), 1))}
     slots = {name: name for name in arrays} | {"value": 0, **attributes}
@@ -288,8 +295,9 @@ def update(
 ) -> None:  # fmt: skip
     """One step of an update rule, in place on ``param`` and ``state``.
 
-    rule : name or option, with its parameters as keywords; state : one array like param for each of the rule's states
-    (`state_names`); step : counted from 1
+    rule : name or option, with its parameters as keywords; grad : of param's shape; state : one array like param for
+    each of the rule's states (`state_names`); step : counted from 1
+    An option's ``clip_value`` and ``clip_norm`` clip a copy of ``grad`` first, the norm being that of this array alone.
     """
     if isinstance(rule, str):
         if rule not in options.SOLVERS:
@@ -308,17 +316,22 @@ def update(
         if not (isinstance(array, np.ndarray) or on_device(array)) or array.dtype not in (np.float32, np.float64):
             raise TypeError(f"{shown} must be a float32 or float64 array of NumPy or CuPy, as it is changed in place")
         output(shown, array, param.shape, param.dtype)
-    g = real_array("grad", asarray(grad).reshape(1, -1), param.dtype)
-    if g.size != param.size:
-        raise ValueError(f"grad has {g.size} elements; wanted param's {param.size}")
+    slope = asarray(grad)
+    check_shape("grad", slope, param.shape)
+    g = real_array("grad", slope.reshape(1, -1), param.dtype)
     check_apart({"param": param, **{f"state[{i}]": s for i, s in enumerate(state)}, "grad": g})
     names = {p.name: getattr(rule, p.name) for p in row.parameters}
     constants = [float(eval(text, {"__builtins__": {}}, {"lr": rate, "t": float(t), **names})) for _, text in row.step]
     flat = {name: array.reshape(1, -1) for name, array in arrays.items()} | {"g": g}
     slots = {name: name for name in flat} | {"rule": INDEX["update"][row.name]}
     slots |= {f"p{i}": float(v) for i, v in enumerate(options.values(rule))}
+    limits = [(mode, limit) for mode, limit in enumerate((rule.clip_value, rule.clip_norm)) if limit is not None]
+    records = [("clip_gradient", {"g": "g", "mode": mode, "limit": float(limit)}) for mode, limit in limits]
+    if limits:
+        flat["g"] = g.copy()
     if param.size:
-        run_ops(backend, param.dtype, 1, flat, [("update", slots)], set(), n_threads, scalars=np.array([constants]))
+        run_ops(backend, param.dtype, 1, flat, [*records, ("update", slots)], set(), n_threads,
+                scalars=np.array([constants]))  # fmt: skip
 
 
 def state_names(rule: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arrays import address, asarray, device_number, namespace, on_device, share_memory
+from ..arrays import address, asarray, device_number, namespace, on_device, real_of, share_memory
 from ..backends import get_backend
 from ..catalog import UPDATE_RULES
 from ..plan import schema
@@ -17,6 +17,7 @@ from ..plan.plan import Job, Plan, PlanBuilder
 from ..spec import options
 from ..spec.options import number
 from ..threads import resolve_threads
+from ..validation import refuse_masked
 
 Key = tuple[int, int, int]
 _BATCH = schema.BATCH_ROWS
@@ -27,13 +28,14 @@ _BATCH = schema.BATCH_ROWS
 
 def real_array(name: str, value: Any, dtype: np.dtype | None = None, ndim: int = 2) -> np.ndarray:
     """The value as a contiguous real array of ``ndim`` dimensions."""
+    refuse_masked(name, value)
     array = asarray(value)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} has dtype {array.dtype}; wanted real numbers")
+        raise TypeError(f"{name} ({type(value).__name__}) has dtype {array.dtype}; wanted real numbers")
     if array.ndim != ndim:
         raise ValueError(f"{name} has {array.ndim} dimensions; wanted {ndim}")
     if dtype is None:
-        dtype = np.dtype(np.float64 if array.dtype == np.float64 else np.float32)
+        dtype = real_of(array.dtype)
     return namespace(array).ascontiguousarray(array, dtype=dtype)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arrays import namespace, to_host
 from ..plan import schema
 from ..spec.options import number
 from ._call import check_apart, check_shape, output, real_array, row_vector, run_ops
@@ -23,8 +24,10 @@ def topk(
     magnitude : whether the largest |z| are wanted, with their sign
     out : (values, indices) to write to, values like x, indices int32, both (m, k)
     returns : values (m, k), max(z, 0) or with ``magnitude`` z; indices (m, k) int32, ascending in each row. Both are
-    the same bits for any batch and number of threads, and those of a selection from `dense`.
-    Raises ValueError or TypeError for shapes, dtypes and aliasing that don't fit, and for rows with NaN or infinity.
+    the same bits for any batch and number of threads, and those of a selection from `dense`. A z that is NaN, as of a
+    latent whose weights are, comes after all numbers.
+    Raises ValueError or TypeError for shapes, dtypes and aliasing that don't fit, for rows with NaN or infinity, and
+    for rows with fewer than k numbers among z, of which −∞ is none on the compiled backend.
     """
     a = real_array("x", x)
     weight = real_array("w", w, a.dtype)
@@ -50,4 +53,11 @@ def topk(
     bad = np.flatnonzero(count[:, 0] < 0) if m else count
     if len(bad):
         raise ValueError(f"x has NaN or infinity in row {bad[0]}; remove or impute such rows ({len(bad)} in all)")
+    xp = namespace(values)
+    short = np.flatnonzero((count[:, 0] < k) | to_host(xp.any(xp.isnan(values), axis=1)))
+    if len(short):
+        raise ValueError(
+            f"row {short[0]} has fewer than k={k} pre-activations that are numbers above -infinity: they overflow "
+            f"{a.dtype}, or w or b has NaN or infinity; scale x, mend w and b, or lower k"
+        )
     return values, indices

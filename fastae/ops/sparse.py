@@ -15,8 +15,8 @@ from ..spec.options import number
 from ._call import check_shape, output, real_array, row_vector, run_ops
 
 
-def index_array(indices: ArrayLike, n: int) -> np.ndarray:
-    """The indices as contiguous int32 (m, s), all of them in 0 .. n − 1."""
+def index_array(indices: ArrayLike, n: int, of: str = "the rows of w") -> np.ndarray:
+    """The indices as contiguous int32 (m, s), all of them in 0 .. n − 1; ``of``: what these are, for the error."""
     array = asarray(indices)
     if array.dtype.kind not in "iu":
         raise TypeError(f"indices have dtype {array.dtype}; wanted integers")
@@ -24,7 +24,7 @@ def index_array(indices: ArrayLike, n: int) -> np.ndarray:
         raise ValueError(f"indices have {array.ndim} dimensions; wanted 2")
     if array.size and not (0 <= array.min() and array.max() < n):
         wrong = array.min() if array.min() < 0 else array.max()
-        raise ValueError(f"indices hold {wrong}; wanted 0 .. {n - 1}, the rows of w")
+        raise ValueError(f"indices hold {wrong}; wanted 0 .. {n - 1}, {of}")
     return namespace(array).ascontiguousarray(array, dtype=np.int32)
 
 
@@ -100,7 +100,7 @@ def latent_grad(
     """
     c = real_array("coef", coef)
     n = number("n", n, 1, 2**31 - 1, integer=True)
-    idx = index_array(indices, n)
+    idx = index_array(indices, n, f"as n={n}")
     rows = real_array("u", u, c.dtype)
     check_shape("coef", c, idx.shape)
     (m, s), p = c.shape, rows.shape[1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from ..spec.options import number
 from .display import Display, check_has, matrix
 
 MANY_CLASSES = 20  # more are coloured by a scale, without a legend
@@ -51,7 +53,7 @@ class CodeScatterDisplay(Display):
             coordinates, names = np.hstack([code, heights]), ("code 0", "")
         elif k > 2:
             coordinates, names = _leading_components(code)
-        shown = sample(n, max_points)
+        shown = sample(n, number("max_points", max_points, 1, math.inf, integer=True))
         values = None if y is None else np.asarray(y)
         if values is not None and values.shape != (n,):
             raise ValueError(f"y has shape {values.shape}; wanted {(n,)}: one value per row of X")

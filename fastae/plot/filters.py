@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from ..spec.options import number
 from .display import Display, bare, check_model, image_shape, matrix, mosaic
 
 
@@ -21,9 +23,9 @@ class FilterDisplay(Display):
         self.weights = matrix("weights", weights)
         self.shape = image_shape(shape, self.weights.shape[1], "weights")
         n = len(self.weights)
-        self.columns = min(n, int(np.ceil((n * self.shape[0] / self.shape[1]) ** 0.5)) if columns is None else columns)
-        if self.columns < 1:
-            raise ValueError(f"columns={columns!r} must be at least 1")
+        if columns is None:
+            columns = int(np.ceil((n * self.shape[0] / self.shape[1]) ** 0.5))
+        self.columns = min(n, number("columns", columns, 1, math.inf, integer=True))
 
     @property
     def _size(self) -> tuple[float, float]:  # type: ignore[override]
@@ -44,6 +46,7 @@ class FilterDisplay(Display):
         if which not in ("encoder", "decoder"):
             raise ValueError(f"which={which!r} must be 'encoder' or 'decoder'")
         weights = model.weights_[0][0] if which == "encoder" else model.weights_[-1][0].T
+        n_filters = number("n_filters", n_filters, 1, math.inf, integer=True)
         return cls(weights[:n_filters], shape=shape).plot(ax, **options)
 
     def _draw(self, ax: Any, options: dict[str, Any]) -> None:

@@ -54,8 +54,9 @@ class LossCurveDisplay(Display):
             epochs = np.arange(1, len(self.validation_losses) + 1)
             style = {"linestyle": "--", "color": line.get_color()}
             ax.plot(epochs, self.validation_losses, label=f"{label}held-out rows", **style, **marker)
-            best = int(np.nanargmin(self.validation_losses))
-            ax.plot(best + 1, self.validation_losses[best], "o", color=line.get_color(), fillstyle="none")
+            if not np.isnan(self.validation_losses).all():
+                best = int(np.nanargmin(self.validation_losses))
+                ax.plot(best + 1, self.validation_losses[best], "o", color=line.get_color(), fillstyle="none")
             curves.append(self.validation_losses)
         values = np.concatenate(curves)
         if values.min() > 0 and values.max() > 10 * values.min():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from math import inf, isqrt
 from typing import Any
 
 import numpy as np
 
+from ..spec.options import number
 from .display import Display, bare, check_has, image_shape, matrix, mosaic
 
 
@@ -48,7 +49,7 @@ class ReconstructionDisplay(Display):
     ) -> ReconstructionDisplay:  # fmt: skip
         """Of the first ``n_samples`` rows of X; give a selection to see other ones."""
         check_has(model, "reconstruct", cls.__name__)
-        rows = X[:n_samples]
+        rows = X[: number("n_samples", n_samples, 1, inf, integer=True)]
         shown = model.reconstruct(rows)
         dense = rows.toarray() if hasattr(rows, "toarray") else rows
         return cls(dense, shown, shape=shape).plot(ax, **options)

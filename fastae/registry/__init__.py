@@ -49,6 +49,7 @@ class Formula:
 
 FORMULAS: dict[int, Formula] = {}  # every one ever registered, by its index in the catalogue
 CLASSES: dict[int, type] = {}  # their option classes
+_SIDES = ("", "target_", "prediction_")  # what settings with low and high are of
 _numbers = count(catalog.FIRST_REGISTERED)
 _lock = threading.RLock()
 
@@ -177,6 +178,10 @@ def _register(kind: str, name: str, given: dict, parameters: Any, settings: dict
     for key, value in settings.items():
         if key not in ("init_gain", "output"):
             settings[key] = None if value is None else number(key, value, -math.inf, math.inf, "neither")
+    for side in _SIDES:
+        low, high = settings.get(f"{side}low"), settings.get(f"{side}high")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"{kind} {name!r}: {side}low={low:g} is above {side}high={high:g}; exchange them")
     description = {
         "kind": kind,
         "name": name,

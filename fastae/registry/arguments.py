@@ -13,13 +13,15 @@ from typing import Any
 from .. import catalog
 from ..catalog import Activation, Loss, Parameter, Penalty
 from ..codegen import FormulaError, functions
-from ..spec.options import number
+from ..spec.options import ActivationOption, LossOption, PenaltyOption, number
 
 MAX_TEXT = 2000  # characters of one formula
 MAX_PARAMETERS = 2  # p0 and p1 of the records, see fastae/plan/schema.py
 ROWS: dict[str, Any] = {"activation": Activation, "loss": Loss, "penalty": Penalty}
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-_RESERVED = {*"xytws", "name", "parameters", *catalog.PRIMITIVES}
+# what options have beside their parameters, which a field of that name would hide
+_OF_OPTIONS = {name for cls in (ActivationOption, LossOption, PenaltyOption) for name in dir(cls)}
+_RESERVED = {*"xytws", "name", *_OF_OPTIONS, *catalog.PRIMITIVES}
 _VARIABLES: dict[str, list[tuple[str, ...]]] = {
     "activation": [("x",), ("y",)], "loss": [("y", "t")], "penalty": [("w",)],
 }  # fmt: skip
@@ -37,7 +39,7 @@ def parse_parameters(given: Any) -> tuple[Parameter, ...]:
         if not isinstance(name, str) or not WORD.fullmatch(name) or keyword.iskeyword(name) or name in _RESERVED:
             raise ValueError(
                 f"parameter {name!r} must be a word that means nothing else in formulas, as {', '.join('xytws')} and "
-                "functions do; rename it"
+                "functions do, nor in options, as 'output' does; rename it"
             )
         default, low, high = value if isinstance(value, (tuple, list)) and len(value) == 3 else (value, None, None)
         low = -math.inf if low is None else number(f"{name}'s low", low, -math.inf, math.inf, "neither")

@@ -57,12 +57,16 @@ def restored(description: dict) -> type:
             "it before loading"
         )
     if known:
-        raise UnregisteredError(
-            f"{kind} {name!r} is another formula here than the one stored; load in a fresh process, or register the "
-            "stored one with replace=True first"
-        )
+        raise _another(kind, name)
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     return getattr(registry, f"register_{kind}")(name, **given)
+
+
+def _another(kind: str, name: str) -> UnregisteredError:
+    return UnregisteredError(
+        f"{kind} {name!r} is another formula here than the one stored; load in a fresh process, or register the stored "
+        "one with replace=True first"
+    )
 
 
 def _same(formula: Formula, description: dict) -> bool:
@@ -115,18 +119,23 @@ def used(*things: Any) -> list[dict]:
 def restoring(descriptions: Iterable[dict]) -> Iterator[None]:
     """Registers what a file describes; takes it back when the rest of the file does not fit together.
 
-    A missing function is an error only when the block fails: a name may be that of another kind's formula.
+    A missing function is an error only when the block fails: a name may be that of another kind's formula. Files keep
+    names, so a formula whose name has gone to another since is an error.
     """
-    before, missing = set(FORMULAS), None
+    before, made, missing = set(FORMULAS), [], None
     try:
         for description in descriptions:
             try:
-                restored(description)
+                cls: Any = restored(description)
+                if cls._index != INDEX[description["kind"]].get(description["name"]):
+                    raise _another(description["kind"], description["name"])
+                if cls._index not in before:
+                    made.append(cls._index)
             except MissingFunctionError as error:
                 missing = error
         yield
     except Exception as error:
-        for index in set(FORMULAS) - before:
+        for index in made:  # not what other threads registered meanwhile
             registry.forget(index)
         if missing is not None:
             raise missing from error

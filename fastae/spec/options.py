@@ -273,6 +273,7 @@ class BatchNorm(Option):
     """Each unit's pre-activation normalised over the batch (Ioffe & Szegedy 2015), over running averages afterwards.
 
     momentum : weight of a batch in the running mean and (unbiased) variance
+    epsilon : added to the variance
     """
 
     momentum: float = 0.1
@@ -282,7 +283,10 @@ class BatchNorm(Option):
 
 @dataclass(frozen=True)
 class LayerNorm(Option):
-    """Each row's pre-activations of a layer normalised over the units (Ba, Kiros, Hinton 2016)."""
+    """Each row's pre-activations of a layer normalised over the units (Ba, Kiros, Hinton 2016).
+
+    epsilon : added to the variance
+    """
 
     epsilon: float = 1e-5
     _intervals = {"epsilon": (0.0, math.inf, "neither")}
