@@ -119,7 +119,7 @@ def address(array: Any) -> int:
 
 def real_of(stored: Any) -> np.dtype:
     """What rows stored as a dtype are computed in: float64, of either byte order, stays; all else is float32."""
-    return np.dtype(np.float64 if stored.name == "float64" else np.float32)
+    return np.dtype(np.float64 if stored.kind == "f" and stored.itemsize == 8 else np.float32)
 
 
 class HostRows:
