@@ -125,6 +125,35 @@ def test_out_of_memory_halves_the_block_of_an_encoding_and_ends_training(cuda, n
         dense(cuda, hidden_layer_sizes=(500,)).fit(X)
 
 
+def test_a_block_that_finds_no_memory_for_its_last_rows_has_run_no_step(cuda, native, monkeypatch):
+    """Operands in bfloat16 have places of their own where rows are few, and take more memory than of many rows."""
+    monkeypatch.setattr(base, "_DEVICE_ROWS", 192)
+    monkeypatch.setattr(binder, "FEW_ROWS", 100)
+    cuda.driver.products = "cublas"
+    rows = np.tile(X, (5, 1))[: 3 * 192 + 100]
+    model = dense(native, hidden_layer_sizes=(40,) * 14, precision="bfloat16", max_iter=1).fit(X)
+    model.set_params(backend=cuda)
+    model._forget_compiled()
+    asked, refused, most, empty = [], [], None, HostDriver.empty
+
+    def scarce(self, n_bytes):
+        asked.append(n_bytes)
+        if n_bytes == most and not refused:
+            refused.append(n_bytes)
+            raise OutOfMemory("no more")
+        return empty(self, n_bytes)
+
+    monkeypatch.setattr(HostDriver, "empty", scarce)
+    model.transform(X[:5])  # compiled
+    asked.clear()
+    want = model.transform(rows)
+    most = max(asked)  # of the last rows
+    model._forget_compiled()
+    model.transform(X[:5])
+    np.testing.assert_array_equal(model.transform(rows), want)
+    assert refused
+
+
 def test_a_step_of_inference_has_enough_rows_to_keep_a_gpu_busy(cuda, native):
     model = dense(native).fit(X)
     assert model._compile("encode", np.dtype(np.float32)).plan.batch == 192

@@ -10,13 +10,19 @@ from conftest import SLOW, backend_named
 from cuda_host import HostDriver
 from test_records import RECORDS, M, arrays_of
 
-from fastae.backends.cuda import CudaBackend, tensor
-from fastae.backends.cuda.launches import Launch
+import fastae
+from fastae.backends.cuda import CudaBackend, kernel_table, tensor
+from fastae.backends.cuda.binder import Binder
+from fastae.backends.cuda.launches import Beside, Launch
 from fastae.backends.cuda.record import LAUNCH, STEP
 from fastae.catalog import ACTIVATIONS, INDEX, LOSSES, PENALTIES, UPDATE_RULES
 from fastae.likelihoods import LIKELIHOODS
 from fastae.plan import schema
+from fastae.plan.build import training_plan
 from fastae.plan.plan import Job, PlanBuilder
+from fastae.plan.sparse import sparse_training_plan
+from fastae.spec.network import dense_network
+from fastae.spec.sparse import sparse_network
 
 SIZES = [(1, 1, 1), (7, 33, 17), (300, 67, 3), (13, 129, 200)]
 
@@ -421,3 +427,39 @@ def test_chains_need_their_barriers_and_zeros(tmp_path, old, new):
     assert np.isfinite(want).all()
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+# ---- sizes that no test could run: what is launched, over memory that is not there ---
+
+
+def bound(plan, m, products):
+    """The binder of a plan's steps of m rows, and their launches."""
+    binder = Binder(plan, m, 0, [0] * (4 + plan.n_external), 0, 0, HostDriver(products=products), lambda index: 0, True)
+    steps = [one for phase in schema.PHASES.values() for one in binder.bind(phase, kernel_table())]
+    flat = [each for one in steps for each in (one.launches if isinstance(one, Beside) else (one,))]
+    return binder, [one for one in flat if isinstance(one, Launch)]
+
+
+@pytest.mark.parametrize("products", ["exact", "cublas"])
+@pytest.mark.parametrize("p, m", [(1_000_000, 1024), (3, 100_000_000), (140_000, 8192)])
+def test_grids_are_no_larger_than_a_gpu_takes(p, m, products):
+    options = {"loss": "huber", "penalties": "l2", "solver": fastae.Adam(clip_norm=1.0)}
+    dense = dense_network(p, n_components=2, hidden_layer_sizes=(2,), normalization="batch", dropout=0.1, **options)
+    plans = [training_plan(dense, dtype, m, bf16=bf16) for dtype, bf16 in (("f4", 0), ("f4", 1), ("f8", 0))]
+    if m < 10_000:
+        plans.append(sparse_training_plan(sparse_network(p, n_components=2048, k=8), "f4", m))
+    for plan in plans:
+        for launch in bound(plan, m, products)[1]:
+            (x, y, z), block = launch.grid, launch.block
+            assert 0 < x < 1 << 31 and 0 < y < 1 << 16 and 0 < z < 1 << 16, (launch.kernel, launch.grid)
+            assert np.prod(block) <= 1024 and launch.shared <= 48 << 10, launch.kernel
+
+
+@pytest.mark.parametrize("sparsity", ["topk", "batch_topk", "relu"])
+@pytest.mark.parametrize("bf16", [0, 1])
+def test_the_last_rows_of_an_epoch_take_no_more_memory_than_a_batch(sparsity, bf16):
+    """Chunks have more latents where rows are few, and their weights are rounded for them."""
+    network = sparse_network(4096, n_components=131_072, k=64, sparsity=sparsity)
+    plan = sparse_training_plan(network, "f4", 8192, bf16=bf16)
+    few, all_rows = (bound(plan, m, "cublas")[0].work_bytes for m in (100, 8192))
+    assert few <= all_rows

@@ -199,6 +199,17 @@ def test_from_arrays(fitted):
 # ---- transcoders, crosscoders, tricks ---
 
 
+@pytest.mark.parametrize("sparsity", ["topk", "relu", "jumprelu"])
+def test_the_loss_of_a_transcoder_is_that_of_its_targets(sparsity):
+    """A row goes through decoding, error and gradient at once, while targets of others are still to be read."""
+    Y = np.random.default_rng(3).standard_normal((8, 32)).astype(np.float32)
+    options = {"transcoder": True, "pre_bias": False, "max_iter": 2, "random_state": 0}
+    models = [SparseAutoencoder(8, k=2, sparsity=sparsity, backend=backend, **options).fit(X[:8, :1], Y)
+              for backend in ("auto", "reference")]  # fmt: skip
+    np.testing.assert_allclose(models[0].loss_curve_, models[1].loss_curve_, rtol=1e-5)
+    np.testing.assert_allclose(models[0].dictionary_, models[1].dictionary_, atol=1e-4)
+
+
 def test_transcoder():
     Y = (X @ RNG.normal(size=(12, 5))).astype(np.float32)
     m = model(transcoder=True, pre_bias=False, max_iter=20).fit(X, Y)

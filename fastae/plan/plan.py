@@ -353,6 +353,11 @@ class PlanBuilder:
                 for name in (self._buffers[op.slots[slot]].parent or op.slots[slot] for slot in ("idx", "count")):
                     if name in last:
                         last[name] = max(last[name], last[op.slots["entry"]])
+        for i, ops in enumerate(zip(self._ops, self._ops[1:], self._ops[2:], strict=False)):
+            if [op.kind for op in ops] == ["decode", "squared_error", "code_grad"]:  # a row may go through all three
+                for name in (self._buffers[slot].parent or slot for op in ops for slot in op.slots.values()):
+                    if name in last:
+                        last[name] = max(last[name], i + 2)
         for op in self._ops:  # what is prepared once lives for ever
             if op.phase == schema.PREPARE:
                 for name in op.slots.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...plan import schema
 from .binder import Binder
-from .launches import LANES, PART, THREADS, ceil_div, over, over_cells, over_rows, power
+from .launches import LANES, MOST_ASIDE, PART, THREADS, ceil_div, over, over_cells, over_rows, power
 
 ONE_BLOCK = ((1, 1, 1), (256, 1, 1))
 SUM, MEAN, BY_FACTOR, SCALED_MEAN = range(4)  # what code_value makes of the rows' sums
@@ -100,14 +100,14 @@ def decode(b: Binder, op) -> None:
     width = PART // b.plan.dtype.itemsize if parts else 1
     x = ceil_div(b.shape("w")[1], width)
     y = power(b.m, 2, THREADS // LANES)
-    grid = (max(1, min(ceil_div(b.m, y), 16384)), max(1, min(ceil_div(x, LANES), 65535)), 1)
+    grid = (max(1, min(ceil_div(b.m, y), 16384)), max(1, min(ceil_div(x, LANES), MOST_ASIDE)), 1)
     b.launch("decode_parts" if parts else "decode", (grid, (LANES, y, 1)))
 
 
 def code_grad(b: Binder, op) -> None:
     width = b.shape("idx")[1]
     y = power(width, 2, THREADS // LANES)
-    grid = (max(1, min(b.m, 1 << 20)), max(1, min(ceil_div(width, y), 65535)), 1)
+    grid = (max(1, min(b.m, 1 << 20)), max(1, min(ceil_div(width, y), MOST_ASIDE)), 1)
     b.launch("code_grad", (grid, (LANES, y, 1)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ...catalog import INDEX
 from . import tensor
 from .binder import Binder
-from .launches import THREADS, Grid, ceil_div, over_cells
+from .launches import MOST_ASIDE, THREADS, Grid, ceil_div, over_cells
 from .lt import Matrix
 
 SEGMENT = 256  # rows of a chain of a weight's gradient
@@ -37,7 +37,7 @@ def tile(b: Binder, rows: int, columns: int, times: int = 1) -> tuple[str, tuple
         x, y = ceil_div(columns, width), ceil_div(rows, height)
         if x * y * times >= b.n_multiprocessors or name == "small":
             break
-    return name, ((max(1, x), max(1, min(y, 65535)), 1), (256, 1, 1))
+    return name, ((max(1, x), max(1, min(y, MOST_ASIDE)), 1), (256, 1, 1))
 
 
 def dense(b: Binder, op) -> None:
@@ -102,7 +102,7 @@ def weight_gradient(b: Binder, n: int, k: int) -> None:
     if segments == 1 or (x * y >= b.n_multiprocessors and name != "small"):
         b.launch(f"weight_grad_{name}", ((x, y, 1), block))
         return
-    most = max(1, min(segments, PARTS_BYTES // size))
+    most = max(1, min(segments, PARTS_BYTES // size, MOST_ASIDE))
     name, ((x, y, _), block) = tile(b, n, k, most)
     for first in range(0, segments, most):
         count = min(most, segments - first)
@@ -150,7 +150,8 @@ def weights_together(b: Binder, dz: Matrix, x: Matrix) -> bool:
 def bias_sum(b: Binder, kernel: str, n: int) -> None:
     """A sum over rows: chains over segments, then those in order, in one launch where a block has all of them."""
     segments, item = ceil_div(b.m, SEGMENT), b.plan.dtype.itemsize
-    chains, together = 128 // item, segments <= 4
+    chains = 128 // item
+    together = segments <= 4 and n <= chains // 4 * MOST_ASIDE
     width = chains // 4 if together else chains
     grid = (1 if together else segments, ceil_div(n, width), 1)
     work = segments * n * item * (not together)

@@ -15,6 +15,7 @@ PRODUCTS = 1 << 24  # of a chunk: latents times rows of the batch
 LATENTS = 256  # a chunk is a multiple of so many
 MOST_CERTIFIED = 1 << 18  # Bounds::possible
 GATHERED = 1 << 23  # numbers of the weights of a subset's chunk
+ROUNDED = 1 << 26  # of those of a chunk that are rounded for it
 SELECT_THREADS, STRIPS = 256, 4  # kSelectThreads, kStrips of select.cuh
 STREAM = 128 * STRIPS  # kStream of stream.cuh
 FINISH_THREADS = 128  # kFinishThreads of certify.cuh
@@ -52,12 +53,19 @@ def chunk_of(m: int, n: int, most: int) -> int:
     return min(n, max(LATENTS, most // max(m, 1) // LATENTS * LATENTS))
 
 
+def chunk_of_batch(b: Binder) -> int:
+    """Latents of a chunk of the op at hand: fewer where a copy of their weights would take the memory, not products."""
+    n, p = b.shape("w")
+    chunk = chunk_of(b.m, n, PRODUCTS)
+    return chunk if b.has("packed") else chunk_of(p, chunk, ROUNDED)
+
+
 def encode(b: Binder, op) -> None:
     if certifies(b, op):
         certified(b, op)
         return
     n, p = b.shape("w")
-    chunk = chunk_of(b.m, n, PRODUCTS)
+    chunk = chunk_of_batch(b)
     if b.has("subset"):
         chunk = chunk_of(p, chunk, GATHERED)
     rows, k = blocks_of_rows(b.m, chunk), op.ints["k"]
@@ -159,7 +167,7 @@ class Certified:
     def __init__(self, b: Binder, room: int, start: int = 0, packed: bool = False, ragged: bool = False):
         n, p = b.shape("w")
         self.b, self.n, self.p, self.start, self.packed = b, n, p, start, packed
-        self.chunk, self.depth = chunk_of(b.m, n, PRODUCTS), ceil_div(p, 64) * 64
+        self.chunk, self.depth = chunk_of_batch(b), ceil_div(p, 64) * 64
         self.rows = blocks_of_rows(b.m, self.chunk)
         self.finishing = (self.rows[0], (FINISH_THREADS, 1, 1))
         self.common = (self.chunk, room, int(packed))
@@ -204,10 +212,11 @@ class Certified:
 
 def certified(b: Binder, op) -> None:
     n = b.shape("w")[0]
-    threads = blocks_of_rows(b.m, chunk_of(b.m, n, PRODUCTS))[1][0]
+    chunk = chunk_of_batch(b)
+    threads = blocks_of_rows(b.m, chunk)[1][0]
     ragged = schema.CODE_KINDS[op.ints["kind"]] == "threshold"
     room = threads * STRIPS if ragged else min(n, most(op.ints["k"]) + threads * STRIPS)
-    c = Certified(b, min(chunk_of(b.m, n, PRODUCTS), room) if ragged else room, 0, b.has("packed"), ragged)
+    c = Certified(b, min(chunk, room) if ragged else room, 0, b.has("packed"), ragged)
     c.launch("certify_begin", by_warps(b.m))
     for first in range(0, n, c.chunk):
         c.products(first)
@@ -232,7 +241,7 @@ def pack_encoder(b: Binder, op) -> None:
 def batch_topk(b: Binder, op) -> None:
     n, p = b.shape("w")
     capacity = b.shape("val")[1]
-    chunk = chunk_of(b.m, n, PRODUCTS)
+    chunk = chunk_of_batch(b)
     rows = blocks_of_rows(b.m, chunk)
     head = Memory()
     for count, size in ((1, 64), (BINS, 8), (b.m, 8)):

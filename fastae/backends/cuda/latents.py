@@ -9,7 +9,7 @@ from ...plan import schema
 from ...plan.plan import Op
 from .binder import Binder
 from .dense import bias_sum
-from .launches import PART, THREADS, Grid, ceil_div, over, over_cells
+from .launches import MOST_ASIDE, PART, THREADS, Grid, ceil_div, over, over_cells
 
 ROWS_OF_A_BLOCK = 32  # rows of the batch whose entries one block of threads places
 MOST_COUNTS = 1 << 24  # counts of latents by blocks of rows
@@ -69,7 +69,7 @@ def latent_grad(b: Binder, op) -> None:
     if not b.has("dw"):
         return
     x = width_of_block(ceil_div(p, WIDE))
-    b.launch("latent_grad", ((min(n, 1 << 20), min(ceil_div(p, x * WIDE), 65535), 1), (x, 1, 1)))
+    b.launch("latent_grad", ((min(n, 1 << 20), min(ceil_div(p, x * WIDE), MOST_ASIDE), 1), (x, 1, 1)))
     if b.has("factor") or op.ints["unit"]:
         b.launch("latent_grad_finish", ((min(n, 1 << 20), 1, 1), (width_of_block(p), 1, 1)))
 

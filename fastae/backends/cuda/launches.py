@@ -9,6 +9,7 @@ import numpy as np
 
 THREADS, LANES, COLUMNS = 256, 16, 32
 PART = 16  # bytes that a thread reads or writes at a time: Part of device.cuh
+MOST_ASIDE = 65535  # blocks of a grid along y or z
 Grid = tuple[int, int, int]
 
 
@@ -78,7 +79,7 @@ def over_cells(rows: int, columns: int) -> tuple[Grid, Grid]:
     """Grid and block for ``each_cell``: threads over columns first, so that memory is read in rows."""
     x = power(columns, 1, THREADS)
     y = power(rows, 1, THREADS // x)
-    return (max(1, min(ceil_div(rows, y), 16384)), max(1, min(ceil_div(columns, x), 65535)), 1), (x, y, 1)
+    return (max(1, min(ceil_div(rows, y), 16384)), max(1, min(ceil_div(columns, x), MOST_ASIDE)), 1), (x, y, 1)
 
 
 def over_fours(rows: int, columns: int) -> tuple[Grid, Grid]:

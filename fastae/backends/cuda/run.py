@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -174,7 +175,7 @@ class Run:
             try:
                 self.block(bases, done, count)
             except driver.OutOfMemory:
-                if job.phases & schema.UPDATE or count == 1:
+                if job.phases & schema.UPDATE or count == 1 or self.begun:
                     raise
                 size = count // 2
                 continue
@@ -194,43 +195,53 @@ class Run:
     def block(self, bases: list[int], first: int, count: int) -> None:
         """``count`` steps from step ``first`` of the job on."""
         job, plan, driver = self.job, self.program.plan, self.driver
+        self.begun = False  # whether a step of the block has run: none can run twice
         start = (job.first_batch + first) * plan.batch
         stop = min(job.n_rows, start + count * plan.batch)
         bases = [*bases, *self.external.bases(start, stop)]
         enter = self.rows.block(start, stop)
         if enter is not None:
-            driver.launch(plan.dtype, enter)
+            self.launch([enter])
         if first == 0 and job.phases & schema.PREPARE:
             m = min(plan.batch, stop - start)
             prepare = bind(self.program, driver, self.kernels, m, self.step, bases, start, schema.PREPARE)
-            for launch in prepare[schema.PREPARE]:
-                driver.launch(plan.dtype, launch)
+            self.launch(prepare[schema.PREPARE])
+        rest = (stop - start) % plan.batch
+        if rest and count > 1 and not job.phases & schema.UPDATE:
+            self.replay(bases, rest, stop - rest)  # few rows may want more of the memory that ops share, found in time
         for number in range(first, first + count):
             self.run_step(bases, number)
         self.rows.done()
         self.external.back(start, stop)
 
     def run_step(self, bases: list[int], number: int) -> None:
-        job, plan, driver = self.job, self.program.plan, self.driver
+        job, plan = self.job, self.program.plan
         start = (job.first_batch + number) * plan.batch
-        m = min(plan.batch, job.n_rows - start)
-        if self.program.moving:
-            for launch in self.launches(bases, m, start):
-                driver.launch(plan.dtype, launch)
-        else:
-            key = (m, job.phases, job.values is not None, self.program.work_bytes, *bases)
-            graphs = self.program.graphs
-            if key not in graphs:
-                if len(graphs) >= _MOST_GRAPHS:
-                    graphs.clear()
-                launches = self.launches(bases, m, 0)
-                key = (*key[:3], self.program.work_bytes, *bases)
-                graphs[key] = driver.capture(plan.dtype, launches)
-            graphs[key]()
+        replay = self.replay(bases, min(plan.batch, job.n_rows - start), start)
+        self.begun = True
+        replay()
         if job.progress is not None and time.perf_counter() - self.last > _PROGRESS_SECONDS:
-            driver.synchronize()
+            self.driver.synchronize()
             self.last = time.perf_counter()
             job.progress(number + 1)
+
+    def replay(self, bases: list[int], m: int, start: int) -> Callable[[], None]:
+        """What runs a step of m rows from row ``start`` on: a graph where no address moves from step to step."""
+        job, dtype, graphs = self.job, self.program.plan.dtype, self.program.graphs
+        if self.program.moving:
+            return partial(self.launch, self.launches(bases, m, start))
+        key = (m, job.phases, job.values is not None, self.program.work_bytes, *bases)
+        if key not in graphs:
+            if len(graphs) >= _MOST_GRAPHS:
+                graphs.clear()
+            launches = self.launches(bases, m, 0)
+            key = (*key[:3], self.program.work_bytes, *bases)
+            graphs[key] = self.driver.capture(dtype, launches)
+        return graphs[key]
+
+    def launch(self, launches: list[Any]) -> None:
+        for launch in launches:
+            self.driver.launch(self.program.plan.dtype, launch)
 
     def launches(self, bases: list[int], m: int, start: int) -> list[Any]:
         """What a step launches."""
