@@ -85,15 +85,16 @@ SLOW_WITH = {
     },
     # which compiles for a minute, and is all there is without compiled kernels
     "numba": {
-        "test_bf16_codes.py", "test_codes.py", "test_codes_numba_reference.py", "test_encode.py", "test_encoder.py",
-        "test_full_batch.py", "test_fuse.py", "test_gradients.py", "test_int8.py", "test_ops.py", "test_registry.py",
-        "test_sparse_autoencoder.py", "test_sparse_gradients.py",
+        "test_bf16_codes.py", "test_codes.py", "test_encode.py", "test_encoder.py", "test_full_batch.py",
+        "test_fuse.py", "test_gradients.py", "test_int8.py", "test_ops.py", "test_records.py", "test_registry.py",
+        "test_sparse_autoencoder.py", "test_sparse_gradients.py", "test_sparse_parity.py",
     } if _has("baseline") else set(),
     "[baseline": OF_SETS,  # which nearly no machine is left with
     "[avx2": OF_SETS if _has("avx512") else set(),
     "avx512_": {"test_encode_few.py"},
+    "avx512_bf16": {"test_encode.py"} if _has("avx512_amx") else set(),
 }  # fmt: skip
-SLOW_FILES = {"test_full_codes.py"}
+SLOW_FILES = {"test_full_codes.py"} | ({"test_codes_numba_reference.py"} if _has("baseline") else set())
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is applied

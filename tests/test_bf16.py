@@ -120,7 +120,7 @@ def test_a_row_does_not_know_its_batch(bf16_native):
             np.testing.assert_array_equal(run(bf16_native, record, part, stop - start)["y"], whole[start:stop])
 
 
-@pytest.mark.parametrize("name", [SLOW(name) if i % 3 else name for i, name in enumerate(NETWORKS)])
+@pytest.mark.parametrize("name", [SLOW(name) if i % 6 else name for i, name in enumerate(NETWORKS)])
 def test_gradients_of_networks(name):
     """Near those in float32: 2^-9 for each rounding of an operand, a few of them in a row."""
     exact_loss, _, _, _, exact = gradient(name, backend_named("reference"), np.float64)
