@@ -187,7 +187,7 @@ def test_bad_rows_are_refused(bad, message):
      (np.zeros(40), "not all zero"), (["a"] * 40, "must be numbers, one weight per row")],
 )  # fmt: skip
 def test_bad_weights(weight, message):
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises(TypeError if "must be numbers" in message else ValueError, match=message):
         fastae.Autoencoder(2, max_iter=1).fit(X, sample_weight=weight)
 
 

@@ -8,11 +8,11 @@ from . import options
 from .network import (
     Layer,
     Network,
-    check_constraints,
     check_penalties,
     hidden_settings,
     missing_mark,
     place,
+    placed_constraints,
     sizes,
     transform_of_input,
 )
@@ -61,8 +61,6 @@ def classifier_network(
     layers = (*encoder, Layer(widths[-1], n_classes, options.ACTIVATIONS["identity"]()))
     placed = place("penalties", penalties, options.ALL_PENALTIES, layers, n)
     check_penalties(placed, layers, n)
-    kept = place("constraints", constraints, options.CONSTRAINTS, layers, n)
-    check_constraints(kept, len(layers))
     return Network(
         encoder=encoder,
         decoder=layers[n:],
@@ -70,7 +68,7 @@ def classifier_network(
         reduction="sum",
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=placed,
-        constraints=kept,
+        constraints=placed_constraints(constraints, layers, n),
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
         n_targets=n_classes,
         missing=missing_mark(missing, None),

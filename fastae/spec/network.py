@@ -269,10 +269,11 @@ def check_penalties(penalties: tuple[Placed, ...], layers: tuple[Layer, ...], n_
             raise ValueError(f"{type(option).__name__} acts on the code or hidden layers, not on the output layer")
 
 
-def check_constraints(constraints: tuple[Placed, ...], n_layers: int) -> None:
-    """Raises where a layer's constraints cannot all hold, or one's projection would undo another's."""
-    for i in range(n_layers):
-        on = [placed.option for placed in constraints if i in placed.layers]
+def placed_constraints(given: Any, layers: tuple[Layer, ...], n_encoder: int) -> tuple[Placed, ...]:
+    """Constraints on their layers. Raises where a layer's cannot all hold, or one's projection would undo another's."""
+    placed = place("constraints", given, options.CONSTRAINTS, layers, n_encoder)
+    for i in range(len(layers)):
+        on = [one.option for one in placed if i in one.layers]
         ranges = [option for option in on if isinstance(option, options.WeightRange)]
         least = [0.0] if any(isinstance(option, options.NonNegative) for option in on) else []
         low = max([*least, *(option.low for option in ranges)], default=-math.inf)
@@ -287,6 +288,7 @@ def check_constraints(constraints: tuple[Placed, ...], n_layers: int) -> None:
                 f"constraints contradict each other: MaxNorm draws the weights of layer {i} towards 0, and the others "
                 f"keep them in [{low:g}, {high:g}]; drop one, or choose a range with 0 in it"
             )
+    return placed
 
 
 def exact_contraction(layers: tuple[Layer, ...], n_encoder: int) -> bool:
@@ -395,8 +397,6 @@ def dense_network(
         )
     placed = place("penalties", penalties, options.ALL_PENALTIES, layers, len(encoder))
     check_penalties(placed, layers, len(encoder))
-    kept = place("constraints", constraints, options.CONSTRAINTS, layers, len(encoder))
-    check_constraints(kept, len(layers))
     return Network(
         encoder=encoder,
         decoder=decoder,
@@ -404,7 +404,7 @@ def dense_network(
         reduction=reduction,
         noise=None if noise is None else options.choose("noise", noise, options.NOISES),
         penalties=placed,
-        constraints=kept,
+        constraints=placed_constraints(constraints, layers, len(encoder)),
         solver=options.choose("solver", solver, options.ALL_SOLVERS),
         missing=missing_mark(missing, loss),
         input_transform=transform_of_input(input_transform),
