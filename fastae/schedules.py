@@ -26,12 +26,18 @@ class Schedule(Option):
     def rates(self, epochs: np.ndarray, total: int) -> np.ndarray:
         raise NotImplementedError
 
+    @property
+    def planned(self) -> bool:
+        """Whether rates depend on ``total``."""
+        return True
+
 
 @dataclass(frozen=True)
 class ConstantRate(Schedule):
     """learning_rate throughout."""
 
     learning_rate: float = 1e-3
+    planned = False
     _intervals = {"learning_rate": _POSITIVE}
 
     def rates(self, epochs, total):
@@ -45,6 +51,7 @@ class StepDecay(Schedule):
     learning_rate: float = 1e-3
     factor: float = 0.1
     every: int = 30
+    planned = False
     _intervals = {"learning_rate": _POSITIVE, "factor": (0.0, 1.0, "right"), "every": (1, math.inf, "left")}
 
     def rates(self, epochs, total):
@@ -57,6 +64,7 @@ class ExponentialDecay(Schedule):
 
     learning_rate: float = 1e-3
     factor: float = 0.95
+    planned = False
     _intervals = {"learning_rate": _POSITIVE, "factor": (0.0, 1.0, "right")}
 
     def rates(self, epochs, total):
@@ -79,6 +87,10 @@ class Cosine(Schedule):
     restart: float | None = None
     warmup: float = 0.0
     _intervals = {"learning_rate": _POSITIVE, "floor": _NON_NEGATIVE, "restart": _POSITIVE, "warmup": _NON_NEGATIVE}
+
+    @property
+    def planned(self):
+        return self.restart is None
 
     def rates(self, epochs, total):
         length = self.restart or max(total - self.warmup, 1e-9)
@@ -131,6 +143,7 @@ class ReduceOnPlateau(Schedule):
     factor: float = 0.5
     patience: int = 5
     floor: float = 1e-6
+    planned = False
     _intervals = {"learning_rate": _POSITIVE, "factor": (0.0, 1.0, "neither"), "patience": (0, math.inf, "left"),
                   "floor": _NON_NEGATIVE}  # fmt: skip
     _integers = ("patience",)

@@ -382,6 +382,37 @@ def test_resumed_training_has_the_same_bits(kind, tmp_path):
     np.testing.assert_array_equal(again.arrays_["encoder"], whole.arrays_["encoder"])
 
 
+@pytest.mark.parametrize("rate", [1e-3, fastae.ExponentialDecay(1e-3, 0.5), fastae.Cosine(1e-3, restart=1.5)])
+def test_a_training_that_was_done_goes_on_for_more_epochs(tmp_path, rate):
+    path, options = tmp_path / "c.safetensors", {"learning_rate": rate, "ema": 0.99}
+    model(max_iter=2, **options).fit(X, checkpoint=path)
+    longer = model(max_iter=5, **options).fit(X, checkpoint=path, resume=True)
+    whole = model(max_iter=5, **options).fit(X)
+    for name, array in whole.arrays_.items():
+        np.testing.assert_array_equal(longer.arrays_[name], array)
+    assert longer.loss_curve_ == whole.loss_curve_ and fastae.load(path).n_iter_ == 5
+    with pytest.raises(ValueError, match="was made with max_iter=5, now it is 4; set it back"):
+        model(max_iter=4, **options).fit(X, checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"learning_rate": fastae.Cosine(1e-3)}, "learning_rate=Cosine"),
+        ({"learning_rate": fastae.LinearWarmup(1e-3)}, "learning_rate=LinearWarmup"),
+        ({"learning_rate": fastae.OneCycle(1e-3)}, "learning_rate=OneCycle"),
+        ({"sparsity": fastae.TopK(4, k_start=20)}, "k_start"),
+        ({"sparsity": fastae.ReLUCode(warmup=0.5)}, "warmup"),
+        ({"resample": fastae.Resample(every=5)}, "resample"),
+    ],
+)
+def test_what_goes_by_the_whole_training_cannot_become_longer(tmp_path, options, name):
+    path = tmp_path / "c.safetensors"
+    model(max_iter=2, **options).fit(X, checkpoint=path)
+    with pytest.raises(ValueError, match=rf"max_iter=2, now it is 3; {name}.* goes by the whole training"):
+        model(max_iter=3, **options).fit(X, checkpoint=path, resume=True)
+
+
 def test_an_iterator_that_ends_before_the_checkpoint(tmp_path):
     path, half = tmp_path / "c.safetensors", model(max_iter=1, batch_size=50)
     save = half.save

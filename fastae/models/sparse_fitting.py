@@ -40,7 +40,8 @@ class SparseFitting(SparseState):
         y : targets (N, q) of a transcoder, in the same forms; others ignore it
         checkpoint : file to keep the state of training in, every ``checkpoint_every`` steps and at the end
         resume : bool, whether to go on from ``checkpoint`` where that file exists; the bits are those of a training
-            that was not interrupted. The file must be of the same parameters and data.
+            that was not interrupted. The file must be of the same parameters and data; max_iter may have grown, where
+            nothing that was done so far depended on it.
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
         """
         if resume and checkpoint is None:
@@ -153,14 +154,19 @@ class SparseFitting(SparseState):
             raise unknown("bias_initializer", self.bias_initializer, BIAS_INITIALIZERS)
         if self.resample is not None and not isinstance(self.resample, Resample):
             raise TypeError(f"resample={self.resample!r} must be fastae.Resample(…) or None")
-        check_timing(rows, {
-            "resample": self.resample is not None, "warmup": getattr(network.sparsity, "warmup", 0.0) > 0,
-            "k_start": getattr(network.selection, "k_start", None) is not None,
-            f"learning_rate={self.learning_rate!r}": changes_within_epochs(settings.schedule),
+        check_timing(rows, self._timed(network) | {
+            f"learning_rate={self.learning_rate!r}": changes_within_epochs(settings.schedule)
         })  # fmt: skip
         check_repeatable(rows, passes)
         feed = Feed(rows, targets, self._batch(rows.n_rows), bool(self.shuffle), settings.seed, backend, unchecked)
         return feed, dtype, settings
+
+    def _timed(self, network: SparseNetwork) -> dict[str, bool]:
+        """What takes parts of the whole training, and whether it is in use."""
+        return {
+            "resample": self.resample is not None, "warmup": getattr(network.sparsity, "warmup", 0.0) > 0,
+            "k_start": getattr(network.selection, "k_start", None) is not None,
+        }  # fmt: skip
 
     # ---- the ways to begin ---
 
@@ -243,11 +249,18 @@ class SparseFitting(SparseState):
             raise ValueError(f"{os.fspath(path)!r} is no checkpoint of a {type(self).__name__}; give its file")
         left_out = {"callbacks", "random_state", "backend", "n_jobs", "verbose", "device"}
         for name, value in self.get_params(deep=False).items():
-            if name not in left_out and value != getattr(saved, name):
-                raise ValueError(
-                    f"checkpoint {os.fspath(path)!r} was made with {name}={getattr(saved, name)!r}, now it is "
-                    f"{value!r}; set it back, or begin anew without resume"
-                )
+            if name in left_out or value == getattr(saved, name):
+                continue
+            remedy = "set it back, or begin anew without resume"
+            if name == "max_iter" and settings.max_iter > saved.max_iter:
+                parts = self._timed(saved.network_) | {f"learning_rate={self.learning_rate!r}": settings.schedule.planned}
+                if not any(parts.values()):
+                    continue
+                remedy = f"{next(part for part, used in parts.items() if used)} goes by the whole training; {remedy}"
+            raise ValueError(
+                f"checkpoint {os.fspath(path)!r} was made with {name}={getattr(saved, name)!r}, now it is "
+                f"{value!r}; {remedy}"
+            )
         now = _fingerprint(feed)
         if saved._data != now:
             raise ValueError(f"checkpoint {os.fspath(path)!r} was made on (rows, width, dtype, hash) {saved._data}, "
