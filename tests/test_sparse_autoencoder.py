@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 
 import fastae
 from fastae import SparseAutoencoder
+from fastae.stream import open_rows
 
 RNG = np.random.default_rng(0)
 DIRECTIONS = RNG.normal(size=(400, 12))
@@ -340,6 +341,21 @@ def test_iterators_of_blocks():
         model(max_iter=2).fit(iter([X]))
     with pytest.raises(ValueError, match="depends on the length of training"):
         model("annealed").fit(lambda: iter([X]))
+
+
+def test_what_goes_by_the_whole_training_on_an_iterable_whose_rows_are_counted(tmp_path):
+    options = {"shuffle": False, "learning_rate": fastae.Cosine(0.01), "resample": fastae.Resample(every=9)}
+    whole = model("annealed", **options).fit(X)
+    counted = open_rows(lambda: iter(np.split(X, 6)), n_rows=len(X))
+    path = tmp_path / "c.safetensors"
+    same = model("annealed", **options).fit(counted, checkpoint=path)
+    assert same.loss_curve_ == whole.loss_curve_
+    assert model("annealed", **options).fit(counted, checkpoint=path, resume=True).t_ == whole.t_
+    for name, array in whole.arrays_.items():
+        np.testing.assert_array_equal(same.arrays_[name], array)
+    for n_rows, told in ((599, "more rows than n_rows=599"), (601, "ended after 600 rows of n_rows=601")):
+        with pytest.raises(ValueError, match=told):
+            model().fit(open_rows(lambda: iter(np.split(X, 6)), n_rows=n_rows))
 
 
 def test_half_precision_rows_are_read_as_they_are():

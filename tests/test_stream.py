@@ -257,6 +257,22 @@ def test_memory_does_not_grow_with_the_rows():
     assert peak(200) < 1.1 * peak(20)
 
 
+def test_an_iterables_number_of_rows_may_be_said():
+    rows = open_rows(lambda: iter(pieces()), n_rows=101)
+    assert rows.n_rows == 101 and rows.sequential and rows.digest() == open_rows(lambda: iter(pieces())).digest()
+    for _ in range(2):
+        np.testing.assert_array_equal(np.concatenate(list(rows.blocks(40))), X)
+    assert open_rows([X[:50], X[50:]], n_rows=101).n_rows == 101
+    with pytest.raises(ValueError, match="the source ended after 101 rows of n_rows=102"):
+        list(open_rows(lambda: iter(pieces()), n_rows=102).blocks(40))
+    with pytest.raises(ValueError, match="the source has more rows than n_rows=100"):
+        list(open_rows(iter(pieces()), n_rows=100).blocks(40))
+    with pytest.raises(ValueError, match="the source has 101 rows; wanted n_rows=100"):
+        open_rows(X, n_rows=100)
+    with pytest.raises(ValueError, match="n_rows=0 must be"):
+        open_rows(X, n_rows=0)
+
+
 def test_finiteness_names_the_row():
     check_finite(X)
     check_finite(np.zeros((2, 2), np.uint8))

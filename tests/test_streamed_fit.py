@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 import fastae
 from fastae import Autoencoder, AutoencoderClassifier, StackedAutoencoder
 from fastae.models import feed
+from fastae.stream import open_rows
 
 RNG = np.random.default_rng(7)
 X = (RNG.normal(size=(600, 4)) @ RNG.normal(size=(4, 12)) + 0.1 * RNG.normal(size=(600, 12))).astype(np.float32)
@@ -161,6 +162,8 @@ def test_schedules():
          model(shuffle=False, learning_rate=falling).fit(X))  # fmt: skip
     with pytest.raises(ValueError, match="depends on the length of training"):
         model(learning_rate=falling).fit(lambda: iter([X]))
+    counted = open_rows(lambda: iter([X[:400], X[400:]]), n_rows=len(X))
+    same(model(shuffle=False, learning_rate=falling).fit(counted), model(shuffle=False, learning_rate=falling).fit(X))
     for rate in (fastae.StepDecay(1e-2, every=1), fastae.ReduceOnPlateau(1e-2)):
         model(learning_rate=rate).fit(lambda: iter([X]))
 

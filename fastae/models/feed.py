@@ -113,8 +113,8 @@ def check_timing(rows: Rows, settings: dict[str, bool]) -> None:
     if rows.n_rows is None and any(settings.values()):
         name = next(name for name, wanted in settings.items() if wanted)
         raise ValueError(
-            f"{name} depends on the length of training, which an iterable of blocks does not tell; give an "
-            "array, .npy files, or a constant setting"
+            f"{name} depends on the length of training, which an iterable of blocks does not tell; say it with "
+            "fastae.stream.open_rows(blocks, n_rows=…), or give an array, .npy files, or a constant setting"
         )
 
 

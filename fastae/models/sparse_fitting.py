@@ -137,12 +137,12 @@ class SparseFitting(SparseState):
             targets, _, unchecked_y = open_checked(row_checker(type(self).__name__)(), y, reset=True, backend=backend,
                                                    precision=self.precision)  # fmt: skip
             unchecked = unchecked or unchecked_y
-            if (targets.n_rows is None) != (rows.n_rows is None):
+            if targets.sequential != rows.sequential:
                 raise ValueError(
                     "X and y are shuffled alike only where both are arrays or files, or both are iterables of blocks; "
                     "give them in one form"
                 )
-            if targets.n_rows != rows.n_rows:
+            if None not in (targets.n_rows, rows.n_rows) and targets.n_rows != rows.n_rows:
                 raise ValueError(f"y has {targets.n_rows} rows, X {rows.n_rows}; give a target for each row")
         rows, targets = on_one_side(rows, targets)
         network = self._network(rows.n_features, None if targets is None else targets.n_features, n_rows=rows.n_rows)
@@ -253,7 +253,9 @@ class SparseFitting(SparseState):
                 continue
             remedy = "set it back, or begin anew without resume"
             if name == "max_iter" and settings.max_iter > saved.max_iter:
-                parts = self._timed(saved.network_) | {f"learning_rate={self.learning_rate!r}": settings.schedule.planned}
+                parts = self._timed(saved.network_) | {
+                    f"learning_rate={self.learning_rate!r}": settings.schedule.planned
+                }
                 if not any(parts.values()):
                     continue
                 remedy = f"{next(part for part, used in parts.items() if used)} goes by the whole training; {remedy}"
@@ -363,6 +365,6 @@ def _fingerprint(feed: Feed) -> list:
         if rows is None:
             continue
         found += [rows.n_rows, rows.n_features, rows.dtype.name]
-        if rows.repeatable and rows.n_rows is not None:
+        if not rows.sequential:
             found.append(rows.digest())
     return found

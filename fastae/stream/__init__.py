@@ -15,12 +15,12 @@ import numpy as np
 from ..backends import get_backend
 from ..validation import FLOATS, readable
 from .device import DeviceRows
-from .rows import Block, Rows, as_block, check_dtype, check_shape
+from .rows import Block, Rows, as_block, check_dtype, check_shape, count
 from .sequence import Sequence
 from .stored import Array, Mapped, Stored, open_file
 
 
-def open_rows(source: Any, n_features: int | None = None, *, backend: Any = "auto") -> Rows:
+def open_rows(source: Any, n_features: int | None = None, *, n_rows: int | None = None, backend: Any = "auto") -> Rows:
     """Rows of a source of any kind.
 
     source : array (N, p); np.memmap; path of a .npy file; list of arrays or of such paths, which follow each other;
@@ -29,17 +29,23 @@ def open_rows(source: Any, n_features: int | None = None, *, backend: Any = "aut
         iterator, so that several passes are possible, such as ``lambda: ParquetFile(path).iter_batches()``. bfloat16
         files, which NumPy writes as two nameless bytes, need ml_dtypes.
     n_features : the width that is wanted, or None for any
+    n_rows : number of rows, which an iterable does not tell of itself; training can then plan with it (schedules,
+        warm-ups, resampling) as with an array. A pass of another number of rows is an error.
     Raises ValueError or TypeError for a source without rows, of another width or dtype, FileNotFoundError for files.
     """
-    rows = source if isinstance(source, Rows) else _open(source, backend)
+    if n_rows is not None:
+        n_rows = count("n_rows", n_rows, 1)
+    rows = source if isinstance(source, Rows) else _open(source, n_rows, backend)
     if rows.n_features == 0 or rows.n_rows == 0:
         raise ValueError(f"the source has {rows.n_rows} rows of {rows.n_features} features; wanted one or more of both")
     if n_features is not None and rows.n_features != n_features:
         raise ValueError(f"the source has {rows.n_features} features; wanted {n_features}; give rows of that width")
+    if n_rows is not None and rows.n_rows != n_rows:
+        raise ValueError(f"the source has {rows.n_rows} rows; wanted n_rows={n_rows}; give the number of its rows")
     return rows
 
 
-def _open(source: Any, backend: Any) -> Rows:
+def _open(source: Any, n_rows: int | None, backend: Any) -> Rows:
     if isinstance(source, (str, os.PathLike)):
         return Stored([open_file(source)], backend)
     if isinstance(source, (list, tuple)):
@@ -60,7 +66,7 @@ def _open(source: Any, backend: Any) -> Rows:
     if hasattr(source, "shape"):
         return Stored([Array(as_block((None, source)))], backend)
     if callable(source):
-        return Sequence(iter(source()), lambda: iter(source()), backend)
+        return Sequence(iter(source()), lambda: iter(source()), n_rows, backend)
     try:
         iterator = iter(source)
     except TypeError:
@@ -68,7 +74,7 @@ def _open(source: Any, backend: Any) -> Rows:
             f"the source is a {type(source).__name__}; wanted an array, a .npy path, a list of them, a sparse matrix, "
             "an iterable of 2-D blocks, or a function that returns one"
         ) from None
-    return Sequence(iterator, None if iterator is source else lambda: iter(source), backend)
+    return Sequence(iterator, None if iterator is source else lambda: iter(source), n_rows, backend)
 
 
 def check_finite(

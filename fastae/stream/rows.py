@@ -29,6 +29,7 @@ class Rows:
     n_rows : int, or None where only reading to the end would tell
     dtype : the stored type of the rows, native byte order
     repeatable : whether a second pass is possible
+    sequential : whether rows come one after the other only, as those of an iterable of blocks do
     sparse : whether blocks are csr_array
     """
 
@@ -36,6 +37,7 @@ class Rows:
     n_rows: int | None
     dtype: np.dtype
     repeatable = True
+    sequential = False
     sparse = False
     _density = 1.0  # stored elements a row, per feature
     _backend: Any = "auto"
@@ -56,7 +58,7 @@ class Rows:
         """A hash by which sources of one shape are told apart: of the first rows and, where all are at hand, of the
         middle and the last one.
         """
-        others = () if self.n_rows is None else (self.n_rows // 2, self.n_rows - 1)
+        others = () if self.sequential or self.n_rows is None else (self.n_rows // 2, self.n_rows - 1)
         return hash_of([self.first(DIGEST_ROWS), *map(self._row, others)])
 
     def _row(self, row: int) -> Block:

@@ -13,13 +13,14 @@ from .rows import Block, Rows, as_block, check_alike, count, join
 
 
 class Sequence(Rows):
-    """Blocks that an iterator gives; ``again`` makes a fresh one, or is None."""
+    """Blocks that an iterator gives; ``again`` makes a fresh one, or is None. n_rows: what each pass must have."""
 
+    sequential = True
     passed: int | None = None  # rows of the last pass that came to its end
 
-    def __init__(self, iterator: Iterator, again: Callable[[], Iterator] | None, backend: Any):
+    def __init__(self, iterator: Iterator, again: Callable[[], Iterator] | None, n_rows: int | None, backend: Any):
         self._again, self._backend, self.repeatable = again, backend, again is not None
-        self.n_rows = None
+        self.n_rows = n_rows
         first = next((block for block in map(as_block, enumerate(iterator)) if block.shape[0]), None)
         if first is None:
             raise ValueError("the source has no rows; wanted at least one block with a row or more")
@@ -57,8 +58,12 @@ class Sequence(Rows):
             if isinstance(block, np.ndarray) is self.sparse:
                 raise TypeError(f"block {item[0]} of the source is a {type(block).__name__}, unlike the first; give "
                                 "only arrays or only sparse matrices")  # fmt: skip
+            if self.n_rows is not None and rows > self.n_rows:
+                raise ValueError(f"the source has more rows than n_rows={self.n_rows}; give the number of its rows")
             yield readable(block) if isinstance(block, np.ndarray) else block
         self.passed = rows
+        if self.n_rows is not None and 0 < rows < self.n_rows:
+            raise ValueError(f"the source ended after {rows} rows of n_rows={self.n_rows}; give the number of its rows")
         if not rows:
             raise ValueError(
                 "a second pass over the source gave no rows; the function must return a fresh iterator at every call"
