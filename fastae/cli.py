@@ -58,14 +58,19 @@ def _info(options: argparse.Namespace) -> int:
     inner = getattr(model, "autoencoder_", model)  # a detector's
     print(model)
     print(f"{model.n_features_in_} features, code of {inner.network_.n_components}, {inner.n_parameters_:,} parameters")
-    said = [f"{inner.t_} steps done"]
-    if inner.loss_curve_:
-        said.append(f"last loss {inner.loss_curve_[-1]:.6g}")
-        if hasattr(inner, "l0_curve_"):
-            said.append(f"{inner.l0_curve_[-1]:.4g} latents a row, FVU {inner.fvu_curve_[-1]:.4f}, "
-                        f"{100 * inner.dead_curve_[-1]:.3g} % dead")  # fmt: skip
-    print(", ".join(said))
+    print(", ".join([f"{inner.t_} steps done", *_losses(inner)]))
     return 0
+
+
+def _losses(model: Any) -> list[str]:
+    """What is said of the last epoch of a fitted model, if there was one."""
+    if not model.loss_curve_:
+        return []
+    said = [f"last loss {model.loss_curve_[-1]:.6g}"]
+    if hasattr(model, "l0_curve_"):
+        said.append(f"{model.l0_curve_[-1]:.4g} latents a row, FVU {model.fvu_curve_[-1]:.4f}, "
+                    f"{100 * model.dead_curve_[-1]:.3g} % dead")  # fmt: skip
+    return said
 
 
 def _parameters(settings: Sequence[str]) -> dict[str, Any]:
@@ -84,23 +89,35 @@ def _parameters(settings: Sequence[str]) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> int:
     from .models.autoencoder import Autoencoder
+    from .models.sparse import SparseAutoencoder
 
-    _check_result(options.model, options.data)
+    _check_result(options.model, *options.data)
     if Path(options.model).is_dir():
         raise SystemExit(f"fastae: {options.model!r} is a folder; name a file, such as model.safetensors")
-    parameters = {
-        "n_components": options.n_components, "hidden_layer_sizes": tuple(options.hidden),
+    if options.sparse and options.hidden:
+        raise SystemExit("fastae: --hidden goes with dense models; leave it out with --sparse")
+    if not options.sparse and (options.resume or options.checkpoint_every):
+        raise SystemExit("fastae: --resume and --checkpoint-every go with --sparse; leave them out for dense models")
+    given = {
+        "n_components": options.n_components, "hidden_layer_sizes": tuple(options.hidden) or None,
         "max_iter": options.epochs, "loss": options.loss, "learning_rate": options.learning_rate,
         "random_state": options.seed, "n_jobs": options.n_jobs, "verbose": int(not options.quiet),
-    } | _parameters(options.set)  # fmt: skip
+    }  # fmt: skip
+    parameters = {name: value for name, value in given.items() if value is not None} | _parameters(options.set)
+    model: Any
     try:
-        model = Autoencoder(**parameters)
+        model = (SparseAutoencoder if options.sparse else Autoencoder)(**parameters)
     except TypeError as error:
         raise SystemExit(f"fastae: {error}") from None
-    X = _load_array(options.data)
-    model.fit(X)
-    model.save(options.model)
-    print(f"{model.n_iter_} epochs, loss {model.loss_:.6g}, backend {model.backend_}; saved to {options.model}")
+    X = _load_array(options.data[0]) if len(options.data) == 1 else options.data
+    if options.resume or options.checkpoint_every:
+        every = {"checkpoint_every": options.checkpoint_every} if options.checkpoint_every else {}
+        model.fit(X, checkpoint=options.model, resume=options.resume, **every)
+    else:
+        model.fit(X)
+        model.save(options.model)
+    said = ", ".join([f"{model.n_iter_} epochs", *_losses(model), f"backend {model.backend_}"])
+    print(f"{said}; saved to {options.model}")
     return 0
 
 
@@ -210,16 +227,25 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--picture", default="fastae-demo.png", help="where the picture goes (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
-    train = commands.add_parser("train", help="train an autoencoder on a .npy file")
-    train.add_argument("data", help=".npy file, (rows, features)")
+    train = commands.add_parser("train", help="train an Autoencoder, or a SparseAutoencoder, on .npy files")
+    train.add_argument("data", nargs="+", help=".npy file, (rows, features); or several that follow each other")
     train.add_argument("model", help="model file to write (.safetensors)")
-    train.add_argument("--n-components", type=int, default=32, help="width of the code (default: %(default)s)")
+    train.add_argument("--sparse", action="store_true", help="a SparseAutoencoder")
+    train.add_argument("--n-components", type=int, help="width of the code, number of latents")
     train.add_argument("--hidden", type=int, nargs="*", default=[], help="widths of the encoder's hidden layers")
-    train.add_argument("--epochs", type=int, default=100)
-    train.add_argument("--loss", default="squared_error")
-    train.add_argument("--learning-rate", type=float, default=1e-3)
+    train.add_argument("--epochs", type=int)
+    train.add_argument("--loss")
+    train.add_argument("--learning-rate", type=float)
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other parameter")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other parameter, such as k=64 with --sparse; what is not said is the class's default",
+    )
+    train.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="write the model so often (--sparse)")
+    train.add_argument("--resume", action="store_true", help="go on from the model file where it is there (--sparse)")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.set_defaults(run=_train)
 

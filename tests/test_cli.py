@@ -27,6 +27,30 @@ def test_train_encode_info(tmp_path, capsys):
     assert "8 features, code of 3" in capsys.readouterr().out
 
 
+def test_train_of_several_files(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.npy", "b.npy")]
+    np.save(paths[0], X[:70])
+    np.save(paths[1], X[70:])
+    assert main(["train", *paths, str(tmp_path / "m"), "--epochs", "2", "--quiet"]) == 0
+    same = fastae.Autoencoder(max_iter=2, random_state=0).fit(paths)
+    np.testing.assert_array_equal(fastae.load(tmp_path / "m").transform(X), same.transform(X))
+
+
+def test_train_a_sparse_autoencoder(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", X)
+    x, model = str(tmp_path / "x.npy"), str(tmp_path / "m.safetensors")
+    command = ["train", "--sparse", x, model, "--n-components", "32", "--set", "k=3", "--quiet"]
+    assert main([*command, "--epochs", "2", "--checkpoint-every", "1"]) == 0
+    assert re.search(r"2 epochs, last loss .* 3 latents a row, FVU .* % dead, backend", capsys.readouterr().out)
+    assert main([*command, "--epochs", "4", "--resume"]) == 0
+    whole = fastae.SparseAutoencoder(32, k=3, max_iter=4, random_state=0).fit(X)
+    np.testing.assert_array_equal(fastae.load(model).arrays_["encoder"], whole.arrays_["encoder"])
+    with pytest.raises(SystemExit, match="--hidden goes with dense models"):
+        main([*command, "--hidden", "5"])
+    with pytest.raises(SystemExit, match="go with --sparse"):
+        main(["train", x, model, "--resume"])
+
+
 def test_encode_into_a_folder(tmp_path, capsys, monkeypatch):
     from fastae.encode import open_codes, read_manifest
 
