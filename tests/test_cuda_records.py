@@ -441,7 +441,9 @@ def bound(plan, m, products):
 
 
 @pytest.mark.parametrize("products", ["exact", "cublas"])
-@pytest.mark.parametrize("p, m", [(1_000_000, 1024), (3, 100_000_000), (140_000, 8192)])
+@pytest.mark.parametrize(
+    "p, m", [(1_000_000, 1024), (3_000_000, 300), (3_000_000, 2000), (3, 100_000_000), (140_000, 8192)]
+)
 def test_grids_are_no_larger_than_a_gpu_takes(p, m, products):
     options = {"loss": "huber", "penalties": "l2", "solver": fastae.Adam(clip_norm=1.0)}
     dense = dense_network(p, n_components=2, hidden_layer_sizes=(2,), normalization="batch", dropout=0.1, **options)
