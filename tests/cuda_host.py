@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -70,6 +72,18 @@ def library(real: str, *extra: str, sources: Path = SOURCES) -> ctypes.CDLL:
         size.restype = ctypes.c_size_t
         assert size() == dtype.itemsize, f"{name} has {size()} bytes in C++ and {dtype.itemsize} in Python"
     return shim
+
+
+@cache
+def most_threads(sources: Path = SOURCES) -> dict[str, int]:
+    """Kernel → the threads of a block that it is compiled for: a device launches no more."""
+    text = "\n".join(path.read_text() for path in sorted(sources.glob("cuda/*.cuh")))
+    constants = dict(re.findall(r"^constexpr int (k\w+) = ([\w *]+);", text, re.MULTILINE))
+
+    def number(product: str) -> int:
+        return math.prod(int(word) if word.isdigit() else number(constants[word]) for word in product.split(" * "))
+
+    return {name: number(most) for name, most in re.findall(r"^FASTAE_KERNEL\((\w+), (\w+)", text, re.MULTILINE)}
 
 
 def _array(at: Matrix, rows: int, columns: int, dtype: type) -> np.ndarray:
@@ -166,6 +180,11 @@ class HostDriver:
         shim = library("float" if dtype == np.float32 else "double", *self.flags, sources=self.sources)
         kernel = ctypes.cast(getattr(shim, f"fastae_{launch.kernel}"), ctypes.c_void_p)
         triple = ctypes.c_uint * 3
+        threads, most = math.prod(launch.block), most_threads(self.sources)[launch.kernel]
+        if threads > most:
+            raise RuntimeError(
+                f"kernel {launch.kernel}: a block of {threads} threads, of the {most} it is compiled for"
+            )
         self.seed += 1
         self.launched[launch.kernel] = self.launched.get(launch.kernel, 0) + 1
         LAUNCHED[launch.kernel] += 1

@@ -7,7 +7,7 @@ import cuda_host
 import numpy as np
 import pytest
 from conftest import SLOW, backend_named
-from cuda_host import HostDriver
+from cuda_host import HostDriver, most_threads
 from test_records import RECORDS, M, arrays_of
 
 import fastae
@@ -369,17 +369,54 @@ def changed(tmp_path, file, old, new, kernels):
 BARRIER = "__syncthreads();"
 
 
-def test_a_sum_of_a_block_needs_its_barriers(device, tmp_path):
-    place = "part[id] += part[id + h];\n    "
-    driver = changed(tmp_path, "device.cuh", place + BARRIER, place, ["run.cuh"])
+def sum_of_a_block(driver, threads=1024, rows=1):
+    """`mean_value` of 1,000 numbers, over a grid of so many rows of blocks."""
     numbers, value, state, record = np.arange(1000.0), np.zeros(1), np.zeros(1, STEP), np.zeros(1, LAUNCH)
     state["n_values"], state["values"] = 1, value.ctypes.data
     record["step"], record["m"], record["work"] = state.ctypes.data, len(numbers), numbers.ctypes.data
-    launch = Launch("mean_value", (1, 1, 1), (1024, 1, 1), 0, record)
-    for where, right in ((device.driver, True), (driver, False)):
-        value[0] = 0
-        where.launch(np.dtype(np.float32), launch)
-        assert bool(value[0] == numbers.mean()) is right
+    driver.launch(np.dtype(np.float32), Launch("mean_value", (1, rows, 1), (threads, 1, 1), 0, record))
+    return value[0] / numbers.mean()
+
+
+def test_a_sum_of_a_block_needs_its_barriers(device, tmp_path):
+    place = "part[id] += part[id + h];\n    "
+    driver = changed(tmp_path, "device.cuh", place + BARRIER, place, ["run.cuh"])
+    assert sum_of_a_block(device.driver) == 1
+    assert sum_of_a_block(driver) != 1
+
+
+@pytest.mark.parametrize(
+    "new, error",
+    [
+        (f"if (id % 64 < 32) {BARRIER}\nelse\n{BARRIER}", "different barriers"),
+        ("x = id % 2 ? __shfl_sync(0xffffffffu, x, id % 32) :\n __shfl_sync(0xffffffffu, x, id % 32);", "never come"),
+    ],
+    ids=["barriers", "shuffles"],
+)
+def test_all_threads_have_to_come_to_the_same_place(device, tmp_path, new, error):
+    place = "part[id] = x;\n  int width = 1;"
+    driver = changed(tmp_path, "device.cuh", place, new + place, ["run.cuh"])
+    assert sum_of_a_block(device.driver) == 1
+    with pytest.raises(RuntimeError, match=error):
+        sum_of_a_block(driver)
+
+
+def test_launches_that_a_device_would_refuse(device):
+    with pytest.raises(RuntimeError, match="65,535 blocks"):
+        sum_of_a_block(device.driver, rows=65_536)
+    for kernel, most in (("mean_value", 1024), ("find_not_finite", 256), ("certify_finish", 128), ("kl_means", 512)):
+        launch = Launch(kernel, (1, 1, 1), (most + 32, 1, 1), 0, np.zeros(1, LAUNCH))
+        with pytest.raises(RuntimeError, match=f"{kernel}: a block of {most + 32} threads, of the {most} "):
+            device.driver.launch(np.dtype(np.float32), launch)
+
+
+def test_tensor_cores_want_16_bytes(native, tmp_path):
+    place = "Way way{m.p + (first + r) * m.ld + 8 * e,"
+    driver = changed(tmp_path, "tensor.cuh", place, place.replace("8 * e", "8 * e + 4"), ["run.cuh", "tensor.cuh"])
+    driver.products = "cublas"
+    case = "dense", {}, {"x": "M k", "w": "n k", "y": "M n"}, (70, 64, 64)
+    with pytest.raises(RuntimeError, match="come from 16 bytes"):
+        compare_products(native, CudaBackend(driver), *case)
 
 
 def test_a_product_needs_its_barriers(native, device, tmp_path):
@@ -395,10 +432,11 @@ def test_a_product_needs_its_barriers(native, device, tmp_path):
     "old, new",
     [
         (f"{BARRIER}\n      start(from", "start(from"),  # a slice is overwritten while others read it
+        (f"{BARRIER}\n      start(from + (kStages - 1) * kDeep);", f"start(from + (kStages - 1) * kDeep);\n{BARRIER}"),
         ("wait_for_groups<kStages - 2>();", "wait_for_groups<kStages - 1>();"),  # and read before it is there
         (f"{BARRIER}\n  }}\n\n  // f(row", "}\n\n  // f(row"),  # outputs lie where slices do
     ],
-    ids=["barrier", "wait", "end"],
+    ids=["barrier", "too soon", "wait", "end"],
 )
 def test_tensor_cores_need_their_barriers(native, tmp_path, old, new):
     case = "dense", {}, {"x": "M k", "w": "n k", "y": "M n"}, (200, 200, 440)  # warps drift in half of the blocks
@@ -441,7 +479,9 @@ def bound(plan, m, products):
 
 
 @pytest.mark.parametrize("products", ["exact", "cublas"])
-@pytest.mark.parametrize("p, m", [(1_000_000, 1024), (3, 100_000_000), (140_000, 8192)])
+@pytest.mark.parametrize(
+    "p, m", [(1_000_000, 1024), (3_000_000, 300), (3_000_000, 2000), (3, 100_000_000), (140_000, 8192)]
+)
 def test_grids_are_no_larger_than_a_gpu_takes(p, m, products):
     options = {"loss": "huber", "penalties": "l2", "solver": fastae.Adam(clip_norm=1.0)}
     dense = dense_network(p, n_components=2, hidden_layer_sizes=(2,), normalization="batch", dropout=0.1, **options)
@@ -452,7 +492,7 @@ def test_grids_are_no_larger_than_a_gpu_takes(p, m, products):
         for launch in bound(plan, m, products)[1]:
             (x, y, z), block = launch.grid, launch.block
             assert 0 < x < 1 << 31 and 0 < y < 1 << 16 and 0 < z < 1 << 16, (launch.kernel, launch.grid)
-            assert np.prod(block) <= 1024 and launch.shared <= 48 << 10, launch.kernel
+            assert np.prod(block) <= most_threads()[launch.kernel] and launch.shared <= 48 << 10, launch.kernel
 
 
 @pytest.mark.parametrize("sparsity", ["topk", "batch_topk", "relu"])

@@ -50,6 +50,10 @@ __asm__(
 struct Copy {
   void* to;
   const void* from;  // null for zeros
+  void make() const {
+    if (from) memcpy(to, from, 16);
+    else memset(to, 0, 16);
+  }
 };
 
 struct Fiber {
@@ -62,6 +66,7 @@ struct Fiber {
 #endif
   State state = done;
   unsigned mask = 0;                     // of the warp operation it waits at
+  int site = 0;                          // and where that is, or the barrier
   unsigned parity = 0;                   // which of the warp's two sets of values the next operation uses
   std::vector<Copy> open;                // copies of a group that is not closed
   std::deque<std::vector<Copy>> groups;  // closed, the oldest first
@@ -172,8 +177,13 @@ bool release() {
     finished += fibers[i].state == done;
   }
   if (waiting && waiting + finished == n_threads) {
-    for (unsigned i = 0; i < n_threads; ++i)
-      if (fibers[i].state == at_block) fibers[i].state = ready;
+    int site = 0;
+    for (unsigned i = 0; i < n_threads; ++i) {
+      if (fibers[i].state != at_block) continue;
+      if (site && fibers[i].site != site) failure = "threads of a block wait at different barriers";
+      site = fibers[i].site;
+      fibers[i].state = ready;
+    }
     return true;
   }
   for (unsigned first = 0; first < n_threads; first += 32) {
@@ -181,11 +191,12 @@ bool release() {
     unsigned refused = 0;  // the last mask whose lanes have not all arrived
     for (unsigned i = 0; i < lanes; ++i) {
       const unsigned mask = fibers[first + i].mask;
+      const int site = fibers[first + i].site;
       if (fibers[first + i].state != at_warp || mask == refused) continue;
       bool all = true;
       for (unsigned l = 0; all && l < lanes; ++l) {
         const Fiber& f = fibers[first + l];
-        all = !(mask >> l & 1) || (f.state == at_warp && f.mask == mask);
+        all = !(mask >> l & 1) || (f.state == at_warp && f.mask == mask && f.site == site);
       }
       for (unsigned l = 0; all && l < lanes; ++l)
         if (mask >> l & 1) fibers[first + l].state = ready;
@@ -241,10 +252,11 @@ void run_block() {
 
 unsigned number() { return thread.x + block_size.x * (thread.y + block_size.y * thread.z); }
 
-void wait(State state, unsigned mask) {
+void wait(State state, unsigned mask, int site) {
   Fiber* const self = current;
   const shim_dim mine = thread;
   self->mask = mask;
+  self->site = site;
   self->state = state;
   leave();
   current = self;
@@ -263,43 +275,51 @@ void fail(const char* why) {
   abort();
 }
 
-void block_barrier() { wait(at_block, 0); }
+void block_barrier(int site) { wait(at_block, 0, site); }
 
-uint64_t exchange(unsigned mask, uint64_t value, int from) {
+uint64_t exchange(unsigned mask, uint64_t value, int from, int site) {
   const unsigned id = number(), warp = id / 32, own = id % 32;
   if (!(mask >> own & 1)) fail("a thread takes part in a warp operation whose mask does not name it");
   Fiber& f = fibers[id];
   uint64_t* const slot = values[warp][f.parity ^= 1];
   slot[own] = value;
-  wait(at_warp, mask);
+  wait(at_warp, mask, site);
   if (!(mask >> from & 1) || warp * 32 + (unsigned)from >= n_threads) return value;  // undefined on a device
   return slot[from];
 }
 
-const uint64_t* exchange_all(uint64_t value) {
-  exchange(0xffffffffu, value, lane());
+const uint64_t* exchange_all(uint64_t value, int site) {
+  exchange(0xffffffffu, value, lane(), site);
   return values[number() / 32][current->parity];
 }
 
-void copy_later(void* to, const void* from, bool there) { current->open.push_back({to, there ? from : nullptr}); }
+void on_16_bytes(const void* p, const char* why) {
+  if ((uintptr_t)p & 15) fail(why);
+}
+
+void copy_later(void* to, const void* from, bool there) {
+  on_16_bytes(to, "a copy to shared memory does not go to 16 bytes");
+  on_16_bytes(from, "a copy to shared memory does not come from 16 bytes");
+  const Copy copy{to, there ? from : nullptr};
+  if (draw() & 1) copy.make();
+  else current->open.push_back(copy);
+}
 
 void close_group() { current->groups.push_back(std::exchange(current->open, {})); }
 
 void finish_groups(int left) {
   std::deque<std::vector<Copy>>& groups = current->groups;
   for (; (int)groups.size() > left; groups.pop_front())
-    for (const Copy& copy : groups.front())
-      if (copy.from) memcpy(copy.to, copy.from, 16);
-      else memset(copy.to, 0, 16);
+    for (const Copy& copy : groups.front()) copy.make();
 }
 
-unsigned ballot(unsigned mask, bool value) {
+unsigned ballot(unsigned mask, bool value, int site) {
   const unsigned id = number(), warp = id / 32, own = id % 32;
   if (!(mask >> own & 1)) fail("a thread takes part in a warp operation whose mask does not name it");
   Fiber& f = fibers[id];
   uint64_t* const slot = values[warp][f.parity ^= 1];
   slot[own] = value;
-  wait(at_warp, mask);
+  wait(at_warp, mask, site);
   unsigned bits = 0;
   for (unsigned l = 0; l < 32; ++l)
     if ((mask >> l & 1) && warp * 32 + l < n_threads && slot[l]) bits |= 1u << l;
@@ -316,6 +336,8 @@ extern "C" const char* fastae_host_launch(void* kernel, const unsigned* grid, co
   block_size = {block[0], block[1], block[2]};
   n_threads = block[0] * block[1] * block[2];
   if (n_threads == 0 || n_threads > kMostThreads) return "a block has 1 to 1024 threads";
+  if (grid[0] > 0x7fffffffu || grid[1] > 65535 || grid[2] > 65535)
+    return "a grid has 65,535 blocks along y and z at most";
   failure = nullptr;
   random_state = seed;
   shim::kernel = (void (*)(const fastae::Launch))kernel;

@@ -199,6 +199,13 @@ class Binder:
         linked = formula.index if formula is not None and formula.functions else 0
         self.launches.append(Launch(kernel, *threads, shared, record, linked))
 
+    def of_columns(self, first: int, count: int, *slots: str) -> None:
+        """Has the last launch, of the op at hand, see only some columns of its buffers in some slots."""
+        names, item = schema.KIND[self.op.kind].slots, self.plan.dtype.itemsize  # type: ignore[union-attr]
+        for slot in slots:
+            at = self.launches[-1].record["slot"][0, names.index(slot)]
+            at["p"], at["columns"] = int(at["p"]) + first * item, count
+
     def matrix(self, slot: str, transposed: bool = False) -> Matrix:
         """A slot's buffer as an operand of `product`."""
         address, ld = self.locate(self.buffer(slot))

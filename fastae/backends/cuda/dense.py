@@ -148,16 +148,24 @@ def weights_together(b: Binder, dz: Matrix, x: Matrix) -> bool:
 
 
 def bias_sum(b: Binder, kernel: str, n: int) -> None:
-    """A sum over rows: chains over segments, then those in order, in one launch where a block has all of them."""
+    """A sum over rows: chains over segments, then those in order, in one launch where a block has all of them.
+
+    Columns go in parts of as many as a grid takes.
+    """
     segments, item = ceil_div(b.m, SEGMENT), b.plan.dtype.itemsize
     chains = 128 // item
-    together = segments <= 4 and n <= chains // 4 * MOST_ASIDE
+    together = segments <= 4
     width = chains // 4 if together else chains
-    grid = (1 if together else segments, ceil_div(n, width), 1)
-    work = segments * n * item * (not together)
-    b.launch(f"{kernel}_segments", (grid, (width, THREADS // width, 1)), work_bytes=work, extra=(int(together),))
-    if not together:
-        b.launch(f"{kernel}_sum", ((ceil_div(n, 32), 1, 1), (32, 1, 1)), work_bytes=work)
+    given = "dy" if b.has("dy") else "dz"
+    for first in range(0, n, width * MOST_ASIDE):
+        some = min(n - first, width * MOST_ASIDE)
+        grid = (1 if together else segments, ceil_div(some, width), 1)
+        work = segments * some * item * (not together)
+        b.launch(f"{kernel}_segments", (grid, (width, THREADS // width, 1)), work_bytes=work, extra=(int(together),))
+        b.of_columns(first, some, given, "db")
+        if not together:
+            b.launch(f"{kernel}_sum", ((ceil_div(some, 32), 1, 1), (32, 1, 1)), work_bytes=work)
+            b.of_columns(first, some, given, "db")
 
 
 def activation(b: Binder, op) -> None:
