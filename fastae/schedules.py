@@ -71,7 +71,7 @@ def _warm(rates: np.ndarray, epochs: np.ndarray, warmup: float) -> np.ndarray:
 class Cosine(Schedule):
     """Half a cosine from learning_rate down to ``floor``; a new one begins every ``restart`` epochs (None: never).
 
-    ``warmup`` epochs rise linearly first.
+    ``warmup`` epochs rise linearly first. A ``floor`` above the rate is an error (ValueError).
     """
 
     learning_rate: float = 1e-3
@@ -79,6 +79,10 @@ class Cosine(Schedule):
     restart: float | None = None
     warmup: float = 0.0
     _intervals = {"learning_rate": _POSITIVE, "floor": _NON_NEGATIVE, "restart": _POSITIVE, "warmup": _NON_NEGATIVE}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._ordered("floor", "learning_rate")
 
     def rates(self, epochs, total):
         length = self.restart or max(total - self.warmup, 1e-9)
@@ -90,12 +94,19 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class LinearWarmup(Schedule):
-    """Rises linearly over ``warmup`` epochs, then falls linearly to ``floor`` at the last epoch."""
+    """Rises linearly over ``warmup`` epochs, then falls linearly to ``floor`` at the last epoch.
+
+    A ``floor`` above the rate is an error (ValueError).
+    """
 
     learning_rate: float = 1e-3
     warmup: float = 1.0
     floor: float = 0.0
     _intervals = {"learning_rate": _POSITIVE, "warmup": _NON_NEGATIVE, "floor": _NON_NEGATIVE}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._ordered("floor", "learning_rate")
 
     def rates(self, epochs, total):
         t = np.clip((epochs - self.warmup) / max(total - self.warmup, 1e-9), 0.0, 1.0)

@@ -74,6 +74,13 @@ class Option:
                 if whole:
                     object.__setattr__(self, field.name, checked)
 
+    def _ordered(self, low: str, high: str, strict: bool = False) -> None:
+        """Raises unless the field ``low`` is at most (``strict``: less than) the field ``high``; both are numbers."""
+        first, second = getattr(self, low), getattr(self, high)
+        if not (float(first) < float(second) or (not strict and float(first) == float(second))):
+            sign = "<" if strict else "<="
+            raise ValueError(f"{type(self).__name__} {low}={first!r} must be {sign} {high}={second!r}")
+
     def stored(self) -> dict[str, Any]:
         """Fields as a model file keeps them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -475,8 +482,7 @@ class WeightRange(Option):
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             number(f"WeightRange.{name}", getattr(self, name), -math.inf, math.inf)
-        if not float(self.low) < float(self.high):
-            raise ValueError(f"WeightRange low={self.low!r} must be < high={self.high!r}")
+        self._ordered("low", "high", strict=True)
 
 
 @dataclass(frozen=True)
