@@ -329,6 +329,7 @@ def test_bad_parameters_are_named(parameters, message):
         (lambda: fastae.Cosine(-1), "Cosine.learning_rate"),
         (lambda: fastae.Cosine(1e-3, floor=1e-2), "Cosine floor=0.01 must be <= learning_rate=0.001"),
         (lambda: fastae.LinearWarmup(floor=1), "LinearWarmup floor=1 must be <= learning_rate=0.001"),
+        (lambda: fastae.SaltAndPepperNoise(low=1, high=0), "SaltAndPepperNoise low=1 must be <= high=0"),
         (lambda: fastae.KLSparsity(rho=0), "KLSparsity.rho"),
         (lambda: fastae.Adam(beta1=None), "Adam.beta1=None must be a number"),
         (lambda: fastae.GaussianNoise(None), "GaussianNoise.std=None must be a number"),

@@ -508,12 +508,19 @@ class GaussianNoise(Option):
 
 @dataclass(frozen=True)
 class SaltAndPepperNoise(Option):
-    """Each input becomes ``low`` or ``high``, each with probability rate / 2; the target stays clean."""
+    """Each input becomes ``low`` or ``high``, each with probability rate / 2; the target stays clean.
+
+    ``low`` above ``high`` is an error (ValueError).
+    """
 
     rate: float = 0.1
     low: float = 0.0
     high: float = 1.0
     _intervals = {"rate": (0.0, 1.0, "left"), "low": _ANY, "high": _ANY}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._ordered("low", "high")
 
 
 @dataclass(frozen=True)
