@@ -244,6 +244,20 @@ def has_missing(source: Source, missing: float | None) -> bool:
     return any(_observed(part, missing).size < part.size for part in parts)
 
 
+def has_observed(source: Source, missing: float | None) -> bool:
+    """Whether an entry is not marked as missing; reads on until it has found one."""
+    implicit = source.indptr is not None and source.data.size < source.n_rows * source.columns
+    if missing is None or (implicit and missing != 0):
+        return True
+    return any(_observed(source.data[i : i + 4096], missing).size for i in range(0, len(source.data), 4096))
+
+
+def nothing_observed(missing: float | None) -> ValueError:
+    """The error for rows that say nothing."""
+    how = "missing=nan, or a mask," if is_nan(missing) else f"missing={missing!r}"
+    return ValueError(f"no entry of X is observed: {how} marks all of them; give rows that have others too")
+
+
 def is_nan(missing: float | None) -> bool:
     """Whether NaN is what marks a missing entry."""
     return missing is not None and math.isnan(missing)

@@ -15,7 +15,8 @@ from ..spec.network import Network
 class Finding:
     """Something that costs accuracy.
 
-    kind : "output_range", "dead_units", "saturation", "no_better_than_mean", "still_learning" or "feature_scale"
+    kind : "output_range", "dead_units", "saturation", "no_better_than_mean", "still_learning", "feature_scale" or
+        "never_observed"
     layer : index into ``weights_``, or None
     message, remedy : str
     """

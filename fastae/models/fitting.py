@@ -72,6 +72,7 @@ class FittedByBatches(TakesRows):
         than an array's. What needs all rows at once is refused (ValueError): ``early_stopping``, ``sample_weight``,
         ``mask``, full-batch solvers, `Laplacian`, pretraining; what begins with a look at data (PCA) sees the first
         4096 rows of the first block at most.
+        Raises ValueError where no entry of X is observed, of rows in blocks after an epoch of them.
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
         solver that has not converged is a scikit-learn ConvergenceWarning.
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
