@@ -206,7 +206,7 @@ class DenseModel(ShownAsHTML, CompiledModel):
     def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
         """The inference or evaluation plan for a dtype, made once per set of weights and backend."""
         backend = self._backend()
-        key = (what, dtype, self._bf16, backend.name, backend.device, getattr(backend, "isa", ""))
+        key = (what, dtype, self._bf16, backend)
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             network: Network = self.network_.encoding if what == "encode" else self.network_

@@ -166,7 +166,7 @@ class SparseMemory(CompiledModel):
 
     def _compile(self, part: str, dtype: np.dtype, k: int | None, capacity: int | None = None) -> CompiledCode:
         backend, network = self._backend(), self.network_
-        key = (part, dtype, k, capacity, self._bf16, backend.name, backend.device, getattr(backend, "isa", ""))
+        key = (part, dtype, k, capacity, self._bf16, backend)
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             batch = inference_rows(backend, SPARSE_BATCH, max(network.n_features, network.n_targets))
