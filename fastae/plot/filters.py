@@ -19,6 +19,9 @@ class FilterDisplay(Display):
     columns : images in a row, or None
     """
 
+    _artist = "image.AxesImage"
+    _drawn_by_itself = ("X",)
+
     def __init__(self, weights: Any, *, shape: tuple[int, int] | None = None, columns: int | None = None):
         self.weights = matrix("weights", weights)
         self.shape = image_shape(shape, self.weights.shape[1], "weights")

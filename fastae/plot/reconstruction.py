@@ -18,6 +18,8 @@ class ReconstructionDisplay(Display):
     shape : (height, width) of the images; None takes squares where p is one, else draws each row as a curve
     """
 
+    _drawn_by_itself = ("X",)
+
     def __init__(self, originals: Any, reconstructions: Any, *, shape: tuple[int, int] | None = None):
         self.originals = matrix("originals", originals)
         self.reconstructions = matrix("reconstructions", reconstructions, self.originals.shape[1])
@@ -37,6 +39,10 @@ class ReconstructionDisplay(Display):
             return 8.0, min(max(8.0 * n * aspect / 2, 0.2 * n), 12.0) + 0.4
         width = min(max(0.9 * n, 3.0), 16.0)
         return width, width / n * 2 * aspect + 0.3
+
+    @property
+    def _artist(self) -> str:  # type: ignore[override]
+        return "lines.Line2D" if self.shape is None else "image.AxesImage"
 
     @property
     def _wide(self) -> bool:
@@ -73,12 +79,13 @@ class ReconstructionDisplay(Display):
         ax.tick_params(length=0)
 
     def _draw_curves(self, ax: Any, options: dict[str, Any]) -> None:
+        label = options.pop("label", "reconstruction")
         span = float(self.originals.max() - self.originals.min()) or 1.0
         for i, (row, copy) in enumerate(zip(self.originals, self.reconstructions, strict=True)):
             shift = -1.1 * span * i
             ax.plot(row + shift, color="0.6", label=None if i else "original")
             ax.plot(copy + shift, **({"color": "C1", "linestyle": "--"} | options),
-                    label=None if i else "reconstruction")  # fmt: skip
+                    label=None if i else label)  # fmt: skip
         ax.set_yticks([])
         ax.set_xlabel("feature")
         ax.legend(loc="upper right")
