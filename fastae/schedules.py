@@ -21,9 +21,10 @@ _NON_NEGATIVE = (0.0, math.inf, "left")
 
 
 class Schedule(Option):
-    """rates(epochs): learning rates at fractional epochs (an array), ``total`` epochs being planned."""
+    """Gives learning rates at fractional epochs."""
 
     def rates(self, epochs: np.ndarray, total: int) -> np.ndarray:
+        """Learning rates (n,), float64, at ``epochs`` (n,), ``total`` of them being planned."""
         raise NotImplementedError
 
 
@@ -40,7 +41,7 @@ class ConstantRate(Schedule):
 
 @dataclass(frozen=True)
 class StepDecay(Schedule):
-    """Times ``factor`` after every ``every`` epochs."""
+    """``learning_rate``, times ``factor`` after every ``every`` epochs."""
 
     learning_rate: float = 1e-3
     factor: float = 0.1
@@ -53,7 +54,7 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """Times ``factor`` per epoch, continuously."""
+    """``learning_rate``, times ``factor`` per epoch, continuously."""
 
     learning_rate: float = 1e-3
     factor: float = 0.95
@@ -94,7 +95,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class LinearWarmup(Schedule):
-    """Rises linearly over ``warmup`` epochs, then falls linearly to ``floor`` at the last epoch.
+    """Rises linearly to ``learning_rate`` over ``warmup`` epochs, then falls linearly to ``floor`` at the last epoch.
 
     A ``floor`` above the rate is an error (ValueError).
     """
@@ -158,7 +159,7 @@ class ReduceOnPlateau(Schedule):
 
 
 def schedule(value: Any) -> Schedule:
-    """A schedule from a schedule or a positive number."""
+    """A schedule from a ``value`` that is one, or a positive number. Raises ValueError or TypeError for others."""
     if isinstance(value, Schedule):
         return value
     try:

@@ -76,7 +76,10 @@ class DataParallel:
         return _Training(plan, inner, _digest(plan)) if trains else inner
 
     def run(self, handle: Any, job: Job) -> int:
-        """Runs the job's steps; returns how many finished, the same number on every rank."""
+        """Runs the job's steps; returns how many finished, the same number on every rank.
+
+        handle : what `compile` gave
+        """
         if not isinstance(handle, _Training):
             return self.inner.run(handle, job)
         if job.phases & _BOTH != _BOTH or self.comm.size == 1:
@@ -93,7 +96,7 @@ class DataParallel:
         return job.n_steps
 
     def share(self, spaces: Spaces) -> None:
-        """Makes rank 0's weights and optimiser's state those of all ranks."""
+        """Makes rank 0's weights and optimiser's state, in the memory ``spaces``, those of all ranks."""
         for space in (schema.THETA, schema.STATE):
             self.comm.broadcast(spaces.array(space, np.dtype(np.uint8)))
 

@@ -124,6 +124,7 @@ class FittedByBatches(TakesRows):
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None, mask: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 
+        X, y, sample_weight, mask : as of `fit`
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
         the call). ``sample_weight`` is of the loss alone, and only ratios within the call matter. Not there
         (AttributeError) with a full-batch solver.

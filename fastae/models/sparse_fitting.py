@@ -65,7 +65,7 @@ class SparseFitting(SparseState):
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """One pass over X in batches, going on from the present weights and optimiser state."""
+        """One pass over X in batches, going on from the present weights and optimiser state. X, y: as of `fit`."""
         first = "_arrays" not in self.__dict__
         with self._unchanged_on_error():
             backend = self._backend()

@@ -186,7 +186,10 @@ class SparseMemory(CompiledModel):
         return tags
 
     def save(self, path: Any) -> None:
-        """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it."""
+        """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it.
+
+        path : of the file, str or PathLike
+        """
         from ..io.model_file import save_estimator
 
         self._fitted()

@@ -45,6 +45,8 @@ class CodeScatterDisplay(Display):
 
         A code of one dimension is drawn against small, fixed random heights. Of more than ``max_points`` rows as many
         are drawn, evenly spread over X.
+
+        model : fitted, with ``transform`` to dense codes; ax, options : as of `plot`
         """
         from ..diagnostics.measure import sample
 

@@ -40,7 +40,10 @@ class ErrorHistogramDisplay(Display):
     def from_estimator(
         cls, model: Any, X: Any, *, y: Any = None, threshold: float | None = None, ax: Any = None, **options: Any
     ) -> ErrorHistogramDisplay:
-        """Of the mean squared errors of the rows of X, −``score_samples(X)``."""
+        """Of the mean squared errors of the rows of X, −``score_samples(X)``.
+
+        model : fitted, with ``score_samples``; ax, options : as of `plot`
+        """
         check_has(model, "score_samples", cls.__name__)
         return cls(-model.score_samples(X), y=y, threshold=threshold).plot(ax, **options)
 

@@ -44,6 +44,7 @@ class FilterDisplay(Display):
         """Of the first ``n_filters`` units: what the first layer looks for, or what the last one adds to the output.
 
         which : "encoder": rows of the first W; "decoder": columns of the last W, one per unit before it
+        model : fitted and dense; ax, options : as of `plot`
         """
         check_model(model, cls.__name__)
         if which not in ("encoder", "decoder"):

@@ -34,6 +34,7 @@ class LossCurveDisplay(Display):
     def from_estimator(cls, model: Any, *, ax: Any = None, name: str | None = None, **options: Any) -> LossCurveDisplay:
         """Of a fitted model's ``loss_curve_`` and ``validation_scores_``; draws several models with ``ax`` and names.
 
+        ax, options : as of `plot`
         Raises ValueError for a model that was not trained here (``from_arrays``).
         """
         check_model(model, cls.__name__)

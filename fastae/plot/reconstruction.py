@@ -53,7 +53,10 @@ class ReconstructionDisplay(Display):
         cls, model: Any, X: Any, *, n_samples: int = 10, shape: tuple[int, int] | None = None, ax: Any = None,
         **options: Any,
     ) -> ReconstructionDisplay:  # fmt: skip
-        """Of the first ``n_samples`` rows of X; give a selection to see other ones."""
+        """Of the first ``n_samples`` rows of X; give a selection to see other ones.
+
+        model : fitted, with ``reconstruct``; ax, options : as of `plot`
+        """
         check_has(model, "reconstruct", cls.__name__)
         rows = X[: number("n_samples", n_samples, 1, inf, integer=True)]
         shown = model.reconstruct(rows)
@@ -95,6 +98,7 @@ def save_reconstructions(path: Any, originals: np.ndarray, reconstructions: np.n
     """Writes a picture with originals in the upper row and their reconstructions below.
 
     originals, reconstructions : (n, height · width); shape : (height, width)
+    path : of the picture, whose name decides the format
     Raises ImportError without matplotlib.
     """
     ReconstructionDisplay(originals, reconstructions, shape=shape).save(path)

@@ -31,7 +31,10 @@ class FiringDensityDisplay(Display):
     def from_report(
         cls, report: Any, *, name: str | None = None, ax: Any = None, **options: Any
     ) -> FiringDensityDisplay:
-        """Of a `fastae.metrics.SparseReport`; draws several with ``ax`` and names."""
+        """Of a ``report``, a `fastae.metrics.SparseReport`; draws several with ``ax`` and names.
+
+        options : as of `plot`
+        """
         if not hasattr(report, "frequency"):
             raise TypeError(f"{cls.__name__} takes a report that has frequency, got {type(report).__name__}")
         return cls(report.frequency, name=name).plot(ax, **options)
@@ -83,7 +86,10 @@ class FrontierDisplay(Display):
 
     @classmethod
     def from_reports(cls, reports: Any, *, name: str | None = None, ax: Any = None, **options: Any) -> FrontierDisplay:
-        """Of `fastae.metrics.SparseReport` objects, a list or a dict by name; draws several curves with ``ax``."""
+        """Of `fastae.metrics.SparseReport` objects; draws several curves with ``ax``.
+
+        reports : a list, or a dict by name; options : as of `plot`
+        """
         if not hasattr(reports, "__iter__"):
             raise TypeError(f"{cls.__name__} takes a list or dict of reports, got {type(reports).__name__}")
         found = list(reports.values() if isinstance(reports, Mapping) else reports)

@@ -500,7 +500,7 @@ class MaskingNoise(Option):
 
 @dataclass(frozen=True)
 class GaussianNoise(Option):
-    """Adds N(0, std²) to each input; the target stays clean."""
+    """Adds N(0, ``std``²) to each input; the target stays clean."""
 
     std: float = 0.1
     _intervals = {"std": (0.0, math.inf, "left")}

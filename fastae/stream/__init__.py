@@ -29,6 +29,7 @@ def open_rows(source: Any, n_features: int | None = None, *, backend: Any = "aut
         iterator, so that several passes are possible, such as ``lambda: ParquetFile(path).iter_batches()``. bfloat16
         files, which NumPy writes as two nameless bytes, need ml_dtypes.
     n_features : the width that is wanted, or None for any
+    backend : what looks for NaN and infinity, as of an estimator
     Raises ValueError or TypeError for a source without rows, of another width or dtype, FileNotFoundError for files.
     """
     rows = source if isinstance(source, Rows) else _open(source, backend)
@@ -77,6 +78,7 @@ def check_finite(
     """Raises ValueError with the row's number for a block with NaN (unless these are allowed) or infinity.
 
     first_row : number of the block's first row in its source; or ``ids``: the number of every row
+    backend : what looks, as of an estimator; allow_nan : whether NaN may be
     """
     dense = isinstance(block, np.ndarray)
     values = readable(block if dense else block.data.reshape(1, -1))

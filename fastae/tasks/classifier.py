@@ -205,6 +205,7 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights, without pretraining.
 
+        y : (N,), class of each row
         classes : all labels that will ever come, at the first call; later ones may repeat it
         See `fastae.Autoencoder.partial_fit` for the rest.
         """

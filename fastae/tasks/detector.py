@@ -308,13 +308,16 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         return np.where(self.anomaly_scores(X) > self.threshold_, -1, 1)
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fits and labels the training rows: −1 for outliers, 1 for inliers, (N,) int64."""
+        """Fits and labels the training rows: −1 for outliers, 1 for inliers, (N,) int64. X, y: as of `fit`."""
         return np.where(self.fit(X).labels_ == 1, -1, 1)
 
     # ---- files ---
 
     def save(self, path: Any) -> None:
-        """Writes the fitted detector to one .safetensors file, atomically; `fastae.load` reads it."""
+        """Writes the fitted detector to one .safetensors file, atomically; `fastae.load` reads it.
+
+        path : of the file, str or PathLike
+        """
         from ..io.model_file import save_estimator
 
         check_is_fitted(self, "threshold_")
