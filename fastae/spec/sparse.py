@@ -139,8 +139,9 @@ class AbsTopK(_KLargest):
 class BatchTopK(_KLargest):
     """The k·rows largest of a whole batch; afterwards every latent above a threshold (Bussmann et al. 2024).
 
-    threshold_decay : of the running average of the smallest value kept, the threshold of a fitted model. It follows
-        over some 1 / (1 - threshold_decay) steps: after fewer, `calibrate` gives a fitted model the wanted L0
+    threshold_decay : of the running average of the smallest value kept, the threshold of a fitted model; at step t,
+        counted from 0, at most (1 + t) / (10 + t), so that the average is of the last ninth of few steps. Where
+        values change much from step to step, `calibrate` gives a fitted model the wanted L0
     k, aux, k_start, k_anneal : as of `TopK`
     """
 
