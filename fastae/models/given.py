@@ -147,9 +147,10 @@ class TakesRows(Stored):
         missing = getattr(self, "missing", None)
         masked = mask is not None or (not reset and is_nan(self.network_.missing))  # now, or when it was fitted
         allow_nan = masked if missing is None else isinstance(missing, Real) and is_nan(float(missing))
-        source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision,
+        backend = self._backend()
+        source, dtype = check_rows(self, X, reset=reset, backend=backend, precision=self.precision,
                                    allow_nan=allow_nan)  # fmt: skip
-        targets, weight = self._targets(y, check_weight(sample_weight, source.n_rows), source.n_rows, reset)
+        targets, weight = self._targets(y, check_weight(sample_weight, source.n_rows, backend), source.n_rows, reset)
         network = self._network(source.columns)
         if mask is not None:
             source = apply_mask(source, dtype, mask, network.missing, getattr(self, "feature_names_in_", None))

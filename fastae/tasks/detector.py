@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..models.autoencoder import Autoencoder
 from ..models.base import seed_of
+from ..models.ranks import together
 from ..plan.plan import Source
 from ..spec.options import number, unknown
 from ..validation import check_rows
@@ -177,7 +178,8 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         """
         before = dict(self.__dict__)
         try:
-            source, dtype = self._fit(X)
+            with together(self.backend):
+                source, dtype = self._fit(X)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
