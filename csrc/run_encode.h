@@ -211,7 +211,12 @@ template <class E> void run_batch_topk(E& e, const OpRecord& o, const double* f)
   if (!(least > 0)) return;
   if (guess) *guess = least;
   if (!threshold) return;
-  const double old = (double)*threshold, decay = f[at::f_decay];
+  double decay = f[at::f_decay];
+  if (o.i[at::i_decay_scalar] >= 0) {
+    const double now = e.job.scalars[e.step * e.plan.n_scalars + o.i[at::i_decay_scalar]];
+    decay = now < decay ? now : decay;
+  }
+  const double old = (double)*threshold;
   *threshold = old < 0 ? least : (T)(decay * old + (1 - decay) * (double)least);
 }
 

@@ -215,7 +215,7 @@ enum Float { f_margin };
 }
 namespace at_batch_topk {
 enum Slot { s_x, s_w, s_b, s_val, s_idx, s_count, s_threshold, s_guess };
-enum Int { i_k, i_k_scalar, i_overflow, i_bf16 };
+enum Int { i_k, i_k_scalar, i_overflow, i_bf16, i_decay_scalar };
 enum Float { f_decay };
 }
 namespace at_narrow {

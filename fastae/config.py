@@ -47,7 +47,10 @@ def configuration() -> dict[str, Any]:
 
 
 def show_config(file: Any = None) -> None:
-    """Prints version, backends found and why one is missing, instruction set, threads and processor."""
+    """Prints version, backends found and why one is missing, instruction set, threads and processor.
+
+    file : to print to; None is standard output
+    """
     out = sys.stdout if file is None else file
     info = configuration()
     backends = info.pop("backends")

@@ -326,6 +326,7 @@ def read_manifest(path: Any) -> dict:
 def open_codes(path: Any, *, partial: bool = False) -> Any:
     """Codes of a folder as memory maps: (values, indices), a csr_array, or a dense array.
 
+    path : of the folder that `encode_to` wrote
     Raises ValueError where the encoding has not ended, unless ``partial``: then the rows done so far.
     """
     folder, manifest = Path(path), read_manifest(path)

@@ -20,6 +20,7 @@ class Initializer(Option):
     """Gives the weights of one layer."""
 
     def weights(self, rng: np.random.Generator, n_out: int, n_in: int) -> np.ndarray:
+        """W (n_out, n_in) of one layer, float64, drawn from ``rng``. Raises TypeError where layers are set together."""
         raise TypeError(
             f"{type(self).__name__} sets the first and the last layer together and cannot be one item of a list; give "
             "it as the whole initializer"
@@ -66,7 +67,7 @@ class Uniform(Initializer):
 
 @dataclass(frozen=True)
 class Normal(Initializer):
-    """N(0, std²)."""
+    """N(0, ``std``²)."""
 
     std: float = 0.05
     _intervals = {"std": (0.0, math.inf, "neither")}
@@ -77,7 +78,7 @@ class Normal(Initializer):
 
 @dataclass(frozen=True)
 class TruncatedNormal(Initializer):
-    """N(0, std²) cut at ±2 std: values outside are drawn again."""
+    """N(0, ``std``²) cut at ±2 ``std``: values outside are drawn again."""
 
     std: float = 0.05
     _intervals = {"std": (0.0, math.inf, "neither")}
@@ -94,6 +95,7 @@ class _Scaled(Initializer):
     """Zero mean, variance given by the layer's widths."""
 
     def variance(self, n_out: int, n_in: int) -> float:
+        """Of the weights of a layer with ``n_in`` inputs and ``n_out`` outputs."""
         raise NotImplementedError
 
     def weights(self, rng, n_out, n_in):

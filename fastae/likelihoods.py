@@ -19,7 +19,7 @@ from .catalog import Parameter
 
 @dataclass(frozen=True)
 class Function:
-    """A formula with arguments that other formulas may call."""
+    """A formula that others may call by its ``name`` with ``arguments``, letters of which ``text`` is the value."""
 
     name: str
     arguments: tuple[str, ...]
@@ -28,17 +28,26 @@ class Function:
 
 @dataclass(frozen=True)
 class Output:
-    """One network output of a feature: the parameter's name, its letter in formulas, and the parameter from it."""
+    """One network output of a feature, by its ``letter`` in formulas.
+
+    name, shown : of the distribution's parameter that it stands for, and the formula of that
+    slope : formula of the derivative of the value with respect to the output
+    """
 
     name: str
     letter: str
     shown: str
-    slope: str  # derivative of the value with respect to the output
+    slope: str
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """−log p(t) of a feature whose distribution has the network's outputs as parameters."""
+    """−log p(t) of a feature whose distribution has the network's outputs as parameters.
+
+    name, label, note : of the loss, of its option class, and what it is
+    outputs, value : one `Output` per parameter, and the formula of −log p
+    parameters : constants of the option; target_low, target_high : what t must lie between
+    """
 
     name: str
     label: str

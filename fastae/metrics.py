@@ -60,6 +60,7 @@ class SparseReport:
 
         source : what `fastae.stream.open_rows` takes; also frames, lists of rows and arrays of objects, as in ``fit``
         targets : of a transcoder, what `fastae.stream.open_rows` takes
+        rows_per_block : read and encoded at a time
         max_rows : rows after which to stop, or None
         """
         if hasattr(model, "get_params"):
@@ -158,7 +159,10 @@ class SparseReport:
         return np.bincount(places, minlength=self.n_components), np.bincount(places, kept, self.n_components)
 
     def merge(self, other: SparseReport) -> Self:
-        """Adds the rows of another report, as of another rank or shard."""
+        """Adds the rows of another report, as of another rank or shard.
+
+        other : of as many latents and features, else ValueError
+        """
         if (other.n_components, other.n_features) != (self.n_components, self.n_features):
             raise ValueError(f"the other report is of {other.n_components} latents and {other.n_features} features; "
                              f"wanted {self.n_components} and {self.n_features}")  # fmt: skip
@@ -279,13 +283,13 @@ class SparseReport:
         return report
 
     def save_json(self, path: Any) -> None:
-        """Writes `to_dict`, atomically."""
+        """Writes `to_dict` to the file ``path``, atomically."""
         text = json.dumps(self.to_dict(), allow_nan=False).encode()
         write_atomically(path, lambda file: file.write(text))
 
     @classmethod
     def load(cls, path: Any) -> Self:
-        """The report that `save_json` wrote. Raises ValueError for another file."""
+        """The report that `save_json` wrote to the file ``path``. Raises ValueError for another file."""
         with open(path, "rb") as file:
             try:
                 kept = json.load(file)
@@ -329,7 +333,7 @@ def decoder_neighbours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k decoder rows that point most nearly in the direction of each.
 
-    w : (n, p), such as ``model.dictionary_``
+    w : (n, p), such as ``model.dictionary_``; n_threads : as of `fastae.ops`
     returns : indices (n, k) int32 and cosines (n, k) float32, largest first, ties by lowest index; a row is no
         neighbour of its own, and a row of zeros has cosine 0 with all. Neither threads nor ``rows_per_block`` change a
         bit on the compiled backend.

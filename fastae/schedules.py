@@ -21,9 +21,10 @@ _NON_NEGATIVE = (0.0, math.inf, "left")
 
 
 class Schedule(Option):
-    """rates(epochs): learning rates at fractional epochs (an array), ``total`` epochs being planned."""
+    """Gives learning rates at fractional epochs."""
 
     def rates(self, epochs: np.ndarray, total: int) -> np.ndarray:
+        """Learning rates (n,), float64, at ``epochs`` (n,), ``total`` of them being planned."""
         raise NotImplementedError
 
     @property
@@ -46,7 +47,7 @@ class ConstantRate(Schedule):
 
 @dataclass(frozen=True)
 class StepDecay(Schedule):
-    """Times ``factor`` after every ``every`` epochs."""
+    """``learning_rate``, times ``factor`` after every ``every`` epochs."""
 
     learning_rate: float = 1e-3
     factor: float = 0.1
@@ -60,7 +61,7 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """Times ``factor`` per epoch, continuously."""
+    """``learning_rate``, times ``factor`` per epoch, continuously."""
 
     learning_rate: float = 1e-3
     factor: float = 0.95
@@ -79,7 +80,7 @@ def _warm(rates: np.ndarray, epochs: np.ndarray, warmup: float) -> np.ndarray:
 class Cosine(Schedule):
     """Half a cosine from learning_rate down to ``floor``; a new one begins every ``restart`` epochs (None: never).
 
-    ``warmup`` epochs rise linearly first.
+    ``warmup`` epochs rise linearly first. A ``floor`` above the rate is an error (ValueError).
     """
 
     learning_rate: float = 1e-3
@@ -87,6 +88,10 @@ class Cosine(Schedule):
     restart: float | None = None
     warmup: float = 0.0
     _intervals = {"learning_rate": _POSITIVE, "floor": _NON_NEGATIVE, "restart": _POSITIVE, "warmup": _NON_NEGATIVE}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._ordered("floor", "learning_rate")
 
     @property
     def planned(self):
@@ -102,12 +107,19 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class LinearWarmup(Schedule):
-    """Rises linearly over ``warmup`` epochs, then falls linearly to ``floor`` at the last epoch."""
+    """Rises linearly to ``learning_rate`` over ``warmup`` epochs, then falls linearly to ``floor`` at the last epoch.
+
+    A ``floor`` above the rate is an error (ValueError).
+    """
 
     learning_rate: float = 1e-3
     warmup: float = 1.0
     floor: float = 0.0
     _intervals = {"learning_rate": _POSITIVE, "warmup": _NON_NEGATIVE, "floor": _NON_NEGATIVE}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._ordered("floor", "learning_rate")
 
     def rates(self, epochs, total):
         t = np.clip((epochs - self.warmup) / max(total - self.warmup, 1e-9), 0.0, 1.0)
@@ -160,7 +172,7 @@ class ReduceOnPlateau(Schedule):
 
 
 def schedule(value: Any) -> Schedule:
-    """A schedule from a schedule or a positive number."""
+    """A schedule from a ``value`` that is one, or a positive number. Raises ValueError or TypeError for others."""
     if isinstance(value, Schedule):
         return value
     try:

@@ -122,6 +122,9 @@ class Trainer:
         if self.rates.strength >= 0:
             part = network.sparsity.warmup  # type: ignore[attr-defined]
             out[:, self.rates.strength] = np.minimum(progress / part, 1.0) if part > 0 else 1.0
+        if self.rates.decay >= 0:  # so that an average forgets where it began: it is of the last ninth of the steps
+            steps = state.steps + np.arange(n_steps)
+            out[:, self.rates.decay] = (1.0 + steps) / (10.0 + steps)
         return out
 
     def run(self, block: Block, first: int, n_steps: int) -> None:

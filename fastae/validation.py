@@ -244,6 +244,20 @@ def has_missing(source: Source, missing: float | None) -> bool:
     return any(_observed(part, missing).size < part.size for part in parts)
 
 
+def has_observed(source: Source, missing: float | None) -> bool:
+    """Whether an entry is not marked as missing; reads on until it has found one."""
+    implicit = source.indptr is not None and source.data.size < source.n_rows * source.columns
+    if missing is None or (implicit and missing != 0):
+        return True
+    return any(_observed(source.data[i : i + 4096], missing).size for i in range(0, len(source.data), 4096))
+
+
+def nothing_observed(missing: float | None) -> ValueError:
+    """The error for rows that say nothing."""
+    how = "missing=nan, or a mask," if is_nan(missing) else f"missing={missing!r}"
+    return ValueError(f"no entry of X is observed: {how} marks all of them; give rows that have others too")
+
+
 def is_nan(missing: float | None) -> bool:
     """Whether NaN is what marks a missing entry."""
     return missing is not None and math.isnan(missing)
@@ -346,8 +360,8 @@ def seen_source(source: Source, network: Network) -> Source:
     return dataclasses.replace(source, data=input_seen(source.data, network))
 
 
-def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:
-    """Sample weights as float64 with mean 1, or None."""
+def check_weight(sample_weight: Any, n_rows: int, backend: Any) -> np.ndarray | None:
+    """Sample weights as float64 with mean 1 over the rows of all that train with them, or None."""
     if sample_weight is None:
         return None
     if isinstance(sample_weight, Real):
@@ -361,10 +375,21 @@ def check_weight(sample_weight: Any, n_rows: int) -> np.ndarray | None:
         raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_rows,)}: one weight per row")
     if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
         raise ValueError("sample_weight must be finite, non-negative and not all zero")
-    weight = below_one(weight)
-    return weight / weight.mean()
+    return mean_one(weight, backend)
+
+
+def mean_one(weight: np.ndarray, backend: Any) -> np.ndarray:
+    """Weights of which not all are 0, brought to mean 1, that of all ranks' where several train one model."""
+    below = below_one(weight)
+    over_ranks = getattr(backend, "mean_weight", None)
+    mean = below.mean()
+    return below / (mean if over_ranks is None else over_ranks(float(mean), _exponent(weight), len(weight)))
 
 
 def below_one(weight: np.ndarray) -> np.ndarray:
     """Weights times a power of two, so that sums of them neither overflow nor lose digits."""
-    return np.ldexp(weight, -np.frexp(weight.max())[1])
+    return np.ldexp(weight, -_exponent(weight))
+
+
+def _exponent(weight: np.ndarray) -> int:
+    return int(np.frexp(weight.max())[1])

@@ -11,7 +11,7 @@ from cuda_host import HostDriver, most_threads
 from test_records import RECORDS, M, arrays_of
 
 import fastae
-from fastae.backends.cuda import CudaBackend, kernel_table, tensor
+from fastae.backends.cuda import CudaBackend, dense, kernel_table, tensor
 from fastae.backends.cuda.binder import Binder
 from fastae.backends.cuda.launches import Beside, Launch
 from fastae.backends.cuda.record import LAUNCH, STEP
@@ -180,6 +180,16 @@ def test_sums_over_many_blocks(native, device):
     for kind, attributes, slots in MORE:
         if kind in ("weight_penalty", "clip_gradient", "update"):
             compare(kind, attributes, slots, (1, 71, 257), np.float32, native, device)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_biases_of_more_columns_than_a_grid_has_blocks(native, device, monkeypatch, dtype):
+    monkeypatch.setattr(dense, "MOST_ASIDE", 1)
+    sums = [("bias_grad", {"add": add}, {"dy": "M n", "db": "1 n"}) for add in (0, 1)]
+    sums += [record for record in [*RECORDS, *MORE] if record[0] == "dense_grad"]
+    for sizes in ((7, 133, 17), (300, 67, 3), (1300, 70, 2)):
+        for kind, attributes, slots in sums:
+            compare(kind, attributes, slots, sizes, dtype, native, device)
 
 
 def test_products_in_bfloat16(native, device):
@@ -480,7 +490,7 @@ def bound(plan, m, products):
 
 @pytest.mark.parametrize("products", ["exact", "cublas"])
 @pytest.mark.parametrize(
-    "p, m", [(1_000_000, 1024), (3_000_000, 300), (3_000_000, 2000), (3, 100_000_000), (140_000, 8192)]
+    "p, m", [(1_000_000, 1024), (3_000_000, 300), (4_500_000, 2048), (3, 100_000_000), (140_000, 8192)]
 )
 def test_grids_are_no_larger_than_a_gpu_takes(p, m, products):
     options = {"loss": "huber", "penalties": "l2", "solver": fastae.Adam(clip_norm=1.0)}

@@ -215,6 +215,18 @@ def test_diagnosis_of_rows_with_missing_entries(missing):
         assert model.compare_to_pca(U + 1, U[:9] + 1).n_rows == 9
 
 
+def test_features_that_are_never_observed():
+    rows = U.copy()
+    rows[:, [2, 5]] = np.nan
+    model = quick(missing=np.nan).fit(rows)
+    (finding,) = [f for f in model.diagnose(rows).findings if f.kind == "never_observed"]
+    assert "2 of 9 features, 2 the first" in finding.message
+    rows[0, 2] = 1
+    (finding,) = [f for f in model.diagnose(rows).findings if f.kind == "never_observed"]
+    assert "1 of 9 features, 5 the first" in finding.message
+    assert not any(f.kind == "never_observed" for f in model.diagnose(U).findings)
+
+
 def test_likelihoods_and_heads():
     counts = RNG.poisson(3, size=(200, 9))
     model = quick(loss="negative_binomial", input_transform="log1p").fit(counts)

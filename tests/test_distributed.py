@@ -2,80 +2,15 @@
 
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
 from conftest import backend_named
+from thread_ranks import LOCAL, SIZE, X, model, on_ranks, rows_of
 
 import fastae
 from fastae.distributed import DataParallel, nccl
 from fastae.exceptions import NonFiniteLossError
-
-SIZE, LOCAL = 2, 30
-X = np.random.default_rng(0).standard_normal((240, 10)).astype(np.float32)
-
-
-class Threads:
-    """What the ranks share."""
-
-    def __init__(self):
-        self.barrier = threading.Barrier(SIZE, timeout=60)
-        self.parts = [None] * SIZE
-
-
-class ThreadCommunicator:
-    """Ranks that are threads of one process; sums are made by each in the order of the ranks."""
-
-    size = SIZE
-
-    def __init__(self, rank, shared):
-        self.rank, self.shared = rank, shared
-
-    def _exchange(self, array):
-        self.shared.parts[self.rank] = np.array(array)
-        self.shared.barrier.wait()
-        parts = list(self.shared.parts)
-        self.shared.barrier.wait()
-        return parts
-
-    def sum(self, array):
-        parts = self._exchange(array)
-        array[...] = sum(parts[1:], parts[0])
-
-    def broadcast(self, array, root=0):
-        array[...] = self._exchange(array)[root]
-
-
-def on_ranks(call):
-    """What ``call(rank, communicator)`` gives on each rank; the first error is raised."""
-    shared, results, errors = Threads(), [None] * SIZE, []
-
-    def work(rank):
-        try:
-            results[rank] = call(rank, ThreadCommunicator(rank, shared))
-        except BaseException as error:
-            errors.append(error)
-            shared.barrier.abort()
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(SIZE)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
-        raise error
-    return results
-
-
-def rows_of(rank):
-    """Rows of a rank, so that the ranks' batches together are the batches of X."""
-    return np.concatenate([X[i + rank * LOCAL : i + (rank + 1) * LOCAL] for i in range(0, len(X), SIZE * LOCAL)])
-
-
-def model(backend, batch, **options):
-    options = {"hidden_layer_sizes": (8,), "max_iter": 3, "tol": 0, "shuffle": False, "random_state": 0} | options
-    return fastae.Autoencoder(3, backend=backend, batch_size=batch, **options)
 
 
 @pytest.mark.parametrize("name", ["avx2", "cuda_host"])

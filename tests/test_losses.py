@@ -347,6 +347,26 @@ def test_what_is_missing_does_not_matter_and_can_be_filled_in():
     assert ((filled - X)[~observed] ** 2).mean() < 0.3 * X[~observed].var()
 
 
+@pytest.mark.parametrize("options", [{}, {"solver": "lbfgs"}, {"loss": "cosine"}], ids=str)
+def test_rows_without_an_observed_entry_are_no_data(options):
+    said = "no entry of X is observed"
+    gone = np.full((40, 4), np.nan)
+    for X, missing in ((gone, np.nan), (np.full((40, 4), -1, np.int8), -1), (sparse.csr_array((40, 4)), 0),
+                       (sparse.csr_array(np.full((40, 4), np.nan)), np.nan)):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{said}.*missing={missing!r}"):
+            fit(X, missing=missing, **options)
+    with pytest.raises(ValueError, match=f"{said}.*mask"):
+        fit(np.ones((40, 4)), mask=np.zeros((40, 4), bool), **options)
+    one = gone.copy()
+    one[39, 3] = 2
+    fit(one, missing=np.nan, **options)
+    if not options:
+        with pytest.raises(ValueError, match=said):
+            fit((part for part in (gone, gone)), missing=np.nan, max_iter=1)
+        fit((part for part in (gone, one)), missing=np.nan, max_iter=1)
+        fit(one, missing=np.nan).partial_fit(gone)  # a batch may have nothing to say
+
+
 def test_sparse_ratings():
     dense = np.where(RNG.random((90, 8)) < 0.4, RNG.integers(1, 6, (90, 8)), 0)
     for make, dtype in ((sparse.csr_array, np.uint8), (sparse.csr_matrix, np.float64), (sparse.csc_array, np.float32)):

@@ -461,6 +461,19 @@ def test_one_array_says_what_is_computed_in():
             assert call(a.astype(dtype), lambda b, to=other: b.astype(to)).dtype.name == np.dtype(dtype).name, name
 
 
+def test_zeros_in_codes_with_what_is_not_finite(backend):
+    """As docstrings say: NaN or left out where the value is 0, NaN wherever it is not."""
+    w, u = np.ones((5, 3)), np.ones((2, 3))
+    w[2] = u[0] = np.nan
+    index, val = np.array([[0, 2], [1, 4]]), np.array([[2.0, 0.0], [2.0, 1.0]])
+    y = ops.decode(val, index, w, backend=backend)
+    assert np.isnan(y[0]).all() or (y[0] == 2).all()
+    assert (y[1] == 3).all() and np.isnan(ops.decode(val + 1, index, w, backend=backend)[0]).all()
+    dw = ops.latent_grad(val, index, u, 5, backend=backend)
+    assert np.isnan(dw[2]).all() or (dw[2] == 0).all()
+    assert np.isnan(dw[0]).all() and (dw[4] == 1).all()
+
+
 def test_the_namespace_is_the_ops_alone():
     assert dir(ops) == sorted(ops.__all__)
     assert all(getattr(ops, name).__module__.startswith("fastae.ops") for name in ops.__all__)

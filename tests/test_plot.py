@@ -304,3 +304,60 @@ def test_bad_errors():
         fastae.ErrorHistogramDisplay([])
     with pytest.raises(ValueError, match="y has shape"):
         fastae.ErrorHistogramDisplay([1.0, 2.0], y=[1])
+
+
+# ---- arguments that are matplotlib's, and that are not ---
+
+ERRORS = np.linspace(1, 2, 140)
+
+
+@pytest.mark.parametrize(
+    "draw, message",
+    [
+        (lambda: fastae.CodeScatterDisplay(X[:, :2], LABELS).plot(c="r"), "c='r' cannot go with y, which gives the"),
+        (lambda: fastae.CodeScatterDisplay(X[:, :2], ERRORS).plot(color="r"), "color='r' cannot go with y"),
+        (lambda: fastae.CodeScatterDisplay(X[:, :2], LABELS).plot(fc="r"), "facecolor=.* cannot go with y"),
+        (lambda: fastae.CodeScatterDisplay(X[:, :2]).plot(x=3), "x=3 is what CodeScatterDisplay draws itself; leave"),
+        (lambda: fastae.ErrorHistogramDisplay(ERRORS, y=LABELS).plot(weights=[1]), "weights=.* cannot go with y"),
+        (lambda: fastae.FilterDisplay(X).plot(X=3), "X=3 is what FilterDisplay draws itself"),
+        (lambda: fastae.LossCurveDisplay([2, 1]).plot(3), "ax is a int; wanted matplotlib's Axes"),
+        (lambda: fastae.LossCurveDisplay([2, 1]).plot(np.empty(2, object)), "ax is a ndarray; wanted"),
+        (lambda: fastae.LossCurveDisplay([2, 1]).save("picture.png", dpi="fine"), "dpi='fine' must be a number"),
+        (lambda: fastae.LossCurveDisplay("abc"), "losses must be numbers, got 'abc'"),
+        (lambda: fastae.CodeScatterDisplay([["a", "b"]]), "coordinates must be numbers, got"),
+        (lambda: fastae.ErrorHistogramDisplay([{}]), "errors must be numbers, got"),
+        (lambda: fastae.ErrorHistogramDisplay(ERRORS, threshold="high"), "threshold='high' must be a number"),
+        (lambda: fastae.CodeScatterDisplay(X[:, :2], axis_names=None), "axis_names=None must be two names"),
+        (lambda: fastae.CodeScatterDisplay(X[:, :2], axis_names="xy"), "axis_names='xy' must be two names"),
+        (lambda: fastae.CodeScatterDisplay(X[:, :2], [{}] * 140), "y has values such as {}; wanted numbers or names"),
+        (lambda: fastae.ErrorHistogramDisplay(ERRORS, y=[{}] * 140), "y has values such as {}; wanted numbers"),
+        (lambda: fastae.FiringDensityDisplay(["a"]), "frequency must be numbers"),
+        (lambda: fastae.FiringDensityDisplay.from_report(3), "takes a report that has frequency, got int"),
+        (lambda: fastae.FrontierDisplay("a", [1]), "l0 must be numbers"),
+        (lambda: fastae.FrontierDisplay([1], [1], names=3), "names=3 must be a sequence, one for each point"),
+        (lambda: fastae.FrontierDisplay.from_reports(3), "takes a list or dict of reports, got int"),
+        (lambda: fastae.FrontierDisplay.from_reports([3]), "takes reports that have l0 and fvu, got int"),
+    ],
+)
+@pytest.mark.usefixtures("figure")
+def test_what_is_no_argument_of_a_display(draw, message):
+    with pytest.raises(TypeError, match=message):
+        draw()
+
+
+@pytest.mark.usefixtures("figure")
+def test_matplotlibs_other_names_of_options():
+    points = fastae.CodeScatterDisplay(X[:, :2], LABELS).plot(lw=2).ax_.collections[0]
+    assert points.get_linewidths() == [2]
+    curves = fastae.ReconstructionDisplay(X[:2, :7], X[:2, :7]).plot(c="r", ls=":", label="model").ax_
+    assert curves.lines[1].get_color() == "r" and curves.lines[1].get_linestyle() == ":"
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == ["original", "model"]
+    assert fastae.CodeScatterDisplay(X[:, :2]).plot(c="r").ax_.collections[0].get_facecolor()[0, 0] == 1
+
+
+@pytest.mark.usefixtures("figure")
+def test_error_histogram_of_classes_of_several_types():
+    legend = fastae.ErrorHistogramDisplay(ERRORS, y=[None, "odd"] * 70).plot().ax_.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["None (70 rows)", "odd (70 rows)"]
+    with pytest.raises(ValueError, match="y has NaN"):
+        fastae.ErrorHistogramDisplay(ERRORS, y=np.where(LABELS == 0, np.nan, LABELS))

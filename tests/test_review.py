@@ -87,3 +87,31 @@ def test_a_mask_is_remembered():
     holes = np.where(mask, X, np.nan)
     fitted.partial_fit(holes)
     assert np.isfinite(fitted.transform(holes)).all()
+
+
+@pytest.mark.parametrize("make", [model, lambda **p: fastae.SparseAutoencoder(8, k=2, max_iter=1, **p)])
+def test_another_way_of_making_products_is_another_backend(make, monkeypatch):
+    """FASTAE_CUDA_PRODUCTS is looked at by every call, also of a model that has compiled its plans."""
+    from fastae import backends
+
+    class Spy:
+        def __init__(self):
+            self.inner, self.runs = backends.get_backend("reference"), 0
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def run(self, handle, job):
+            self.runs += 1
+            return self.inner.run(handle, job)
+
+    spies = {"cublas": Spy(), "exact": Spy()}
+    monkeypatch.setattr(backends, "cuda_backend", lambda number, products: spies[products])
+    monkeypatch.delenv("FASTAE_CUDA_PRODUCTS", raising=False)
+    fitted = make(device="cuda").fit(X)
+    for products in ("cublas", "exact", "cublas"):
+        monkeypatch.setenv("FASTAE_CUDA_PRODUCTS", products)
+        for spy in spies.values():
+            spy.runs = 0
+        fitted.transform(X)
+        assert {name for name, spy in spies.items() if spy.runs} == {products}

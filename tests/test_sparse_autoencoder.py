@@ -375,6 +375,20 @@ def test_partial_fit():
 # ---- checkpoints ---
 
 
+@pytest.mark.parametrize("kind", ["batch_topk", "matryoshka"])
+def test_a_threshold_after_few_steps_is_that_of_the_last(kind):
+    """Its average has forgotten where it began; the same bits on every backend that has those of the steps."""
+    thresholds = set()
+    for name in ("avx2", "cuda_host"):
+        options = {"batch_size": 120, "max_iter": 1, "learning_rate": 3e-3, "random_state": 0}
+        model = SparseAutoencoder(64, k=4, sparsity=kind, backend=backend_named(name), **options).fit(X)
+        assert len(X) / 120 == 5 and 3.4 < model.transform(X).nnz / len(X) < 4.6
+        thresholds.add(model.batch_threshold_)
+    assert len(thresholds) == 1
+    reference = model.set_params(backend="reference").fit(X)
+    assert reference.batch_threshold_ == pytest.approx(thresholds.pop(), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["topk", "batch_topk", "jumprelu", "annealed"])
 def test_resumed_training_has_the_same_bits(kind, tmp_path):
     whole = model(kind, max_iter=4, ema=0.99).fit(X)

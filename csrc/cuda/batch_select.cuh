@@ -106,7 +106,9 @@ FASTAE_KERNEL(batch_finish, 32) {
   T *const guess = o.real(at::s_guess).p, *const threshold = o.real(at::s_threshold).p;
   if (guess) *guess = least;
   if (!threshold) return;
-  const double old = (double)*threshold, decay = o.f[at::f_decay];
+  double decay = o.f[at::f_decay];
+  if (o.i[at::i_decay_scalar] >= 0) decay = smaller(decay, o.scalars()[o.i[at::i_decay_scalar]]);
+  const double old = (double)*threshold;
   *threshold = old < 0 ? least : (T)(decay * old + (1 - decay) * (double)least);
 }
 

@@ -97,6 +97,14 @@ def fit_findings(
             f"feature {int(spread.argmax())} has {share:.0%} of the variance, and so of the loss",
             "scale the features alike (sklearn.preprocessing.StandardScaler) unless that is what you want",
         )  # fmt: skip
+    unseen = np.flatnonzero(features.counts == 0)
+    if len(unseen):
+        yield Finding(
+            "never_observed", None,
+            f"without an observed entry in these rows: {len(unseen)} of {len(spread)} features, {unseen[0]} the first, "
+            "of which nothing is learned",
+            "leave them out, or give rows that have them",
+        )  # fmt: skip
     if still_learning(model.loss_curve_):
         yield Finding("still_learning", None, "the loss was still falling when training ended",
                       "raise max_iter or learning_rate")  # fmt: skip

@@ -15,7 +15,8 @@ from ..spec.network import Network
 class Finding:
     """Something that costs accuracy.
 
-    kind : "output_range", "dead_units", "saturation", "no_better_than_mean", "still_learning" or "feature_scale"
+    kind : "output_range", "dead_units", "saturation", "no_better_than_mean", "still_learning", "feature_scale" or
+        "never_observed"
     layer : index into ``weights_``, or None
     message, remedy : str
     """
@@ -34,6 +35,7 @@ class LayerReport:
     """Outputs of one layer over the rows that were looked at.
 
     name : "encoder 1", …, "code", "decoder 1", …, "output"
+    n_in, n_out : widths of its input and output
     low, high, mean : of all outputs
     dead : share of units with the same output for every row
     saturated : share of outputs within 0.1 % of the ends of the activation's range; None where it is unbounded

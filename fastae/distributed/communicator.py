@@ -20,7 +20,7 @@ class Communicator(Protocol):
         """Replaces the array by its sum over all ranks."""
 
     def broadcast(self, array: Any, root: int = 0) -> None:
-        """Replaces the array by that of one rank."""
+        """Replaces the array by that of rank ``root``."""
 
 
 class Nccl:

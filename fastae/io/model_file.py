@@ -224,6 +224,7 @@ def save_estimator(estimator: Any, path: Any) -> None:
 def load(path: Any) -> Any:
     """The fitted estimator in a file that ``save`` wrote; formulas registered as text come with it.
 
+    path : of the file, str or PathLike
     Raises ModelFileError for a file that is damaged, of another kind, or of a newer format; FileNotFoundError when
     there is none. A formula that was a Python function must be registered before. ``callbacks``, ``backend``,
     ``device``, ``n_jobs``, a ``random_state`` that is no number and an ``initializer`` that is more than a name are not

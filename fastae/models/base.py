@@ -33,7 +33,10 @@ _DEVICE_ROWS, _DEVICE_ELEMENTS = 8192, 1 << 25  # of a step on a GPU at most; an
 
 
 def seed_of(random_state: Any) -> int:
-    """A 64-bit seed from an int, None, RandomState or Generator; None leaves NumPy's global generator alone."""
+    """A 64-bit seed from an int, None, RandomState or Generator; None leaves NumPy's global generator alone.
+
+    Raises TypeError for anything else, True and False too; ValueError for an int that is no 64-bit seed.
+    """
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
     if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool):
@@ -44,7 +47,14 @@ def seed_of(random_state: Any) -> int:
         return int(random_state.integers(2**63))
     from sklearn.utils import check_random_state
 
-    low, high = check_random_state(random_state).randint(0, 2**31 - 1, size=2, dtype=np.int64)
+    try:
+        if isinstance(random_state, bool):  # an int to Python and to scikit-learn
+            raise ValueError
+        drawn = check_random_state(random_state)
+    except ValueError:
+        wanted = "an integer, a RandomState, a Generator or None"
+        raise TypeError(f"random_state={random_state!r} must be {wanted}") from None
+    low, high = drawn.randint(0, 2**31 - 1, size=2, dtype=np.int64)
     return int(low) << 31 | int(high)
 
 
@@ -196,7 +206,7 @@ class DenseModel(ShownAsHTML, CompiledModel):
     def _compile(self, what: str, dtype: np.dtype) -> _Compiled:
         """The inference or evaluation plan for a dtype, made once per set of weights and backend."""
         backend = self._backend()
-        key = (what, dtype, self._bf16, backend.name, backend.device, getattr(backend, "isa", ""))
+        key = (what, dtype, self._bf16, backend)
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             network: Network = self.network_.encoding if what == "encode" else self.network_
@@ -316,7 +326,10 @@ class DenseModel(ShownAsHTML, CompiledModel):
     # ---- files ----------------------------------------------------------------------------------------------------
 
     def save(self, path: Any) -> None:
-        """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it."""
+        """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it.
+
+        path : of the file, str or PathLike
+        """
         from ..io.model_file import save_estimator
 
         self._fitted_network()

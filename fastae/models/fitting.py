@@ -24,6 +24,7 @@ from . import weights
 from .base import _Compiled
 from .given import TakesRows
 from .graph import neighbour_graph, source_rows
+from .ranks import over_ranks, together
 from .state import Optimizer
 from .streamed import SAMPLE_ROWS
 
@@ -72,57 +73,61 @@ class FittedByBatches(TakesRows):
         than an array's. What needs all rows at once is refused (ValueError): ``early_stopping``, ``sample_weight``,
         ``mask``, full-batch solvers, `Laplacian`, pretraining; what begins with a look at data (PCA) sees the first
         4096 rows of the first block at most.
+        Raises ValueError where no entry of X is observed, of rows in blocks after an epoch of them.
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
         solver that has not converged is a scikit-learn ConvergenceWarning.
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
         saturated.
         """
-        warm = options.flag("warm_start", self.warm_start) and "weights_" in self.__dict__
-        with self._unchanged_on_error():
-            backend = self._backend()
-            given = self._given(X, y, reset=not warm, sample_weight=sample_weight, mask=mask, passes=self.max_iter,
-                                fit=True)  # fmt: skip
-            network, dtype, settings, sources = given.network, given.dtype, given.settings, given.sources
-            if network.n_targets is None and self._diagnosed:
-                diagnostics.warn_before_fit(network, sources[0])
-            rows, held_out = (None, None) if given.blocks else self._split(sources, settings)
-            if rows is not None and (weight := sources[0].weight) is not None:  # of mean 1, whatever is held out
-                sources = (replace(sources[0], weight=weight / weight[rows].mean()), *sources[1:])
-            n_rows = given.n_rows if rows is None else len(rows)
-            # no name for the initial weights: in float64, they would take as much as Adam's moments all the while
-            state = self._begin(backend, network, sources[0], dtype, n_rows,
-                                None if warm else self._start(network, sources[0], rows))  # fmt: skip
-            state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
-            placed = (*sources, *self._graph(network, sources[0], held_out))
-            if not given.blocks:  # once for all epochs, and for the rows held out
-                placed = backend.place(placed)
-            validate = None
-            if held_out is not None:
-                validate = self._validator(backend, network, sources, placed[0], held_out, state)
-        self._live = None
-        history = training.History()
+        with together(self.backend):
+            warm = options.flag("warm_start", self.warm_start) and "weights_" in self.__dict__
+            with self._unchanged_on_error():
+                backend = self._backend()
+                given = self._given(X, y, reset=not warm, sample_weight=sample_weight, mask=mask, passes=self.max_iter,
+                                    fit=True)  # fmt: skip
+                network, dtype, settings, sources = given.network, given.dtype, given.settings, given.sources
+                if network.n_targets is None and self._diagnosed:
+                    diagnostics.warn_before_fit(network, sources[0])
+                rows, held_out = (None, None) if given.blocks else self._split(sources, settings)
+                if rows is not None and (weight := sources[0].weight) is not None:  # of mean 1, whatever is held out
+                    mean = over_ranks(backend, float(weight[rows].mean()), len(rows))
+                    sources = (replace(sources[0], weight=weight / mean), *sources[1:])
+                n_rows = given.n_rows if rows is None else len(rows)
+                # no name for the initial weights: in float64, they would take as much as Adam's moments all the while
+                state = self._begin(backend, network, sources[0], dtype, n_rows,
+                                    None if warm else self._start(network, sources[0], rows))  # fmt: skip
+                state.first_epoch, state.learning_rate = state.epochs, None  # the schedule begins with the fit
+                placed = (*sources, *self._graph(network, sources[0], held_out))
+                if not given.blocks:  # once for all epochs, and for the rows held out
+                    placed = backend.place(placed)
+                validate = None
+                if held_out is not None:
+                    validate = self._validator(backend, network, sources, placed[0], held_out, state)
+            self._live = None
+            history = training.History()
 
-        def publish() -> None:
-            self._finish(backend, network, dtype, state, history, state.epochs - state.first_epoch)
+            def publish() -> None:
+                self._finish(backend, network, dtype, state, history, state.epochs - state.first_epoch)
 
-        full = options.is_full_batch(network.solver)
-        train = full_batch.fit if full else training.fit
-        feed: Any = training.Held(backend, settings, placed, rows) if full or given.blocks is None else given.blocks
-        try:
-            if settings.max_iter:
-                train(backend, self.plan_, state, feed, settings, validate=validate, model=self, history=history,
-                      publish=publish)  # fmt: skip
-        finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
-            publish()
-        state.spaces.release()  # the working memory, before another plan takes some; the optimiser's is the model's now
-        if self._diagnosed:
-            diagnostics.warn_after_fit(self, sources[0], self.plan_.dtype)
+            full = options.is_full_batch(network.solver)
+            train = full_batch.fit if full else training.fit
+            feed: Any = training.Held(backend, settings, placed, rows) if full or given.blocks is None else given.blocks
+            try:
+                if settings.max_iter:
+                    train(backend, self.plan_, state, feed, settings, validate=validate, model=self, history=history,
+                          publish=publish)  # fmt: skip
+            finally:  # also after Ctrl-C or a loss that is not finite: the model has its last good weights
+                publish()
+            state.spaces.release()  # working memory, before another plan takes some; the optimiser's is the model's now
+            if self._diagnosed:
+                diagnostics.warn_after_fit(self, sources[0], self.plan_.dtype)
         return self
 
     @available_if(takes_batches)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None, mask: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights, optimiser state and learning-rate schedule.
 
+        X, y, sample_weight, mask : as of `fit`
         A batch is ``batch_size`` rows, so there is one step when X has no more. Rows are shuffled by (seed, number of
         the call). ``sample_weight`` is of the loss alone, and only ratios within the call matter. Not there
         (AttributeError) with a full-batch solver.
@@ -131,32 +136,33 @@ class FittedByBatches(TakesRows):
         small for weights to change. What looks back on epochs is of ``fit`` and has no effect here:
         ``early_stopping``, ``tol``, ``callbacks``.
         """
-        first = "weights_" not in self.__dict__
-        with self._unchanged_on_error():
-            backend = self._backend()
-            given = self._given(X, y, reset=first, sample_weight=sample_weight, mask=mask, passes=1)
-            network, dtype, settings, source = given.network, given.dtype, given.settings, given.sources[0]
-            key = (network, dtype, self._bf16, self._batch(given.n_rows), source.weight is not None, backend)
-            live = None if first else self.__dict__.get("_live")
-            if live is None or live.key != key or self._state is None or (
-                self._state.memory is not live.state.spaces.share(schema.STATE)
-            ):  # fmt: skip
-                state = self._begin(backend, network, source, dtype, given.n_rows,
-                                    self._random_start(network, source) if first else None)  # fmt: skip
-                live = _Live(key, self.plan_, backend.compile(self.plan_), state)
-            else:
-                weights.write(live.plan, live.state.spaces, network, *self._arrays)  # the user's to change
-                self.plan_ = live.plan
-            sources = (*given.sources, *self._graph(network, given.sources[0], None))
-        self._live, state = live, live.state
-        history = training.History(losses=getattr(self, "loss_curve_", []))
-        feed = given.blocks or training.Held(backend, settings, sources)
-        try:
-            history.losses.append(training.run_epoch(backend, live.plan, live.handle, state, feed, settings))
-            training.next_rate(settings, state, history)
-        finally:
-            self._finish(backend, network, dtype, state, history, state.epochs)
-        training.warn_at_end(settings, state)
+        with together(self.backend):
+            first = "weights_" not in self.__dict__
+            with self._unchanged_on_error():
+                backend = self._backend()
+                given = self._given(X, y, reset=first, sample_weight=sample_weight, mask=mask, passes=1)
+                network, dtype, settings, source = given.network, given.dtype, given.settings, given.sources[0]
+                key = (network, dtype, self._bf16, self._batch(given.n_rows), source.weight is not None, backend)
+                live = None if first else self.__dict__.get("_live")
+                if live is None or live.key != key or self._state is None or (
+                    self._state.memory is not live.state.spaces.share(schema.STATE)
+                ):  # fmt: skip
+                    state = self._begin(backend, network, source, dtype, given.n_rows,
+                                        self._random_start(network, source) if first else None)  # fmt: skip
+                    live = _Live(key, self.plan_, backend.compile(self.plan_), state)
+                else:
+                    weights.write(live.plan, live.state.spaces, network, *self._arrays)  # the user's to change
+                    self.plan_ = live.plan
+                sources = (*given.sources, *self._graph(network, given.sources[0], None))
+            self._live, state = live, live.state
+            history = training.History(losses=getattr(self, "loss_curve_", []))
+            feed = given.blocks or training.Held(backend, settings, sources)
+            try:
+                history.losses.append(training.run_epoch(backend, live.plan, live.handle, state, feed, settings))
+                training.next_rate(settings, state, history)
+            finally:
+                self._finish(backend, network, dtype, state, history, state.epochs)
+            training.warn_at_end(settings, state)
         return self
 
     # ---- the steps of a fit ---
@@ -259,16 +265,19 @@ class FittedByBatches(TakesRows):
         """
         plan, values, row_losses = self._validation(network, self.plan_.dtype, sources, held_out)
         compiled = _Compiled(backend, plan)
-        over_ranks = getattr(backend, "mean", None)  # where ranks train one model, they must end training together
         weight = sources[0].weight
-        weight = None if weight is None or not weight[held_out].any() else weight[held_out]
+        weight = None if weight is None else weight[held_out]
+        if weight is not None and not over_ranks(backend, float(weight.sum()), 1):
+            weight = None
+        own = weight if weight is not None and weight.any() else None
+        total = len(held_out) if weight is None else float(weight.sum())
 
         def validate() -> float:
             compiled.spaces.take(schema.THETA, state.spaces)
             compiled.packed = False
             compiled.run(placed, values, self._threads(), held_out)
-            loss = float(np.average(row_losses(values), weights=weight))
-            return loss if over_ranks is None else over_ranks(loss, len(held_out))
+            # where ranks train one model, they must end training together
+            return over_ranks(backend, float(np.average(row_losses(values), weights=own)), total)
 
         return validate
 

@@ -23,7 +23,9 @@ from ..validation import (
     check_transform,
     check_weight,
     computing_dtype,
+    has_observed,
     is_nan,
+    nothing_observed,
 )
 from .base import checked_callbacks, seed_of
 from .feed import Feed, is_stream, open_checked
@@ -86,6 +88,8 @@ class TakesRows(Stored):
         """
         if not is_stream(X):
             sources, dtype, network = self._prepare(X, y, reset=reset, sample_weight=sample_weight, mask=mask)
+            if fit and not has_observed(sources[0], network.missing):
+                raise nothing_observed(network.missing)
             if reset:
                 self.seed_ = seed_of(self.random_state)
             return Given(network, dtype, self._settings(network, self.seed_), sources, sources[0].n_rows)
@@ -105,7 +109,7 @@ class TakesRows(Stored):
         })  # fmt: skip
         feed = Feed(rows, None, self._batch(rows.n_rows), settings.shuffle, settings.seed, backend, True,
                     is_nan(network.missing))  # fmt: skip
-        blocks = Blocks(feed, network, dtype, 0 if reset or self._state is None else self._state.epochs)
+        blocks = Blocks(feed, network, dtype, 0 if reset or self._state is None else self._state.epochs, fit)
         return Given(network, dtype, settings, (blocks.sample,), rows.n_rows, blocks)
 
     def _check_takes_blocks(self, begins: bool) -> None:
@@ -143,9 +147,10 @@ class TakesRows(Stored):
         missing = getattr(self, "missing", None)
         masked = mask is not None or (not reset and is_nan(self.network_.missing))  # now, or when it was fitted
         allow_nan = masked if missing is None else isinstance(missing, Real) and is_nan(float(missing))
-        source, dtype = check_rows(self, X, reset=reset, backend=self._backend(), precision=self.precision,
+        backend = self._backend()
+        source, dtype = check_rows(self, X, reset=reset, backend=backend, precision=self.precision,
                                    allow_nan=allow_nan)  # fmt: skip
-        targets, weight = self._targets(y, check_weight(sample_weight, source.n_rows), source.n_rows, reset)
+        targets, weight = self._targets(y, check_weight(sample_weight, source.n_rows, backend), source.n_rows, reset)
         network = self._network(source.columns)
         if mask is not None:
             source = apply_mask(source, dtype, mask, network.missing, getattr(self, "feature_names_in_", None))

@@ -21,6 +21,7 @@ class Reconstruction(Inspection, DenseModel):
         """Reconstruction of each row, (N, p): through encoder, decoder and the output activation.
 
         Of a likelihood it is the mean. Entries that are missing in X are filled in.
+        out : (N, p) to write to, or None
         """
         return self._encode("reconstruct", X, self._fitted_network().n_features, out)
 
@@ -40,7 +41,7 @@ class Reconstruction(Inspection, DenseModel):
         return self._run("decode", source, dtype, network.n_features)
 
     def distribution(self, X: Any) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
-        """Parameters of each entry's distribution: name → array (N, p); a list of these, one per head, for `Heads`.
+        """Parameters of the distribution of X's entries: name → array (N, p); for `Heads` a list, one per head.
 
         ``"mean"``, and what else the likelihood has: ``"dispersion"``, ``"dropout"``.
         """
@@ -54,7 +55,7 @@ class Reconstruction(Inspection, DenseModel):
         return heads if isinstance(network.loss, Heads) else heads[0]
 
     def head_losses(self, X: Any) -> np.ndarray:
-        """Mean over rows of each head's loss without its weight, (heads,), float64; one number without `Heads`.
+        """Mean over rows of X of each head's loss without its weight, (heads,), float64; one number without `Heads`.
 
         Divided by the head's (observed) columns or not as ``reduction`` says. ValueError for rows that the losses are
         not for, as in ``fit``: negative counts, say.
@@ -62,14 +63,14 @@ class Reconstruction(Inspection, DenseModel):
         return self._row_values("heads", X).mean(axis=0)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """−(mean squared reconstruction error) of each row, (N,), float64; higher is better.
+        """−(mean squared reconstruction error) of each row of X, (N,), float64; higher is better.
 
         Over the observed entries where ``missing`` marks others; 0 for a row without any.
         """
         return -self._row_values("error", X)[:, 0]
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean of `score_samples`."""
+        """Mean of `score_samples` over the rows of X. y : ignored"""
         return float(self.score_samples(X).mean())
 
     def _row_values(self, what: str, X: Any) -> np.ndarray:

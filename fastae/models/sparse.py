@@ -296,7 +296,11 @@ class SparseAutoencoder(SparseFitting):
         return from_checkpoint(cls, read(path, format), parameters)
 
     def save_pretrained(self, path: Any, format: str = "saelens") -> None:
-        """Writes a checkpoint that another library reads: "saelens" (v6) or "sparsify"; a folder."""
+        """Writes a checkpoint that another library reads.
+
+        path : of the folder, made where it is missing; format : "saelens" (version 6) or "sparsify"
+        Raises ValueError, naming the format that can, where this one cannot say what the model is.
+        """
         from .sparse_published import to_checkpoint, write
 
         self._fitted()

@@ -21,6 +21,7 @@ class SparseCodes(SparseEncoding):
         """Rows (N, q) of codes: values (N, s) and indices (N, s), as `encode` gives them.
 
         What a skip connection adds to reconstructions is a map of the input and not in them.
+        out : (N, q) to write to, of values' dtype, or None
         """
         network = self._fitted()
         values, indices = asarray(values), asarray(indices)
@@ -90,7 +91,10 @@ class SparseCodes(SparseEncoding):
         return out
 
     def reconstruct(self, X: Any, *, k: int | None = None, prefix: int | None = None, out: Any = None) -> np.ndarray:
-        """Reconstruction of each row (of a transcoder: its target), (N, q). k, prefix: as of `encode`."""
+        """Reconstruction of each row (of a transcoder: its target), (N, q).
+
+        k, prefix : as of `encode`; out : (N, q) to write to, or None
+        """
         if prefix is not None:
             return self._prefixed(prefix).reconstruct(X, k=k, out=out)
         network = self._fitted()
@@ -132,6 +136,6 @@ class SparseCodes(SparseEncoding):
         return scores
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean of `score_samples`."""
+        """Mean of `score_samples`. y : targets of a transcoder; others ignore it"""
         self._fitted()
         return float(self.score_samples(X, y if self.network_.transcoder else None).mean())

@@ -21,6 +21,7 @@ from ..spec.sparse import Matryoshka, Resample, SparseNetwork
 from ..training import EpochInfo, Settings, warn_at_end
 from .base import checked_callbacks, seed_of
 from .feed import Block, Feed, changes_within_epochs, check_repeatable, check_timing, on_one_side, open_checked
+from .ranks import together
 from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scale, input_scale, start_weights
 from .sparse_state import SparseOptimizer, SparseState
 
@@ -44,46 +45,48 @@ class SparseFitting(SparseState):
             nothing that was done so far depended on it.
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
         """
-        if resume and checkpoint is None:
-            raise ValueError("resume=True needs checkpoint, the file to go on from")
-        number("checkpoint_every", checkpoint_every, 1, _NEVER, integer=True)
-        if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
-            raise FileNotFoundError(f"cannot write checkpoint {os.fspath(checkpoint)!r}: make its folder first")
-        if checkpoint is not None and Path(checkpoint).is_dir():
-            raise IsADirectoryError(f"checkpoint {os.fspath(checkpoint)!r} is a folder; give a file in it")
-        with self._unchanged_on_error():
-            backend = self._backend()
-            feed, dtype, settings = self._open(X, y, backend, reset=True, passes=self.max_iter)
-            found = resume and Path(checkpoint).is_file()
-            self._stopped = False
-            if found:
-                trainer, blocks = self._resumed(checkpoint, feed, dtype, settings, backend)
-            else:
-                self.seed_ = settings.seed
-                trainer, blocks = self._begun(feed, dtype, settings, backend)
-        self._live = None
-        self._train(trainer, feed, blocks, checkpoint, checkpoint_every)
+        with together(self.backend):
+            if resume and checkpoint is None:
+                raise ValueError("resume=True needs checkpoint, the file to go on from")
+            number("checkpoint_every", checkpoint_every, 1, _NEVER, integer=True)
+            if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
+                raise FileNotFoundError(f"cannot write checkpoint {os.fspath(checkpoint)!r}: make its folder first")
+            if checkpoint is not None and Path(checkpoint).is_dir():
+                raise IsADirectoryError(f"checkpoint {os.fspath(checkpoint)!r} is a folder; give a file in it")
+            with self._unchanged_on_error():
+                backend = self._backend()
+                feed, dtype, settings = self._open(X, y, backend, reset=True, passes=self.max_iter)
+                found = resume and Path(checkpoint).is_file()
+                self._stopped = False
+                if found:
+                    trainer, blocks = self._resumed(checkpoint, feed, dtype, settings, backend)
+                else:
+                    self.seed_ = settings.seed
+                    trainer, blocks = self._begun(feed, dtype, settings, backend)
+            self._live = None
+            self._train(trainer, feed, blocks, checkpoint, checkpoint_every)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """One pass over X in batches, going on from the present weights and optimiser state."""
-        first = "_arrays" not in self.__dict__
-        with self._unchanged_on_error():
-            backend = self._backend()
-            feed, dtype, settings = self._open(X, y, backend, reset=first, passes=1)
-            if first:
-                self.seed_ = settings.seed
-                trainer, blocks = self._begun(feed, dtype, settings, backend)
-            else:
-                settings.seed = feed.seed = self.seed_
-                trainer = self._same_trainer(feed, settings, backend)
-                blocks = feed.blocks(trainer.state.epochs, 0)
-        try:
-            trainer.epoch(blocks, lambda step: _NEVER, lambda: None)
-        finally:
-            self._finish(trainer)
-        self._live = trainer
-        warn_at_end(settings, trainer.state)
+        """One pass over X in batches, going on from the present weights and optimiser state. X, y: as of `fit`."""
+        with together(self.backend):
+            first = "_arrays" not in self.__dict__
+            with self._unchanged_on_error():
+                backend = self._backend()
+                feed, dtype, settings = self._open(X, y, backend, reset=first, passes=1)
+                if first:
+                    self.seed_ = settings.seed
+                    trainer, blocks = self._begun(feed, dtype, settings, backend)
+                else:
+                    settings.seed = feed.seed = self.seed_
+                    trainer = self._same_trainer(feed, settings, backend)
+                    blocks = feed.blocks(trainer.state.epochs, 0)
+            try:
+                trainer.epoch(blocks, lambda step: _NEVER, lambda: None)
+            finally:
+                self._finish(trainer)
+            self._live = trainer
+            warn_at_end(settings, trainer.state)
         return self
 
     def _same_trainer(self, feed: Feed, settings: Settings, backend: Any) -> Trainer:

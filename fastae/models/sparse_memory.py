@@ -166,7 +166,7 @@ class SparseMemory(CompiledModel):
 
     def _compile(self, part: str, dtype: np.dtype, k: int | None, capacity: int | None = None) -> CompiledCode:
         backend, network = self._backend(), self.network_
-        key = (part, dtype, k, capacity, self._bf16, backend.name, backend.device, getattr(backend, "isa", ""))
+        key = (part, dtype, k, capacity, self._bf16, backend)
         cache = self.__dict__.setdefault("_compiled", {})
         if key not in cache:
             batch = inference_rows(backend, SPARSE_BATCH, max(network.n_features, network.n_targets))
@@ -186,7 +186,10 @@ class SparseMemory(CompiledModel):
         return tags
 
     def save(self, path: Any) -> None:
-        """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it."""
+        """Writes the fitted model to one .safetensors file, atomically; `fastae.load` reads it.
+
+        path : of the file, str or PathLike
+        """
         from ..io.model_file import save_estimator
 
         self._fitted()

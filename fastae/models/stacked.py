@@ -17,7 +17,10 @@ class StackedAutoencoder(Pretrained, Autoencoder):
     pretraining : "denoising", ``fastae.DenoisingPretraining(…)`` or None
     max_iter : int
         Epochs of the whole; 0 leaves the model as pretraining made it.
-    n_components, …, verbose :
+    n_components, hidden_layer_sizes, decoder_layer_sizes, activation, code_activation, output_activation, loss,
+    reduction, dropout, normalization, skip_connections, tied_weights, noise, input_transform, missing, penalties,
+    constraints, initializer, solver, learning_rate, batch_size, tol, shuffle, early_stopping, validation_fraction,
+    n_iter_no_change, warm_start, random_state, backend, device, precision, n_jobs, callbacks, verbose :
         As for `fastae.Autoencoder`. ``penalties`` act on the whole, those of ``pretraining`` on the layers;
         ``constraints`` act in both; ``dropout`` and ``noise`` on the whole; ``callbacks`` are called for the whole. The
         decoder must mirror the encoder and have neither normalisation nor skip connections nor maxout layers.

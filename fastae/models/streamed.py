@@ -11,7 +11,7 @@ from ..plan.plan import Source
 from ..spec import options
 from ..spec.network import Network
 from ..stream import Rows
-from ..validation import check_mark, check_target, check_transform
+from ..validation import check_mark, check_target, check_transform, has_observed, nothing_observed
 from .feed import Feed, changes_within_epochs, check_repeatable, check_timing, rows_of, source_of
 
 SAMPLE_ROWS = 4096  # of the first block, for what begins with a look at data
@@ -20,9 +20,10 @@ SAMPLE_ROWS = 4096  # of the first block, for what begins with a look at data
 class Blocks:
     """The rows of a `Feed` for `fastae.training`, each block checked as an array would be."""
 
-    def __init__(self, feed: Feed, network: Network, dtype: np.dtype, epoch: int):
-        """epoch : number of the first epoch to come"""
+    def __init__(self, feed: Feed, network: Network, dtype: np.dtype, epoch: int, fit: bool):
+        """epoch : number of the first epoch to come; fit : whether an entry must be observed in an epoch"""
         self.feed, self.network, self.dtype = feed, network, dtype
+        self.observed = not fit
         self.n_rows = feed.x.n_rows
         (source,), n_rows, _ = feed.first(epoch)
         self._check(source)
@@ -37,7 +38,10 @@ class Blocks:
     def blocks(self, epoch: int) -> Iterator[training.Block]:
         for block in self.feed.blocks(epoch, 0):
             self._check(block.sources[0])
+            self.observed = self.observed or has_observed(block.sources[0], self.network.missing)
             yield block
+        if not self.observed:
+            raise nothing_observed(self.network.missing)
 
 
 def check_blocks_suffice(

@@ -57,7 +57,10 @@ def __dir__() -> list[str]:
 
 
 class PackedWeight:
-    """A weight matrix in the layout of a backend's products; made by `pack`, taken by `dense` in place of ``w``."""
+    """A weight matrix in the layout of a backend's products; made by `pack`, taken by `dense` in place of ``w``.
+
+    w, packed, backend : the matrix (n, k), the same as the backend lays it out, and the backend
+    """
 
     def __init__(self, w: np.ndarray, packed: np.ndarray, backend: Any):
         self.w, self.packed, self.backend = w, packed, backend
@@ -155,7 +158,7 @@ def dense_grad(
 def activation(
     name: Any, x: ArrayLike, out: np.ndarray | None = None, backend: Any = "auto", n_threads: int | None = None
 ) -> np.ndarray:
-    """y = a(x), elementwise; x of any shape, ``out`` may be x itself."""
+    """y = a(x), elementwise; x of any shape, ``out`` may be x itself. name : of the activation, or its option"""
     a, shape = as_rows("x", x)
     y = output("out", out, shape, a.dtype, same=a)
     slots = {"x": "x", "y": "y", **activation_attributes(name)}
@@ -169,7 +172,10 @@ def activation_grad(
     name: Any, saved: ArrayLike, dy: ArrayLike, out: np.ndarray | None = None, backend: Any = "auto",
     n_threads: int | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """dz = dy a'(saved), elementwise; ``saved`` is y, or x for gelu, gelu_tanh and silu. ``out`` may be dy itself."""
+    """dz = dy a'(saved), elementwise; ``saved`` is y, or x for gelu, gelu_tanh and silu. ``out`` may be dy itself.
+
+    name : of the activation, or its option
+    """
     g, shape = as_rows("dy", dy)
     kept, saved_shape = as_rows("saved", saved, g.dtype)
     if saved_shape != shape:
@@ -197,7 +203,10 @@ def dropout(
     x: ArrayLike, rate: float, key: Key, rows: ArrayLike | None = None, out: np.ndarray | None = None,
     backend: Any = "auto", n_threads: int | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Inverted dropout of x (m, p): the mask is a function of (key, row id, column) alone."""
+    """Inverted dropout of x (m, p): the mask is a function of (key, row id, column) alone.
+
+    rate : in [0, 1), of elements that become 0; the others are divided by 1 − rate
+    """
     a = real_array("x", x)
     rate = number("rate", rate, 0.0, 1.0, "left")
     key = check_key(key, rate)
@@ -272,7 +281,11 @@ def loss(
 def penalty(
     name: Any, z: ArrayLike, strength: float | None = None, backend: Any = "auto", n_threads: int | None = None
 ) -> tuple[float, np.ndarray]:
-    """Sum of a penalty over all elements of z, and its (sub)gradient; ``strength`` replaces the option's."""
+    """Sum of a penalty over all elements of z, and its (sub)gradient; ``strength`` replaces the option's.
+
+    name : of the penalty, or its option; z : of any shape
+    returns : value (float64), dz like z
+    """
     option = options.choose("penalty", name, options.PENALTIES)
     values = list(options.values(option))
     if strength is not None:
@@ -295,8 +308,9 @@ def update(
 ) -> None:  # fmt: skip
     """One step of an update rule, in place on ``param`` and ``state``.
 
-    rule : name or option, with its parameters as keywords; grad : of param's shape; state : one array like param for
-    each of the rule's states (`state_names`); step : counted from 1
+    rule : name, with its ``parameters`` as keywords, or option; learning_rate : > 0
+    grad : of param's shape; state : one array like param for each of the rule's states (`state_names`)
+    step : counted from 1
     An option's ``clip_value`` and ``clip_norm`` clip a copy of ``grad`` first, the norm being that of this array alone.
     """
     if isinstance(rule, str):

@@ -41,6 +41,8 @@ def decode(
     values, indices : (m, s), integers in 0 .. n − 1; w : (n, p), a row for each latent; b : (p,) or None
     out : (m, p) for y
     returns : y (m, p)
+    Where a value is 0 and its row of w is not finite, the compiled backend leaves the row out, unread, and others
+    give NaN.
     Raises ValueError or TypeError for shapes, dtypes, aliasing or indices that don't fit.
     """
     val = real_array("values", values)
@@ -97,6 +99,7 @@ def latent_grad(
     coef, indices : (m, s), integers in 0 .. n − 1; u : (m, p); n : number of latents
     out : (n, p) for dw
     returns : dw (n, p)
+    Where a coefficient is 0 and its row of u is not finite, compiled and CUDA backends leave the row out.
     """
     c = real_array("coef", coef)
     n = number("n", n, 1, 2**31 - 1, integer=True)

@@ -329,7 +329,7 @@ class PlanBuilder:
         missing = set(slots.values()) - set(self._buffers)
         if missing:
             raise ValueError(f"op {kind!r} names undeclared buffers {sorted(missing)}")
-        defaults = {"value": -1, "bf16": self.bf16}
+        defaults = {"value": -1, "decay_scalar": -1, "bf16": self.bf16}
         ints = {name: int(attributes.get(name, defaults.get(name, 0))) for name in spec.ints}
         floats = {name: float(attributes.get(name, 0.0)) for name in spec.floats}
         self._ops.append(Op(kind, phase, slots, ints, floats))

@@ -355,13 +355,14 @@ OP_KINDS: tuple[OpKind, ...] = (
     OpKind(
         "batch_topk",
         ("x", "w", "b", "val", "idx", "count", "threshold", "guess"),
-        ("k", "k_scalar", "overflow", "bf16"),
+        ("k", "k_scalar", "overflow", "bf16", "decay_scalar"),
         ("decay",),
         row_local=False,
         doc=(
             "a code of one segment: the floor(k m) largest of max(x wT + [b], 0) over the whole batch that are "
             "positive (ties: lowest row, then latent). [threshold] (1,1) <- the smallest of them if it was negative, "
-            "else decay old + (1 - decay) that; unchanged without any. guess (1,1): carried from step to step to save "
+            "else decay old + (1 - decay) that; unchanged without any. decay_scalar >= 0: the decay is scalars[step, "
+            "decay_scalar], at most `decay`. guess (1,1): carried from step to step to save "
             "work, changes no result. k, k_scalar, overflow, bf16: as in encode"
         ),
     ),

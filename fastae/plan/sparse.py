@@ -29,12 +29,14 @@ class Scalars:
     rule: int
     k: int
     strength: int
+    decay: int  # of batch_topk's threshold
 
 
 def scalars_of(network: SparseNetwork) -> Scalars:
     n = 1 + len(network.solver._row.step)
     annealed = getattr(network.selection, "k_start", None) is not None
-    return Scalars(0, 1, n if annealed else -1, n + annealed if network.sparsity.penalty else -1)
+    wanted = (annealed, network.sparsity.penalty, network.selection.name == "batch_topk")
+    return Scalars(0, 1, *(n + sum(wanted[:i]) if wanted[i] else -1 for i in range(3)))
 
 
 def capacity_of(network: SparseNetwork, batch: int) -> int:
@@ -133,7 +135,8 @@ class _Training(_Builder):
         for column in (LOSS, OTHER, L0, VARIANCE, OVERFLOW):
             assert self.plan.value() == column
         self.scalars = scalars_of(network)
-        width = 1 + len(network.solver._row.step) + (self.scalars.k >= 0) + (self.scalars.strength >= 0)
+        more = (self.scalars.k, self.scalars.strength, self.scalars.decay)
+        width = 1 + len(network.solver._row.step) + sum(column >= 0 for column in more)
         self.plan.scalars(width)
         multi = getattr(network.selection, "multi", None)
         self.multi = multi
@@ -192,7 +195,8 @@ class _Training(_Builder):
         limit = {"k": network.k_most, "k_scalar": self.scalars.k}
         if sparsity.name == "batch_topk":
             self.op("batch_topk", **common, **code, **limit, threshold="batch_threshold", guess="guess",
-                    decay=sparsity.threshold_decay)  # type: ignore[attr-defined]  # fmt: skip
+                    decay=sparsity.threshold_decay,  # type: ignore[attr-defined]
+                    decay_scalar=self.scalars.decay)  # fmt: skip
         elif sparsity.name in ("topk", "abs_topk"):
             kind = schema.CODE_KINDS.index(sparsity.name)
             if self.multi is None:

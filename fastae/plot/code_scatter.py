@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..spec.options import number
-from .display import Display, check_has, matrix
+from .display import Display, check_has, classes_of, matrix
 
 MANY_CLASSES = 20  # more are coloured by a scale, without a legend
 
@@ -22,12 +22,19 @@ class CodeScatterDisplay(Display):
     """
 
     _size = (6.0, 5.0)
+    _artist = "collections.PathCollection"
+    _drawn_by_itself = ("x", "y")
+    _follows_y = ("c", "color", "facecolor")
 
     def __init__(self, coordinates: Any, y: Any = None, *, axis_names: tuple[str, str] = ("code 0", "code 1")):
         self.coordinates = matrix("coordinates", coordinates, 2)
         self.y = None if y is None else np.asarray(y)
         if self.y is not None and self.y.shape != (len(self.coordinates),):
             raise ValueError(f"y has shape {self.y.shape}; wanted {(len(self.coordinates),)}: one value per row")
+        if self.y is not None:
+            _classes(self.y)  # raises for what is neither
+        if isinstance(axis_names, str) or not hasattr(axis_names, "__len__") or len(axis_names) != 2:
+            raise TypeError(f"axis_names={axis_names!r} must be two names")
         self.axis_names = axis_names
 
     @classmethod
@@ -38,6 +45,8 @@ class CodeScatterDisplay(Display):
 
         A code of one dimension is drawn against small, fixed random heights. Of more than ``max_points`` rows as many
         are drawn, evenly spread over X.
+
+        model : fitted, with ``transform`` to dense codes; ax, options : as of `plot`
         """
         from ..diagnostics.measure import sample
 
@@ -63,7 +72,7 @@ class CodeScatterDisplay(Display):
     def _draw(self, ax: Any, options: dict[str, Any]) -> None:
         u, v = self.coordinates.T
         n = len(u)
-        style = {"s": float(np.clip(8000 / n, 3, 30)), "alpha": 0.8, "linewidths": 0} | options
+        style = {"s": float(np.clip(8000 / n, 3, 30)), "alpha": 0.8, "linewidth": 0} | options
         classes = None if self.y is None else _classes(self.y)
         if self.y is None:
             ax.scatter(u, v, **style)
@@ -92,8 +101,8 @@ def _classes(y: np.ndarray) -> list | None:
     """The classes of y in order, or None where its values are to be read as numbers."""
     if y.dtype.kind == "f" or (y.dtype.kind == "O" and any(isinstance(value, float) for value in y)):
         return None
-    values = set(y.tolist())
-    return sorted(values, key=lambda v: (str(type(v)), v)) if len(values) <= MANY_CLASSES else None
+    values = classes_of(y)
+    return values if len(values) <= MANY_CLASSES else None
 
 
 def _leading_components(code: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:

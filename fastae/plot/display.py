@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import math
+import reprlib
 from math import isqrt
 from typing import Any, Self
 
 import numpy as np
 
+from ..spec.options import number
+
 
 class Display:
-    """Base of the displays: subclasses give ``_size`` in inches and ``_draw(ax, options)``."""
+    """Base of the displays: subclasses give ``_size`` in inches and ``_draw(ax, options)``.
+
+    ``_artist`` is what of matplotlib options are of; those in ``_drawn_by_itself`` are the display's own.
+    """
 
     figure_: Any
     ax_: Any
     _size = (6.0, 4.0)
+    _artist = "lines.Line2D"
+    _drawn_by_itself: tuple[str, ...] = ()
+    _follows_y: tuple[str, ...] = ()  # options that y stands for where there is one
+    y: Any = None
 
     def plot(self, ax: Any = None, **options: Any) -> Self:
         """Draws on ``ax``, or on a figure of its own; ``options`` go to matplotlib's drawing function.
 
-        Raises ImportError without matplotlib.
+        ax : matplotlib's Axes, or None
+        Raises ImportError without matplotlib, TypeError for options that the display sets itself.
         """
         if ax is None:
             ax = _figure(self._size).add_subplot()
+        elif not hasattr(ax, "set_xlabel"):
+            raise TypeError(
+                f"ax is a {type(ax).__name__}; wanted matplotlib's Axes, such as pyplot.subplots()[1], or None"
+            )
+        options = self._by_one_name(options)
+        for name, value in options.items():
+            shown = f"{name}={reprlib.repr(value)}"
+            if name in self._drawn_by_itself:
+                raise TypeError(f"{shown} is what {type(self).__name__} draws itself; leave it out")
+            if name in self._follows_y and self.y is not None:
+                raise TypeError(f"{shown} cannot go with y, which gives the {name}; leave one of them out")
         self.ax_, self.figure_ = ax, ax.figure
         self._draw(ax, options)
         return self
+
+    def _by_one_name(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options with one name for each of matplotlib's properties, so that ours give way to the caller's."""
+        from matplotlib import cbook
+
+        module, _, kind = self._artist.partition(".")
+        return cbook.normalize_kwargs(options, getattr(importlib.import_module(f"matplotlib.{module}"), kind))
 
     def _draw(self, ax: Any, options: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def save(self, path: Any, *, dpi: float = 120) -> None:
-        """Writes the picture; the file's name decides the format."""
-        self._drawn().savefig(str(path), dpi=dpi)
+        """Writes the picture.
+
+        path : of the file, whose name decides the format; dpi : dots per inch
+        """
+        self._drawn().savefig(str(path), dpi=number("dpi", dpi, 0, math.inf, "neither"))
 
     def _drawn(self) -> Any:
         if not hasattr(self, "figure_"):
@@ -110,9 +144,27 @@ def bare(ax: Any) -> None:
     ax.set_frame_on(False)
 
 
+def numbers(name: str, values: Any) -> np.ndarray:
+    """A float64 array, or an error that says what came."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be numbers, got {reprlib.repr(values)}") from None
+
+
+def classes_of(y: np.ndarray) -> list:
+    """The different values of y in order; those of one type after those of another. Raises TypeError for no labels."""
+    if y.dtype.kind == "f" and np.isnan(y).any():
+        raise ValueError("y has NaN; leave such rows out, or give them a class")
+    try:
+        return sorted(set(y.tolist()), key=lambda v: (str(type(v)), v))
+    except TypeError:
+        raise TypeError(f"y has values such as {reprlib.repr(y[0])}; wanted numbers or names") from None
+
+
 def matrix(name: str, values: Any, columns: int | None = None) -> np.ndarray:
     """A float64 matrix, or an error that says what came."""
-    array = np.asarray(values, dtype=np.float64)
+    array = numbers(name, values)
     if array.ndim != 2 or 0 in array.shape or (columns is not None and array.shape[1] != columns):
         wanted = "(n, p)" if columns is None else f"(n, {columns})"
         raise ValueError(f"{name} has shape {array.shape}; wanted {wanted} with n >= 1")

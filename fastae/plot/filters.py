@@ -19,6 +19,9 @@ class FilterDisplay(Display):
     columns : images in a row, or None
     """
 
+    _artist = "image.AxesImage"
+    _drawn_by_itself = ("X",)
+
     def __init__(self, weights: Any, *, shape: tuple[int, int] | None = None, columns: int | None = None):
         self.weights = matrix("weights", weights)
         self.shape = image_shape(shape, self.weights.shape[1], "weights")
@@ -41,6 +44,7 @@ class FilterDisplay(Display):
         """Of the first ``n_filters`` units: what the first layer looks for, or what the last one adds to the output.
 
         which : "encoder": rows of the first W; "decoder": columns of the last W, one per unit before it
+        model : fitted and dense; ax, options : as of `plot`
         """
         check_model(model, cls.__name__)
         if which not in ("encoder", "decoder"):

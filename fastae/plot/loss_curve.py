@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .display import Display, check_model
+from .display import Display, check_model, numbers
 
 
 class LossCurveDisplay(Display):
@@ -21,10 +21,10 @@ class LossCurveDisplay(Display):
     """
 
     def __init__(self, losses: Any, validation_losses: Any = None, *, name: str | None = None):
-        self.losses = np.asarray(losses, dtype=np.float64)
+        self.losses = numbers("losses", losses)
         self.validation_losses = None
         if validation_losses is not None:
-            self.validation_losses = np.asarray(validation_losses, dtype=np.float64)
+            self.validation_losses = numbers("validation_losses", validation_losses)
         for what, curve in (("losses", self.losses), ("validation_losses", self.validation_losses)):
             if curve is not None and (curve.ndim != 1 or not len(curve)):
                 raise ValueError(f"{what} has shape {curve.shape}; wanted (epochs,) with one epoch or more")
@@ -34,6 +34,7 @@ class LossCurveDisplay(Display):
     def from_estimator(cls, model: Any, *, ax: Any = None, name: str | None = None, **options: Any) -> LossCurveDisplay:
         """Of a fitted model's ``loss_curve_`` and ``validation_scores_``; draws several models with ``ax`` and names.
 
+        ax, options : as of `plot`
         Raises ValueError for a model that was not trained here (``from_arrays``).
         """
         check_model(model, cls.__name__)

@@ -18,6 +18,8 @@ class ReconstructionDisplay(Display):
     shape : (height, width) of the images; None takes squares where p is one, else draws each row as a curve
     """
 
+    _drawn_by_itself = ("X",)
+
     def __init__(self, originals: Any, reconstructions: Any, *, shape: tuple[int, int] | None = None):
         self.originals = matrix("originals", originals)
         self.reconstructions = matrix("reconstructions", reconstructions, self.originals.shape[1])
@@ -39,6 +41,10 @@ class ReconstructionDisplay(Display):
         return width, width / n * 2 * aspect + 0.3
 
     @property
+    def _artist(self) -> str:  # type: ignore[override]
+        return "lines.Line2D" if self.shape is None else "image.AxesImage"
+
+    @property
     def _wide(self) -> bool:
         return self.shape is not None and self.shape[1] > 3 * self.shape[0]
 
@@ -47,7 +53,10 @@ class ReconstructionDisplay(Display):
         cls, model: Any, X: Any, *, n_samples: int = 10, shape: tuple[int, int] | None = None, ax: Any = None,
         **options: Any,
     ) -> ReconstructionDisplay:  # fmt: skip
-        """Of the first ``n_samples`` rows of X; give a selection to see other ones."""
+        """Of the first ``n_samples`` rows of X; give a selection to see other ones.
+
+        model : fitted, with ``reconstruct``; ax, options : as of `plot`
+        """
         check_has(model, "reconstruct", cls.__name__)
         rows = X[: number("n_samples", n_samples, 1, inf, integer=True)]
         shown = model.reconstruct(rows)
@@ -73,12 +82,13 @@ class ReconstructionDisplay(Display):
         ax.tick_params(length=0)
 
     def _draw_curves(self, ax: Any, options: dict[str, Any]) -> None:
+        label = options.pop("label", "reconstruction")
         span = float(self.originals.max() - self.originals.min()) or 1.0
         for i, (row, copy) in enumerate(zip(self.originals, self.reconstructions, strict=True)):
             shift = -1.1 * span * i
             ax.plot(row + shift, color="0.6", label=None if i else "original")
             ax.plot(copy + shift, **({"color": "C1", "linestyle": "--"} | options),
-                    label=None if i else "reconstruction")  # fmt: skip
+                    label=None if i else label)  # fmt: skip
         ax.set_yticks([])
         ax.set_xlabel("feature")
         ax.legend(loc="upper right")
@@ -88,6 +98,7 @@ def save_reconstructions(path: Any, originals: np.ndarray, reconstructions: np.n
     """Writes a picture with originals in the upper row and their reconstructions below.
 
     originals, reconstructions : (n, height · width); shape : (height, width)
+    path : of the picture, whose name decides the format
     Raises ImportError without matplotlib.
     """
     ReconstructionDisplay(originals, reconstructions, shape=shape).save(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .display import Display
+from .display import Display, numbers
 
 
 class FiringDensityDisplay(Display):
@@ -17,8 +17,11 @@ class FiringDensityDisplay(Display):
     name : shown in the legend, or None
     """
 
+    _artist = "patches.Patch"
+    _drawn_by_itself = ("x",)
+
     def __init__(self, frequency: Any, *, name: str | None = None):
-        self.frequency = np.asarray(frequency, dtype=np.float64)
+        self.frequency = numbers("frequency", frequency)
         f = self.frequency
         if f.ndim != 1 or not len(f) or not ((f >= 0) & (f <= 1)).all():
             raise ValueError(f"frequency has shape {f.shape}; wanted numbers in [0, 1] (n,) with n >= 1")
@@ -28,7 +31,12 @@ class FiringDensityDisplay(Display):
     def from_report(
         cls, report: Any, *, name: str | None = None, ax: Any = None, **options: Any
     ) -> FiringDensityDisplay:
-        """Of a `fastae.metrics.SparseReport`; draws several with ``ax`` and names."""
+        """Of a ``report``, a `fastae.metrics.SparseReport`; draws several with ``ax`` and names.
+
+        options : as of `plot`
+        """
+        if not hasattr(report, "frequency"):
+            raise TypeError(f"{cls.__name__} takes a report that has frequency, got {type(report).__name__}")
         return cls(report.frequency, name=name).plot(ax, **options)
 
     def _draw(self, ax: Any, options: dict[str, Any]) -> None:
@@ -62,13 +70,15 @@ class FrontierDisplay(Display):
     """
 
     def __init__(self, l0: Any, fvu: Any, *, names: Any = None, name: str | None = None):
-        self.l0, self.fvu = (np.asarray(values, dtype=np.float64) for values in (l0, fvu))
+        self.l0, self.fvu = numbers("l0", l0), numbers("fvu", fvu)
         if self.l0.ndim != 1 or not len(self.l0) or self.l0.shape != self.fvu.shape:
             raise ValueError(
                 f"l0 has shape {self.l0.shape} and fvu {self.fvu.shape}; wanted both (models,), one or more"
             )
         if not (np.isfinite(self.l0).all() and np.isfinite(self.fvu).all()):
             raise ValueError("l0 and fvu must be finite; a report without rows has neither")
+        if names is not None and not hasattr(names, "__iter__"):
+            raise TypeError(f"names={names!r} must be a sequence, one for each point")
         self.names = None if names is None else [str(label) for label in names]
         if self.names is not None and len(self.names) != len(self.l0):
             raise ValueError(f"{len(self.names)} names for {len(self.l0)} models; wanted one each")
@@ -76,9 +86,17 @@ class FrontierDisplay(Display):
 
     @classmethod
     def from_reports(cls, reports: Any, *, name: str | None = None, ax: Any = None, **options: Any) -> FrontierDisplay:
-        """Of `fastae.metrics.SparseReport` objects, a list or a dict by name; draws several curves with ``ax``."""
-        names = list(reports) if isinstance(reports, Mapping) else None
+        """Of `fastae.metrics.SparseReport` objects; draws several curves with ``ax``.
+
+        reports : a list, or a dict by name; options : as of `plot`
+        """
+        if not hasattr(reports, "__iter__"):
+            raise TypeError(f"{cls.__name__} takes a list or dict of reports, got {type(reports).__name__}")
         found = list(reports.values() if isinstance(reports, Mapping) else reports)
+        for report in found:
+            if not (hasattr(report, "l0") and hasattr(report, "fvu")):
+                raise TypeError(f"{cls.__name__} takes reports that have l0 and fvu, got {type(report).__name__}")
+        names = list(reports) if isinstance(reports, Mapping) else None
         return cls([r.l0 for r in found], [r.fvu for r in found], names=names, name=name).plot(ax, **options)
 
     def _draw(self, ax: Any, options: dict[str, Any]) -> None:

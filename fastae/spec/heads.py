@@ -56,6 +56,8 @@ class Heads(LossOption):
     once. The loss of a row is the weighted sum of the heads' losses; with ``reduction="mean"`` each head is the mean
     over its own columns, so that a head of one column counts as much as one of many. ``model.head_losses(X)`` gives
     each head's loss.
+
+    items : the heads, or one list of them; heads : the same as a keyword
     """
 
     heads: tuple[Head, ...]

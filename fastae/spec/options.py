@@ -74,6 +74,13 @@ class Option:
                 if whole:
                     object.__setattr__(self, field.name, checked)
 
+    def _ordered(self, low: str, high: str, strict: bool = False) -> None:
+        """Raises unless the field ``low`` is at most (``strict``: less than) the field ``high``; both are numbers."""
+        first, second = getattr(self, low), getattr(self, high)
+        if not (float(first) < float(second) or (not strict and float(first) == float(second))):
+            sign = "<" if strict else "<="
+            raise ValueError(f"{type(self).__name__} {low}={first!r} must be {sign} {high}={second!r}")
+
     def stored(self) -> dict[str, Any]:
         """Fields as a model file keeps them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -475,8 +482,7 @@ class WeightRange(Option):
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             number(f"WeightRange.{name}", getattr(self, name), -math.inf, math.inf)
-        if not float(self.low) < float(self.high):
-            raise ValueError(f"WeightRange low={self.low!r} must be < high={self.high!r}")
+        self._ordered("low", "high", strict=True)
 
 
 @dataclass(frozen=True)
@@ -494,7 +500,7 @@ class MaskingNoise(Option):
 
 @dataclass(frozen=True)
 class GaussianNoise(Option):
-    """Adds N(0, std²) to each input; the target stays clean."""
+    """Adds N(0, ``std``²) to each input; the target stays clean."""
 
     std: float = 0.1
     _intervals = {"std": (0.0, math.inf, "left")}
@@ -502,12 +508,19 @@ class GaussianNoise(Option):
 
 @dataclass(frozen=True)
 class SaltAndPepperNoise(Option):
-    """Each input becomes ``low`` or ``high``, each with probability rate / 2; the target stays clean."""
+    """Each input becomes ``low`` or ``high``, each with probability rate / 2; the target stays clean.
+
+    ``low`` above ``high`` is an error (ValueError).
+    """
 
     rate: float = 0.1
     low: float = 0.0
     high: float = 1.0
     _intervals = {"rate": (0.0, 1.0, "left"), "low": _ANY, "high": _ANY}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._ordered("low", "high")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class DenoisingPretraining(Option):
             number("DenoisingPretraining.batch_size", self.batch_size, 1, 2**31 - 1, integer=True)
 
     def of_layer(self, name: str, i: int, n_layers: int) -> Any:
-        """``noise`` or ``max_iter`` of layer i."""
+        """``noise`` or ``max_iter``, by ``name``, of layer i of ``n_layers``."""
         value = getattr(self, name)
         if not isinstance(value, tuple):
             return value

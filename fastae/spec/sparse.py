@@ -79,6 +79,7 @@ class Sparsity(Option):
     penalty = False  # whether the loss has a term with a strength
 
     def with_k(self, k: int) -> Sparsity:
+        """The same with ``k`` latents a row, where it has such a number and none of its own."""
         return self
 
 
@@ -121,7 +122,10 @@ class TopK(_KLargest):
 
 @dataclass(frozen=True)
 class AbsTopK(_KLargest):
-    """The k largest in absolute value, with their sign. Fields as of `TopK`."""
+    """The k largest in absolute value, with their sign.
+
+    k, aux, multi, k_start, k_anneal : as of `TopK`
+    """
 
     k: int | None = None
     aux: AuxK | None = None
@@ -135,9 +139,10 @@ class AbsTopK(_KLargest):
 class BatchTopK(_KLargest):
     """The k·rows largest of a whole batch; afterwards every latent above a threshold (Bussmann et al. 2024).
 
-    threshold_decay : of the running average of the smallest value kept, the threshold of a fitted model. It follows
-        over some 1 / (1 - threshold_decay) steps: after fewer, `calibrate` gives a fitted model the wanted L0
-    Other fields as of `TopK`.
+    threshold_decay : of the running average of the smallest value kept, the threshold of a fitted model; at step t,
+        counted from 0, at most (1 + t) / (10 + t), so that the average is of the last ninth of few steps. Where
+        values change much from step to step, `calibrate` gives a fitted model the wanted L0
+    k, aux, k_start, k_anneal : as of `TopK`
     """
 
     k: int | None = None
@@ -182,7 +187,7 @@ class Matryoshka(Sparsity):
         return replace(self, over=self.over.with_k(k))
 
     def ends(self, n: int) -> tuple[int, ...]:
-        """Ascending ends of the prefixes."""
+        """Ascending ends of the prefixes of ``n`` latents. Raises ValueError for groups of another sum."""
         if self.groups is None:
             ends = sorted({max(1, n >> shift) for shift in range(5)})
             return tuple(ends)

@@ -31,6 +31,7 @@ def open_rows(source: Any, n_features: int | None = None, *, n_rows: int | None 
     n_features : the width that is wanted, or None for any
     n_rows : number of rows, which an iterable does not tell of itself; training can then plan with it (schedules,
         warm-ups, resampling) as with an array. A pass of another number of rows is an error.
+    backend : what looks for NaN and infinity, as of an estimator
     Raises ValueError or TypeError for a source without rows, of another width or dtype, FileNotFoundError for files.
     """
     if n_rows is not None:
@@ -83,6 +84,7 @@ def check_finite(
     """Raises ValueError with the row's number for a block with NaN (unless these are allowed) or infinity.
 
     first_row : number of the block's first row in its source; or ``ids``: the number of every row
+    backend : what looks, as of an estimator; allow_nan : whether NaN may be
     """
     dense = isinstance(block, np.ndarray)
     values = readable(block if dense else block.data.reshape(1, -1))

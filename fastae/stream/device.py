@@ -13,7 +13,10 @@ from .stored import visited
 
 
 class DeviceRows(Rows):
-    """An array (N, p) on a GPU. Blocks are the numbers of their rows, int64 (rows,), in the order of an array's."""
+    """An array (N, p) on a GPU. Blocks are the numbers of their rows, int64 (rows,), in the order of an array's.
+
+    array : CuPy's; backend : that of its GPU
+    """
 
     def __init__(self, array: Any, backend: Any):
         self.array, self._backend = array, backend
@@ -32,7 +35,7 @@ class DeviceRows(Rows):
             yield which, ids, ids, left_out
 
     def first(self, n: int) -> np.ndarray:
-        """The first rows themselves, in the host's memory."""
+        """The first n rows themselves, in the host's memory."""
         return to_host(self.array[:n])
 
     def _row(self, row: int) -> np.ndarray:

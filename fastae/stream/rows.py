@@ -75,6 +75,7 @@ class Rows:
     ) -> Iterator[tuple[Block, np.ndarray]]:  # fmt: skip
         """Blocks (rows, row ids int64) in an order that is a function of (seed, epoch), and of the two sizes.
 
+        Blocks have ``rows_per_block`` rows, the last one fewer.
         Chunks of ``chunk_rows`` contiguous rows (None: 2²¹ elements, at most 8192 rows) are visited in random order;
         the rows of as many chunks as make ``buffer_rows`` (None: 2²⁴ elements) are mixed. An iterator's rows come as
         they come and are only mixed within the buffer. The order is the same on every backend, and is none that `fit`

@@ -11,6 +11,7 @@ from sklearn.utils.metaestimators import available_if
 
 from ..models.fitting import takes_batches
 from ..models.pretraining import Pretrained
+from ..models.ranks import together
 from ..plan.build import inference_plan
 from ..plan.plan import Plan, Source
 from ..spec.classifier import classifier_network
@@ -181,7 +182,8 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
             check_classes(labels if weight is None else labels[weight > 0])
             self.classes_ = np.unique(labels)
         codes = encode_labels(labels, self.classes_)
-        weight = weigh_classes(self.class_weight, self.classes_, codes, weight, whole=self._announced is None)
+        weight = weigh_classes(self.class_weight, self.classes_, codes, weight, self._backend(),
+                               whole=self._announced is None)  # fmt: skip
         return (one_hot(codes, len(self.classes_)),), weight
 
     def _check_takes_blocks(self, begins: bool) -> None:
@@ -205,27 +207,31 @@ class AutoencoderClassifier(ClassifierMixin, Pretrained):
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights, without pretraining.
 
+        y : (N,), class of each row
         classes : all labels that will ever come, at the first call; later ones may repeat it
         See `fastae.Autoencoder.partial_fit` for the rest.
         """
-        if isinstance(self.class_weight, str):
-            raise ValueError(
-                f"class_weight={self.class_weight!r} needs all rows at once and cannot go with partial_fit; give "
-                "sample_weight, or a dict from class to weight"
-            )
-        first = "weights_" not in self.__dict__
-        if classes is None and first:
-            raise ValueError("classes must be given at the first call of partial_fit: all labels that will ever come")
-        known = None if classes is None else check_classes(classes)
-        if known is not None and not first and not np.array_equal(known, self.classes_):
-            raise ValueError(
-                f"classes={known.tolist()} are not those of the first call, {self.classes_.tolist()}; fit anew"
-            )
-        self._announced = known if first else self.classes_
-        try:
-            return super().partial_fit(X, y, sample_weight)
-        finally:
-            self.__dict__.pop("_announced", None)
+        with together(self.backend):
+            if isinstance(self.class_weight, str):
+                raise ValueError(
+                    f"class_weight={self.class_weight!r} needs all rows at once and cannot go with partial_fit; give "
+                    "sample_weight, or a dict from class to weight"
+                )
+            first = "weights_" not in self.__dict__
+            if classes is None and first:
+                raise ValueError(
+                    "classes must be given at the first call of partial_fit: all labels that will ever come"
+                )
+            known = None if classes is None else check_classes(classes)
+            if known is not None and not first and not np.array_equal(known, self.classes_):
+                raise ValueError(
+                    f"classes={known.tolist()} are not those of the first call, {self.classes_.tolist()}; fit anew"
+                )
+            self._announced = known if first else self.classes_
+            try:
+                return super().partial_fit(X, y, sample_weight)
+            finally:
+                self.__dict__.pop("_announced", None)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Log-odds: the head's outputs before the softmax (N, n_classes); with two classes second − first, (N,)."""

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..models.autoencoder import Autoencoder
 from ..models.base import seed_of
+from ..models.ranks import together
 from ..plan.plan import Source
 from ..spec.options import number, unknown
 from ..validation import check_rows
@@ -177,7 +178,8 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         """
         before = dict(self.__dict__)
         try:
-            source, dtype = self._fit(X)
+            with together(self.backend):
+                source, dtype = self._fit(X)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -308,13 +310,16 @@ class AutoencoderDetector(OutlierMixin, BaseEstimator):
         return np.where(self.anomaly_scores(X) > self.threshold_, -1, 1)
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fits and labels the training rows: −1 for outliers, 1 for inliers, (N,) int64."""
+        """Fits and labels the training rows: −1 for outliers, 1 for inliers, (N,) int64. X, y: as of `fit`."""
         return np.where(self.fit(X).labels_ == 1, -1, 1)
 
     # ---- files ---
 
     def save(self, path: Any) -> None:
-        """Writes the fitted detector to one .safetensors file, atomically; `fastae.load` reads it."""
+        """Writes the fitted detector to one .safetensors file, atomically; `fastae.load` reads it.
+
+        path : of the file, str or PathLike
+        """
         from ..io.model_file import save_estimator
 
         check_is_fitted(self, "threshold_")

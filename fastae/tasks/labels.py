@@ -10,7 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from ..plan.plan import Source
-from ..validation import below_one, refuse_masked
+from ..validation import below_one, mean_one, refuse_masked
 
 
 def check_labels(y: Any, n_rows: int, name: str) -> np.ndarray:
@@ -78,16 +78,19 @@ def codes_of(targets: Source) -> np.ndarray:
 
 
 def weigh_classes(
-    class_weight: Any, classes: np.ndarray, codes: np.ndarray, weight: np.ndarray | None, *, whole: bool = True
-) -> np.ndarray | None:
+    class_weight: Any, classes: np.ndarray, codes: np.ndarray, weight: np.ndarray | None, backend: Any = None, *,
+    whole: bool = True,
+) -> np.ndarray | None:  # fmt: skip
     """Row weights times class weights, of mean 1; "balanced" makes all classes weigh the same in total.
 
+    backend : which shares the mean between ranks where several train one model; "balanced" is of each rank's rows
     whole : whether these are all rows. A part, that may be of one class, keeps the weights that its classes have among
         all classes
     """
     if class_weight is None:
         return weight
-    if isinstance(class_weight, str) and class_weight == "balanced":
+    balanced = isinstance(class_weight, str) and class_weight == "balanced"
+    if balanced:
         totals = np.bincount(codes, weights=weight, minlength=len(classes))
         factors = np.divide(1.0, totals, out=np.zeros(len(classes)), where=totals > 0)
     else:
@@ -107,7 +110,9 @@ def weigh_classes(
     product = factors[codes] if weight is None else factors[codes] * weight
     if not product.any():
         raise ValueError(f"class_weight={class_weight!r} leaves every row of y with weight 0; give its classes some")
-    return product / (product.mean() if whole else factors.mean())
+    if not whole:
+        return product / factors.mean()
+    return mean_one(product, None if balanced else backend)
 
 
 def stratified(order: np.ndarray, codes: np.ndarray, n_out: int) -> np.ndarray:

@@ -187,24 +187,25 @@ class Binder:
 
     def launch(
         self, kernel: str, threads: tuple[Grid, Grid], *, work: int | None = None, work_bytes: int = 0,
-        extra: tuple[int, ...] = (), shared: int = 0,
+        extra: tuple[int, ...] = (), shared: int = 0, strip: dict[str, tuple[int, int]] | None = None,
     ) -> None:  # fmt: skip
-        """Adds a launch. work : address of a kernel's memory; work_bytes : so much of the memory that ops share"""
+        """Adds a launch.
+
+        work : address of a kernel's memory; work_bytes : so much of the memory that ops share
+        strip : slot → (first, number) of the columns that the kernel sees, where these are not all
+        """
         if work_bytes:
             self._wait_for(Uses([], [], work=True))
             self.scratch = True
         self.work_bytes = max(self.work_bytes, self.kept + work_bytes)
         record = self.record(self.work if work is None else work, extra)
+        for slot, (first, columns) in (strip or {}).items():
+            i = schema.KIND[self.op.kind].slots.index(slot)  # type: ignore[union-attr]
+            record["slot"]["p"][0, i] += np.uint64(first * self.plan.buffer_dtype(self.buffer(slot)).itemsize)
+            record["slot"]["columns"][0, i] = columns
         formula = FORMULAS.get(self.registered())
         linked = formula.index if formula is not None and formula.functions else 0
         self.launches.append(Launch(kernel, *threads, shared, record, linked))
-
-    def of_columns(self, first: int, count: int, *slots: str) -> None:
-        """Has the last launch, of the op at hand, see only some columns of its buffers in some slots."""
-        names, item = schema.KIND[self.op.kind].slots, self.plan.dtype.itemsize  # type: ignore[union-attr]
-        for slot in slots:
-            at = self.launches[-1].record["slot"][0, names.index(slot)]
-            at["p"], at["columns"] = int(at["p"]) + first * item, count
 
     def matrix(self, slot: str, transposed: bool = False) -> Matrix:
         """A slot's buffer as an operand of `product`."""

@@ -92,7 +92,7 @@ def dense_grad(b: Binder, op) -> None:
 def bias_gradient(b: Binder, n: int) -> None:
     if b.has("db"):
         with b.beside("dz", "db"):
-            bias_sum(b, "dense_bias", n)
+            bias_sum(b, "dense_bias", "dz", n)
 
 
 def weight_gradient(b: Binder, n: int, k: int) -> None:
@@ -147,25 +147,23 @@ def weights_together(b: Binder, dz: Matrix, x: Matrix) -> bool:
     return True
 
 
-def bias_sum(b: Binder, kernel: str, n: int) -> None:
-    """A sum over rows: chains over segments, then those in order, in one launch where a block has all of them.
-
-    Columns go in parts of as many as a grid takes.
+def bias_sum(b: Binder, kernel: str, source: str, n: int) -> None:
+    """Sums over the rows of ``source`` (m, n): chains over segments, then those in order, in one launch where a block
+    has all of them. Columns go in strips that a grid's y is long enough for.
     """
     segments, item = ceil_div(b.m, SEGMENT), b.plan.dtype.itemsize
     chains = 128 // item
     together = segments <= 4
     width = chains // 4 if together else chains
-    given = "dy" if b.has("dy") else "dz"
     for first in range(0, n, width * MOST_ASIDE):
-        some = min(n - first, width * MOST_ASIDE)
-        grid = (1 if together else segments, ceil_div(some, width), 1)
-        work = segments * some * item * (not together)
-        b.launch(f"{kernel}_segments", (grid, (width, THREADS // width, 1)), work_bytes=work, extra=(int(together),))
-        b.of_columns(first, some, given, "db")
+        columns = min(width * MOST_ASIDE, n - first)
+        strip = {slot: (first, columns) for slot in (source, "db")}
+        grid = (1 if together else segments, ceil_div(columns, width), 1)
+        work = segments * columns * item * (not together)
+        b.launch(f"{kernel}_segments", (grid, (width, THREADS // width, 1)), work_bytes=work, extra=(int(together),),
+                 strip=strip)  # fmt: skip
         if not together:
-            b.launch(f"{kernel}_sum", ((ceil_div(some, 32), 1, 1), (32, 1, 1)), work_bytes=work)
-            b.of_columns(first, some, given, "db")
+            b.launch(f"{kernel}_sum", ((ceil_div(columns, 32), 1, 1), (32, 1, 1)), work_bytes=work, strip=strip)
 
 
 def activation(b: Binder, op) -> None:

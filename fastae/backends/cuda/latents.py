@@ -131,7 +131,7 @@ def norm_factor(b: Binder, op) -> None:
 
 
 def bias_grad(b: Binder, op) -> None:
-    bias_sum(b, "bias_grad", b.shape("dy")[1])
+    bias_sum(b, "bias_grad", "dy", b.shape("dy")[1])
 
 
 def pre_bias_grad(b: Binder, op) -> None:

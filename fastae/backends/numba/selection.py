@@ -11,7 +11,7 @@ from numba import njit
 
 from ...plan import schema
 from ..interpreter import operand
-from ..reference.codes import active_k, report_overflow
+from ..reference.codes import active_k, present_decay, report_overflow
 from .candidates import SPAN, collect, decide, largest_norm, pre_activation, rounding
 from .codes import optional, wide
 
@@ -169,5 +169,5 @@ def batch_topk(step, op, v):
     if most > capacity:
         report_overflow(step, op)
     if "threshold" in v and most:
-        old, decay = float(v["threshold"][0, 0]), op.floats["decay"]
+        old, decay = float(v["threshold"][0, 0]), present_decay(step, op)
         v["threshold"][0, 0] = smallest if old < 0 else decay * old + (1 - decay) * smallest

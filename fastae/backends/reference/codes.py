@@ -111,6 +111,12 @@ def encode(step, op, v):
     v["count"][~np.isfinite(v["x"]).all(axis=1)] = -1
 
 
+def present_decay(step, op):
+    """Of the average that the threshold of batch_topk is, at this step."""
+    scalar, most = op.ints["decay_scalar"], op.floats["decay"]
+    return most if scalar < 0 else min(most, float(step.job.scalars[step.number, scalar]))
+
+
 def batch_topk(step, op, v):
     z = np.maximum(pre_activations(op, v), 0.0)
     limit = step.job.scalars[step.number, op.ints["k_scalar"]] if op.ints["k_scalar"] >= 0 else op.ints["k"]
@@ -121,7 +127,7 @@ def batch_topk(step, op, v):
     taken[order] = True
     store_ragged(step, op, v, taken.reshape(z.shape), z, z, np.arange(z.shape[1]))
     if "threshold" in v and len(order):
-        smallest, old, decay = z.reshape(-1)[order[-1]], v["threshold"][0, 0], op.floats["decay"]
+        smallest, old, decay = z.reshape(-1)[order[-1]], v["threshold"][0, 0], present_decay(step, op)
         v["threshold"][0, 0] = smallest if old < 0 else decay * float(old) + (1 - decay) * smallest
 
 

@@ -34,7 +34,7 @@ def read(path: Any, format: str = "auto") -> SparseCheckpoint:
 
 
 def write(path: Any, checkpoint: SparseCheckpoint, format: str) -> None:
-    """Writes a checkpoint as a folder that another package loads; the folder is made where it is missing.
+    """Writes a checkpoint as a folder ``path`` that another package loads; it is made where it is missing.
 
     format : "saelens" (version 6; relu, top-k, |top-k|, JumpReLU, gated, ReLU and JumpReLU transcoders; batch top-k
         and Matryoshka as JumpReLU at their threshold) or "sparsify" (top-k only)
