@@ -47,19 +47,6 @@ def test_sums_over_segments_keep_their_order(cuda, native, monkeypatch, m, parts
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("m", [300, 1500])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_biases_are_summed_in_parts_where_a_grid_ends(cuda, native, monkeypatch, m, dtype):
-    n, k = 107, 5
-    rng = np.random.default_rng(m)
-    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((m, n), (m, n), (m, k), (n, k))]
-    monkeypatch.setattr(dense_ops, "MOST_ASIDE", 2)
-    got, want = (ops.dense_grad(*arrays, "tanh", backend=backend) for backend in (cuda, native))
-    assert cuda.driver.launched["dense_bias_segments"] > 1
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 @pytest.mark.parametrize(
     "options, launches",
     [
