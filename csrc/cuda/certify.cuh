@@ -38,17 +38,23 @@ struct RoundedRow {
   bool finite;
 };
 
-template <bool Whole, class F>
-FASTAE_INLINE void each_of_row(const float* row, int64_t p, int64_t from, int64_t to, const F& f) {
-#pragma unroll 4
-  for (int64_t j = from + threadIdx.x % 32 * 4; j < to; j += 128)
-    f(j, load_four(row + j, Whole, (int)smaller<int64_t>(4, p - j)));
-}
-// f(j, numbers j to j + 3) over [0, n) by the lanes of a warp, zeros from p on; n is a multiple of four.
+// f(j, numbers j to j + 3) over [0, n) by the lanes of a warp, zeros from p on; n is a multiple of four. Loads go four
+// at a time: one after f could not go before what f stores.
 template <class F> FASTAE_INLINE void each_of_row(const float* row, int64_t p, int64_t n, const F& f) {
-  const int64_t whole = aligned(row) ? p / 4 * 4 : 0;
-  each_of_row<true>(row, p, 0, whole, f);
-  each_of_row<false>(row, p, whole, n, f);
+  constexpr int kAhead = 4;
+  const int lane = threadIdx.x % 32 * 4;
+  const int64_t whole = aligned(row) ? p / (128 * kAhead) * (128 * kAhead) : 0;
+#pragma unroll 1
+  for (int64_t j = lane; j < whole; j += 128 * kAhead) {
+    Four a[kAhead];
+#pragma unroll
+    for (int t = 0; t < kAhead; ++t) a[t] = *(const Four*)(row + j + 128 * t);
+#pragma unroll
+    for (int t = 0; t < kAhead; ++t) f(j + 128 * t, a[t]);
+  }
+#pragma unroll 1
+  for (int64_t j = whole + lane; j < n; j += 128)
+    f(j, load_four(row + j, aligned(row) && j + 4 <= p, (int)smaller<int64_t>(4, p - j)));
 }
 
 // By a warp, zeros behind the row up to depth.
@@ -199,7 +205,7 @@ struct Certify : Encode {
   }
 
   // What `stream` is told of a row: limits are held against the widest bound of the row, then each column's own, which
-  // most strips of most rows come to. Loads go side by side.
+  // most strips of most rows come to.
   struct Row {
     const Certify& e;
     const float* z;
@@ -216,21 +222,21 @@ struct Certify : Encode {
       const Largest most = e.largest_of_chunk();
       a = e.row_a[r], size = e.row_size[r], back = e.row_back[r], tiny = Bounds(e.p).tiny;
       wide = fmaf(a, most.size, fmaf(size, most.error, most.far * 0x1p-21f + tiny));
-      whole = aligned(z) && aligned(e.packed.back) && aligned(bias);
+      whole = aligned(e.packed.back) && aligned(bias);
       safe = size * most.size < kSafeSize;
     }
-    FASTAE_INLINE Columns four(int64_t c) const {
-      return {*(const Four*)(z + c), *(const Four*)(e.packed.back + c), bias ? *(const Four*)(bias + c) : Four{}};
+    FASTAE_INLINE Columns four(int c, const Four& product) const {
+      return {product, *(const Four*)(e.packed.back + c), bias ? *(const Four*)(bias + c) : Four{}};
     }
-    FASTAE_INLINE Columns one(int64_t c) const { return {{z[c]}, {e.packed.back[c]}, {bias ? bias[c] : 0.0f}}; }
+    FASTAE_INLINE Columns one(int c) const { return {{z[c]}, {e.packed.back[c]}, {bias ? bias[c] : 0.0f}}; }
     FASTAE_INLINE bool passes(const Columns& of, int q, float limit) const {
       return !(e.score(fmaf(of.product.v[q], back * of.back.v[q], of.bias.v[q])) + wide <= limit);
     }
-    FASTAE_INLINE unsigned undecided(int64_t c, bool four_there, unsigned few, Key least, float (&high)[4],
-                                     float (&low)[4]) const {
+    FASTAE_INLINE unsigned undecided(int c, bool four_there, const Four& product, unsigned few, Key least,
+                                     float (&high)[4], float (&low)[4]) const {
       float s[4], width[4];
       if (four_there) {
-        const Columns of = four(c);
+        const Columns of = four(c, product);
         const Four norm = *(const Four*)(e.packed.norm + c), error = *(const Four*)(e.packed.error + c);
 #pragma unroll
         for (int q = 0; q < 4; ++q)
@@ -257,12 +263,13 @@ struct Certify : Encode {
   FASTAE_INLINE void filter(int64_t top) const {
     const int64_t r = smaller(top + threadIdx.x / 32, o.m - 1);
     const bool mine = top + threadIdx.x / 32 < o.m && held[r] >= 0;
+    const Ahead ahead(*this, r);  // on its way while the row's bounds are made
     const Row row(*this, r);
-    const Held own =
-        stream(*this, top, row, {mine ? held[r] : 0, limit[r]}, mine && row.safe, [&](int64_t of, int n, Key* least) {
-          const int left = drop(bounds_of(of), n, least);
-          return left > most_listed(*this) ? kFallback : left;
-        });
+    const Held own = stream(*this, top, row, ahead, {mine ? held[r] : 0, limit[r]}, mine && row.safe,
+                            [&](int64_t of, int n, Key* least) {
+                              const int left = drop(bounds_of(of), n, least);
+                              return left > most_listed(*this) ? kFallback : left;
+                            });
     if (mine && threadIdx.x % 32 == 0) held[r] = row.safe ? own.n : kFallback, limit[r] = own.least;
   }
 

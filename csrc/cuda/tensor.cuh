@@ -4,6 +4,7 @@
 // A block of eight warps makes a tile of 64 x 64 outputs, each warp 32 x 16 of them. The depth goes by in slices of 64
 // through shared memory, two slices ahead.
 #pragma once
+#include "cuda/ahead.cuh"
 #include "cuda/layer_end.cuh"
 #include "cuda/real.h"
 
@@ -12,9 +13,6 @@
 #if defined(__CUDACC__) && __CUDA_ARCH__ < 800  // nothing of this is launched there (CupyDriver.tensor_cores)
 __device__ __forceinline__ void multiply_add_bf16(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) {}
 template <bool Turned> __device__ __forceinline__ void load_matrices(uint32_t (&)[4], const void*) {}
-__device__ __forceinline__ void copy_ahead(void*, const void*, bool) {}
-__device__ __forceinline__ void end_group() {}
-template <int Groups> __device__ __forceinline__ void wait_for_groups() {}
 #elif defined(__CUDACC__)
 // sum (16, 8) += a (16, 16) b (16, 8) of a warp
 __device__ __forceinline__ void multiply_add_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -36,17 +34,6 @@ template <bool Turned> __device__ __forceinline__ void load_matrices(uint32_t (&
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
                  : "r"(at)
                  : "memory");
-}
-// 16 bytes to shared memory, zeros where there is nothing; there when the group that they are of has been waited for
-__device__ __forceinline__ void copy_ahead(void* to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from),
-               "r"(there ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most so many of the thread's groups are on their way.
-template <int Groups> __device__ __forceinline__ void wait_for_groups() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 }
 #endif
 
