@@ -134,11 +134,12 @@ class _Progress:
 def _encode(options: argparse.Namespace) -> int:
     from .encode import encode_to
     from .io.model_file import load
+    from .models.feed import without_names
     from .stream import open_rows
     from .validation import computing_dtype
 
     _check_result(options.out, options.model, *options.data)
-    model = load(options.model)
+    model = without_names(load(options.model))  # files have no names of columns
     model.set_params(n_jobs=options.n_jobs)
     sparse = hasattr(model, "encode_to")
     if not (sparse or hasattr(model, "transform")):

@@ -62,7 +62,7 @@ class FittedByBatches(TakesRows):
 
         X : array, sparse matrix or frame (N, p); or rows in blocks: path of a .npy file, list of such paths or of
             arrays, memory map of more than 1 GiB, dataset in chunks (h5py, zarr, dask), iterable of blocks of rows, or
-            a function that returns one (for more than one epoch)
+            a function that returns one (for more than one epoch). Names of columns are checked in every block
         y : (N,), class of each row, for classifiers; others ignore it
         sample_weight : (N,), weight of each row's loss; only ratios matter. Penalties on the code (`ActivityL1`,
             `Contractive`, `Decorrelation`, …) and batch normalisation count all rows alike

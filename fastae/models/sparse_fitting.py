@@ -36,7 +36,8 @@ class SparseFitting(SparseState):
         """Trains on the rows of X.
 
         X : array, sparse matrix or frame (N, p); path of a .npy file, list of such paths; iterable of blocks of rows,
-            or a function that returns one (for more than one epoch). float16 and bfloat16 are read as they are.
+            or a function that returns one (for more than one epoch). float16 and bfloat16 are read as they are, names
+            of columns are checked in every block.
         y : targets (N, q) of a transcoder, in the same forms; others ignore it
         checkpoint : file to keep the state of training in, every ``checkpoint_every`` steps and at the end
         resume : bool, whether to go on from ``checkpoint`` where that file exists; the bits are those of a training

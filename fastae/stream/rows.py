@@ -28,6 +28,7 @@ class Rows:
     n_features : int
     n_rows : int, or None where only reading to the end would tell
     dtype : the stored type of the rows, native byte order
+    names : of the columns, where the rows come in frames that have names; None elsewhere
     repeatable : whether a second pass is possible
     sparse : whether blocks are csr_array
     """
@@ -35,6 +36,7 @@ class Rows:
     n_features: int
     n_rows: int | None
     dtype: np.dtype
+    names: list[str] | None = None
     repeatable = True
     sparse = False
     _density = 1.0  # stored elements a row, per feature
@@ -141,6 +143,20 @@ def as_block(item: tuple[int | None, Any]) -> Block:
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 2:
         raise ValueError(f"{name} has shape {shape}; wanted 2 dimensions (rows, features); a single row is x[None, :]")
+
+
+def column_names(value: Any) -> list[str] | None:
+    """Names of a frame's columns, where all are strings (as scikit-learn has it); None of anything else."""
+    names = getattr(value, "column_names", getattr(value, "columns", None))
+    names = [] if names is None else list(names)
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def same_names(name: str, found: list[str] | None, names: list[str] | None) -> list[str] | None:
+    """The names of the columns so far and of one more part, which may have none; ValueError where they differ."""
+    if found is not None and names is not None and found != names:
+        raise ValueError(f"{name} has columns {found}, those before {names}; give the same columns in the same order")
+    return found if names is None else names
 
 
 def check_dtype(name: str, dtype: np.dtype) -> np.dtype:
