@@ -328,30 +328,39 @@ def dense_rows(source: Source, rows: np.ndarray) -> np.ndarray:
 class Progress:
     """tqdm's bar over rows, with what matters of a sparse code."""
 
-    def __init__(self, verbose: int, total: int | None):
+    def __init__(self, verbose: int, trainer: Trainer, n_rows: int | None):
+        """n_rows : of the source, or None"""
         self.bar: Any = None
+        self.seen, self.last = trainer.position.totals.rows, time.perf_counter()
         if verbose:
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(total=total, unit="row", unit_scale=True)
-        self.seen, self.last = 0, time.perf_counter()
+            done = (n_rows or 0) * trainer.state.epochs + self.seen  # by the training that is gone on with
+            total = None if n_rows is None else n_rows * trainer.settings.max_iter
+            self.bar = tqdm(total=total, initial=done, unit="row", unit_scale=True)
 
     def show(self, trainer: Trainer) -> None:
+        """In an epoch, now and then: its sums so far."""
         if self.bar is None or time.perf_counter() - self.last < 0.2:
             return
         self.last = time.perf_counter()
         t = trainer.position.totals
         rows = max(t.rows, 1)
-        self.bar.update(t.rows - self.seen)
-        self.seen = t.rows
-        self.bar.set_description(f"epoch {trainer.state.epochs + 1}", refresh=False)
-        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{trainer.fvu():.4f}",
-                             L0=f"{t.l0 / rows:.1f}", dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
+        self._say(trainer.state.epochs + 1, t.rows, (t.loss + t.other) / rows, trainer.fvu(), t.l0 / rows,
+                  trainer.dead_fraction())  # fmt: skip
 
-    def epoch(self, rows: int | None) -> None:
-        if self.bar is not None and rows is not None:
-            self.bar.update(rows - self.seen)
+    def epoch(self, trainer: Trainer, rows: int) -> None:
+        """At the end of one, which had so many rows: what the history says of it."""
+        if self.bar is not None:
+            h = trainer.history
+            self._say(trainer.state.epochs, rows, h.loss[-1], h.fvu[-1], h.l0[-1], h.dead[-1])
         self.seen = 0
+
+    def _say(self, epoch: int, rows: int, loss: float, fvu: float, l0: float, dead: float) -> None:
+        self.bar.update(rows - self.seen)
+        self.seen = rows
+        self.bar.set_description(f"epoch {epoch}", refresh=False)
+        self.bar.set_postfix(loss=f"{loss:.4g}", FVU=f"{fvu:.4f}", L0=f"{l0:.1f}", dead=f"{100 * dead:.1f} %")
 
     def close(self) -> None:
         if self.bar is not None:

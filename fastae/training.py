@@ -218,6 +218,8 @@ def run_epoch(
             raise fail(f"batch {steps + done + 1}" + ("" if per_epoch is None else f" of {per_epoch}"))
         steps, n_rows, state.steps = steps + n_steps, n_rows + block.n_rows, state.steps + n_steps
         objectives.append(values.sum(axis=1))
+    if progress is not None:  # a short epoch has shown nothing yet
+        progress(steps)
     if not state.spaces.finite(backend, plan):
         raise fail("its last update")
     state.epochs += 1
@@ -349,7 +351,7 @@ class _Bar:
             from tqdm.auto import tqdm
 
             total = None if n_rows is None else settings.max_iter * n_rows
-            self.bar = tqdm(total=total, unit="row", unit_scale=True, desc="epoch 1")
+            self.bar = tqdm(total=total, unit="row", unit_scale=True)
             self.progress = self._advance
 
     def _advance(self, steps: int) -> None:
@@ -364,7 +366,7 @@ class _Bar:
             shown = {"loss": f"{info.loss:.5g}"}
             if info.validation_loss is not None:
                 shown["validation"] = f"{info.validation_loss:.5g}"
-            self.bar.set_description(f"epoch {info.epoch + 1}", refresh=False)
+            self.bar.set_description(f"epoch {info.epoch}", refresh=False)  # the one that the loss is of
             self.bar.set_postfix(shown)
 
     def close(self) -> None:

@@ -150,6 +150,11 @@ class Feed:
         return None if self.x.n_rows is None else -(-self.x.n_rows // self.batch)
 
     @property
+    def passed(self) -> int:
+        """Rows of an epoch, when one was gone through."""
+        return self.x.passed if self.x.n_rows is None else self.x.n_rows  # type: ignore[attr-defined]
+
+    @property
     def block_rows(self) -> int:
         """Rows of a block: whole batches."""
         if isinstance(self.x, DeviceRows):

@@ -271,8 +271,7 @@ class SparseFitting(SparseState):
 
     def _train(self, trainer: Trainer, feed: Feed, blocks: Iterator[Block], checkpoint: Any, every: int) -> None:
         settings = trainer.settings
-        total = None if feed.x.n_rows is None else feed.x.n_rows * settings.max_iter
-        bar = Progress(settings.verbose, total)
+        bar = Progress(settings.verbose, trainer, feed.x.n_rows)
         written = -1
 
         def next_stop(steps: int) -> int:
@@ -295,7 +294,7 @@ class SparseFitting(SparseState):
             while trainer.state.epochs < settings.max_iter and not self._stopped:
                 begin = time.perf_counter()
                 trainer.epoch(blocks, next_stop, between)
-                bar.epoch(feed.x.n_rows)
+                bar.epoch(trainer, feed.passed)
                 self._stopped = self._after_epoch(trainer, time.perf_counter() - begin)
                 if trainer.state.epochs < settings.max_iter and not self._stopped:
                     blocks = feed.blocks(trainer.state.epochs, 0)
