@@ -20,7 +20,7 @@ from .plan import schema
 from .plan.plan import Job, Plan, Source
 from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
 from .spec.sparse import Resample, SparseNetwork
-from .training import Block, Settings, State, ahead, step_scalars
+from .training import Block, Settings, State, ahead, step_scalars, steps_seen
 
 _KEEP_STEPS = 100  # between copies of the weights, for when a loss is not finite
 
@@ -63,6 +63,10 @@ class Position:
     step: int = 0
     capacity: int | None = None
     totals: Totals = field(default_factory=Totals)
+
+    def begin(self) -> None:
+        """At the beginning of an epoch."""
+        self.step, self.totals = 0, Totals()
 
 
 class Trainer:
@@ -133,15 +137,23 @@ class Trainer:
                 self.state.spaces, block.sources, n_rows, block.order, first, n_steps, scalars=self.scalars(n_steps),
                 values=values, seed=self.settings.seed, epoch=self.state.epochs, n_threads=self.settings.n_threads,
             )  # fmt: skip
-            done = self.backend.run(self.handle, job)
-            starts = (first + np.arange(done)) * self.batch
-            counts = np.minimum(self.batch, n_rows - starts).astype(np.float64)
-            self.position.totals.add(values[:done], counts, self.network.loss == "normalized")
-            self.state.steps += done
-            self.position.step += done
+            try:
+                done = self.backend.run(self.handle, job)
+            except BaseException:  # Ctrl-C
+                self._count(values[: steps_seen(values)], first, n_rows)
+                raise
+            self._count(values[:done], first, n_rows)
             first, n_steps = first + done, n_steps - done
             if n_steps:
                 self.more_room(values[done])
+
+    def _count(self, values: np.ndarray, first: int, n_rows: int) -> None:
+        """Takes the values (steps, n) of steps ``first`` … of a block in, which were done."""
+        starts = (first + np.arange(len(values))) * self.batch
+        counts = np.minimum(self.batch, n_rows - starts).astype(np.float64)
+        self.position.totals.add(values, counts, self.network.loss == "normalized")
+        self.state.steps += len(values)
+        self.position.step += len(values)
 
     def more_room(self, values: np.ndarray) -> None:
         """After a step that could not be done: a plan with room for more entries, or the error."""
@@ -209,8 +221,8 @@ class Trainer:
             return
         self.state.spaces.restore(schema.THETA, self.kept)
         self.state.spaces.zero(schema.STATE)  # it may hold infinities too
-        self.state.steps = self.kept_at = self.position.step = 0
-        self.position.totals = Totals()
+        self.state.steps = self.kept_at = 0
+        self.position.begin()
 
     def finish_epoch(self) -> None:
         t, history = self.position.totals, self.history
@@ -219,7 +231,7 @@ class Trainer:
         history.l0.append(t.l0 / rows)
         history.fvu.append(self.fvu())
         history.dead.append(self.dead_fraction())
-        self.position.totals, self.position.step = Totals(), 0
+        self.position.begin()
         self.state.epochs += 1
 
     def fvu(self) -> float:

@@ -177,6 +177,11 @@ def _add(progress: Callable[[int], object], before: int, steps: int) -> object:
     return progress(before + steps)
 
 
+def steps_seen(values: np.ndarray) -> int:
+    """How many steps a run did that was interrupted: those whose values are not all 0 any more."""
+    return int(np.flatnonzero(values.any(axis=1)).max(initial=-1)) + 1
+
+
 def run_epoch(
     backend: Any, plan: Plan, handle: Any, state: State, feed: Feed, settings: Settings,
     progress: Callable[[int], object] | None = None,
@@ -213,7 +218,11 @@ def run_epoch(
             progress=progress and partial(_add, progress, steps),
         )  # fmt: skip
         # The run ends before the update of a step whose loss is not finite, but weights may have gone wrong before.
-        done = backend.run(handle, job)
+        try:
+            done = backend.run(handle, job)
+        except BaseException:  # Ctrl-C: weights and moments are those after the steps that were done
+            state.steps += steps_seen(values)
+            raise
         if done < n_steps:
             raise fail(f"batch {steps + done + 1}" + ("" if per_epoch is None else f" of {per_epoch}"))
         steps, n_rows, state.steps = steps + n_steps, n_rows + block.n_rows, state.steps + n_steps

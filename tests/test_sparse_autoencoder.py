@@ -356,6 +356,52 @@ def test_partial_fit():
     assert m.fit(X).t_ == 80
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_pass_that_broke_off_is_no_part_of_the_next(anew, monkeypatch):
+    from fastae.models import feed
+
+    monkeypatch.setattr(feed, "_BLOCK_ELEMENTS", 1)  # blocks of a batch
+
+    def broken():
+        yield 3 * X[:300]
+        raise RuntimeError("gone")
+
+    def passes(*sources):
+        m = model(batch_size=50, shuffle=False, learning_rate=1e-30)
+        for source in sources:
+            try:
+                m.partial_fit(source)
+            except RuntimeError:
+                assert m.t_ > 12 and m.n_iter_ == 1
+            m = pickle.loads(pickle.dumps(m)) if anew else m
+        return m.loss_curve_, m.l0_curve_, m.fvu_curve_
+
+    assert passes(X, broken, X[:100]) == passes(X, X[:100])
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer of signals here")
+def test_steps_count_that_were_done_before_ctrl_c():
+    m = model(batch_size=16, max_iter=1, shuffle=False)
+    big = np.tile(X, (1000, 1))
+
+    def alarm(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            m.fit(big)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    steps = m.t_
+    assert 0 < steps < len(big) // 16
+    # of the rows until then, or of one batch more where the interruption came before the step was counted
+    same = [model(batch_size=16, max_iter=1, shuffle=False).fit(big[: 16 * n]) for n in (steps, steps + 1)]
+    assert any((m.arrays_["encoder"] == other.arrays_["encoder"]).all() for other in same)
+
+
 # ---- checkpoints ---
 
 

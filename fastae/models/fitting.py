@@ -72,8 +72,9 @@ class FittedByBatches(TakesRows):
         than an array's. What needs all rows at once is refused (ValueError): ``early_stopping``, ``sample_weight``,
         ``mask``, full-batch solvers, `Laplacian`, pretraining; what begins with a look at data (PCA) sees the first
         4096 rows of the first block at most.
-        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
-        solver that has not converged is a scikit-learn ConvergenceWarning.
+        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. After Ctrl-C
+        (KeyboardInterrupt) it is those of the last step (or iteration), from which ``partial_fit`` or a warm start
+        goes on. A full-batch solver that has not converged is a scikit-learn ConvergenceWarning.
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
         saturated.
         """

@@ -42,7 +42,8 @@ class SparseFitting(SparseState):
         checkpoint : file to keep the state of training in, every ``checkpoint_every`` steps and at the end
         resume : bool, whether to go on from ``checkpoint`` where that file exists; the bits are those of a training
             that was not interrupted. The file must be of the same parameters and data.
-        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
+        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept, and those of
+        the last step after Ctrl-C (KeyboardInterrupt).
         """
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint, the file to go on from")
@@ -77,6 +78,7 @@ class SparseFitting(SparseState):
             else:
                 settings.seed = feed.seed = self.seed_
                 trainer = self._same_trainer(feed, settings, backend)
+                trainer.position.begin()  # a pass that broke off is no part of this one
                 blocks = feed.blocks(trainer.state.epochs, 0)
         try:
             trainer.epoch(blocks, lambda step: _NEVER, lambda: None)
