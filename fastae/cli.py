@@ -6,6 +6,7 @@ import argparse
 import ast
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ def _check_result(path: str, *read: str) -> None:
     result = Path(path)
     if not result.resolve().parent.is_dir():
         raise SystemExit(f"fastae: cannot write {path!r}: there is no folder {str(result.parent)!r}; make it first")
+    if not os.access(result.resolve().parent, os.W_OK):
+        raise SystemExit(f"fastae: cannot write {path!r}: no permission to write into {str(result.parent)!r}; give "
+                         "another folder")  # fmt: skip
     if any(result.resolve() == Path(name).resolve() for name in read):
         raise SystemExit(f"fastae: {path!r} is read, and would be replaced by the result; write to another path")
 

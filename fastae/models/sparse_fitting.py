@@ -52,6 +52,9 @@ class SparseFitting(SparseState):
             raise FileNotFoundError(f"cannot write checkpoint {os.fspath(checkpoint)!r}: make its folder first")
         if checkpoint is not None and Path(checkpoint).is_dir():
             raise IsADirectoryError(f"checkpoint {os.fspath(checkpoint)!r} is a folder; give a file in it")
+        if checkpoint is not None and not os.access(Path(checkpoint).absolute().parent, os.W_OK):
+            raise PermissionError(f"cannot write checkpoint {os.fspath(checkpoint)!r}: no permission to write into its "
+                                  "folder; give another one")  # fmt: skip
         with self._unchanged_on_error():
             backend = self._backend()
             feed, dtype, settings = self._open(X, y, backend, reset=True, passes=self.max_iter)
