@@ -402,6 +402,18 @@ def test_steps_count_that_were_done_before_ctrl_c():
     assert any((m.arrays_["encoder"] == other.arrays_["encoder"]).all() for other in same)
 
 
+def test_a_target_that_was_missed_is_said():
+    far = fastae.JumpReLU(penalty_kind="quadratic", target_l0=3)  # log θ hardly moves in so few steps
+    with pytest.warns(fastae.ModelWarning, match=r"latents a row .* where target_l0=3 was wanted, after 100 steps") as seen:
+        model(far, max_iter=10).fit(X)
+    assert seen[0].filename == __file__
+    near = fastae.JumpReLU(penalty_kind="quadratic", target_l0=8, bandwidth=1.0, threshold=0.3, logarithm=False)
+    near = model(near, max_iter=30).fit(X)  # warnings are errors here
+    assert 4 < near.l0_curve_[-1] < 16
+    with pytest.warns(fastae.ModelWarning, match="penalty_kind='step' does not look at it; take 'quadratic'"):
+        model(fastae.JumpReLU(target_l0=3), max_iter=10).fit(X)
+
+
 # ---- checkpoints ---
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..exceptions import ModelWarning
 from ..plan import schema
 from ..plan.plan import aligned_bytes
 from ..plan.sparse import sparse_inference_plan
@@ -25,6 +27,7 @@ from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scal
 from .sparse_state import SparseOptimizer, SparseState
 
 _NEVER = 2**62
+_TRAINED_STEPS = 100  # fewer are a trial, of which nothing is expected
 
 
 class SparseFitting(SparseState):
@@ -67,7 +70,26 @@ class SparseFitting(SparseState):
                 trainer, blocks = self._begun(feed, dtype, settings, backend)
         self._live = None
         self._train(trainer, feed, blocks, checkpoint, checkpoint_every)
+        self._warn_of_target()
         return self
+
+    def _warn_of_target(self) -> None:
+        """Warns where an L0 that was asked for was not come near to."""
+        option = self.network_.sparsity
+        wanted = getattr(option, "target_l0", None)
+        if wanted is None or self.t_ < _TRAINED_STEPS or self.l0_curve_[-1] <= 2 * wanted:
+            return
+        remedy = (
+            "train for longer, raise JumpReLU's strength, bandwidth or threshold, take logarithm=False, or give the "
+            "fitted model a threshold by calibrate"
+        )
+        if "quadratic" not in option.penalty_kind:  # type: ignore[attr-defined]
+            remedy = f"penalty_kind={option.penalty_kind!r} does not look at it; take 'quadratic'"  # type: ignore[attr-defined]
+        warnings.warn(
+            f"{self.l0_curve_[-1]:.4g} latents a row were active in the last epoch, where target_l0={wanted:g} was "
+            f"wanted, after {self.t_} steps; {remedy}",
+            ModelWarning, stacklevel=3,
+        )  # fmt: skip
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights and optimiser state."""

@@ -226,11 +226,17 @@ class ReLUCode(_Penalised):
 class JumpReLU(Sparsity):
     """z where z > θ_j, θ learned by straight-through estimates (Rajamanoharan et al. 2024).
 
+    The defaults are those of Gemma Scope, made for 10⁵ steps and more: log θ moves by about the learning rate a step, and
+    only pre-activations within half a bandwidth of θ move it. In a thousand steps θ stays near 0 and the code dense;
+    ``JumpReLU(bandwidth=0.05, threshold=0.01, logarithm=False)``, SAELens' way, gets far in as many, with
+    ``normalization="scale"`` for rows whose pre-activations are far from 1. `SparseAutoencoder.calibrate` gives any
+    trained model a threshold for a wanted L0.
+
     strength : of the penalty
     penalty_kind : "step" (λ L0), "tanh" (λ Σ tanh(scale f ‖d‖)), "quadratic" (λ (L0 / target − 1)² of the batch's mean
         L0, as dictionary_learning), "row_quadratic" (the mean of the same over rows, each with its own L0, as Gemma
         Scope 2 and SAELens, whose coefficient is λ / (2 target))
-    target_l0 : wanted by the quadratic kinds
+    target_l0 : wanted by the quadratic kinds; the others don't look at it
     tanh_scale : of "tanh"
     bandwidth, threshold : of the estimate, and θ at the start
     logarithm : whether log θ is learned (Gemma Scope); else θ, set to 0 where a step made it negative (SAELens)
