@@ -265,8 +265,9 @@ class Trainer:
             return
         rng = np.random.Generator(np.random.Philox(key=philox_key(self.settings.seed, self.state.steps)))
         x, error = residuals(self, block.sources, block.places(start, self.batch))
-        square = (error * error).sum(axis=1) ** 2
-        if not square.sum() > 0:
+        with np.errstate(over="ignore"):
+            square = (error * error).sum(axis=1) ** 2
+        if not 0 < square.sum() < np.inf:  # nothing to learn; or weights on their way to infinity, as a loss will say
             return
         drawn = x[rng.choice(len(x), len(dead), p=square / square.sum())]
         norm = np.linalg.norm(drawn, axis=1, keepdims=True)

@@ -414,6 +414,14 @@ def test_a_target_that_was_missed_is_said():
         model(fastae.JumpReLU(target_l0=3), max_iter=10).fit(X)
 
 
+@pytest.mark.parametrize("rate", [1e2, 1e60])
+def test_resampling_leaves_a_loss_that_explodes_to_its_error(rate):
+    m = model(k=2, solver="sgd", learning_rate=rate, unit_norm=False, dead_after=3, resample=fastae.Resample(2, until=1.0))
+    with pytest.raises(fastae.NonFiniteLossError):
+        m.fit(X.astype(float))
+    assert np.isfinite(m.arrays_["encoder"]).all()
+
+
 # ---- checkpoints ---
 
 
