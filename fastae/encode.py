@@ -270,7 +270,7 @@ def encode_to(
     owner = getattr(encode, "__self__", None)
     rows = open_rows(source, n_features, names=names_of(owner))
     known = fingerprint(encode) if model is None else str(model)
-    if names_of(owner) is not None:
+    if isinstance(encode, MethodType) and names_of(owner) is not None:
         encode = MethodType(encode.__func__, without_names(owner))
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)

@@ -404,7 +404,8 @@ def test_steps_count_that_were_done_before_ctrl_c():
 
 def test_a_target_that_was_missed_is_said():
     far = fastae.JumpReLU(penalty_kind="quadratic", target_l0=3)  # log θ hardly moves in so few steps
-    with pytest.warns(fastae.ModelWarning, match=r"latents a row .* where target_l0=3 was wanted, after 100 steps") as seen:
+    said = r"latents a row .* where target_l0=3 was wanted, after 100 steps"
+    with pytest.warns(fastae.ModelWarning, match=said) as seen:
         model(far, max_iter=10).fit(X)
     assert seen[0].filename == __file__
     near = fastae.JumpReLU(penalty_kind="quadratic", target_l0=8, bandwidth=1.0, threshold=0.3, logarithm=False)
@@ -416,7 +417,8 @@ def test_a_target_that_was_missed_is_said():
 
 @pytest.mark.parametrize("rate", [1e2, 1e60])
 def test_resampling_leaves_a_loss_that_explodes_to_its_error(rate):
-    m = model(k=2, solver="sgd", learning_rate=rate, unit_norm=False, dead_after=3, resample=fastae.Resample(2, until=1.0))
+    m = model(k=2, solver="sgd", learning_rate=rate, unit_norm=False, dead_after=3,
+              resample=fastae.Resample(2, until=1.0))  # fmt: skip
     with pytest.raises(fastae.NonFiniteLossError):
         m.fit(X.astype(float))
     assert np.isfinite(m.arrays_["encoder"]).all()

@@ -43,7 +43,7 @@ def in_blocks(*blocks):
 
 @pytest.mark.parametrize("form", [list, lambda blocks: in_blocks(*blocks)], ids=["list", "iterable"])
 def test_blocks_with_other_columns_are_refused(model, form):
-    with pytest.raises(ValueError, match="1 of the source has columns .*'d', 'c', 'b', 'a'.*same order"):
+    with pytest.raises(ValueError, match=r"1 of the source has columns .*'d', 'c', 'b', 'a'.*same order"):
         model.fit(form([Frame(X[:60]), SWAPPED]))
 
 

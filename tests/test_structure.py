@@ -250,6 +250,7 @@ def test_rounding_moves_no_bias_that_batch_normalisation_takes_out(solver):
                                      "normalization": [None, None, "batch", "batch"]},
                                     {"normalization": [None, "layer"]}, {"normalization": [None, None]}])  # fmt: skip
 def test_biases_that_matter_are_trained(change):
-    model = quick(**{"hidden_layer_sizes": (9,), "normalization": [None, "batch"], "activation": "tanh"} | change).fit(X)
+    given = {"hidden_layer_sizes": (9,), "normalization": [None, "batch"], "activation": "tanh"}
+    model = quick(**(given | change)).fit(X)
     assert all(b.any() for (_, b), norm in zip(model.weights_, model.norms_, strict=True)
                if "mean" not in (norm or ()))  # fmt: skip

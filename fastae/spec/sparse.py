@@ -226,10 +226,10 @@ class ReLUCode(_Penalised):
 class JumpReLU(Sparsity):
     """z where z > θ_j, θ learned by straight-through estimates (Rajamanoharan et al. 2024).
 
-    The defaults are those of Gemma Scope, made for 10⁵ steps and more: log θ moves by about the learning rate a step, and
-    only pre-activations within half a bandwidth of θ move it. In a thousand steps θ stays near 0 and the code dense;
-    ``JumpReLU(bandwidth=0.05, threshold=0.01, logarithm=False)``, SAELens' way, gets far in as many, with
-    ``normalization="scale"`` for rows whose pre-activations are far from 1. `SparseAutoencoder.calibrate` gives any
+    The defaults are those of Gemma Scope, made for 10⁵ steps and more: log θ moves by about the learning rate a step,
+    and only pre-activations within half a bandwidth of θ move it. In a thousand steps θ stays near 0 and the code
+    dense; ``JumpReLU(bandwidth=0.05, threshold=0.01, logarithm=False)``, SAELens' way, gets far in as many, with
+    ``normalization="scale"`` for rows whose pre-activations are far from 1. `SparseAutoencoder.calibrate` gives a
     trained model a threshold for a wanted L0.
 
     strength : of the penalty
