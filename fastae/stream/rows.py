@@ -143,6 +143,9 @@ def as_block(item: tuple[int | None, Any]) -> Block:
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 2:
         raise ValueError(f"{name} has shape {shape}; wanted 2 dimensions (rows, features); a single row is x[None, :]")
+    if any(n != n for n in shape):  # NaN
+        raise ValueError(f"{name} has shape {shape}, a size that is not known; of a dask array call "
+                         "compute_chunk_sizes() first")  # fmt: skip
 
 
 def column_names(value: Any) -> list[str] | None:
