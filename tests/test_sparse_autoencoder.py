@@ -424,6 +424,13 @@ def test_resampling_leaves_a_loss_that_explodes_to_its_error(rate):
     assert np.isfinite(m.arrays_["encoder"]).all()
 
 
+@pytest.mark.parametrize("name", ["pre_bias", "unit_norm", "transcoder", "skip", "shuffle"])
+def test_what_is_no_flag_is_not_taken_for_one(name):
+    with pytest.raises(TypeError, match=f"{name}='False' must be True or False"):
+        model(**{name: "False"}).fit(X, X)
+    assert model(max_iter=1, shuffle=0, unit_norm=np.True_).fit(X).t_ == 10
+
+
 # ---- checkpoints ---
 
 

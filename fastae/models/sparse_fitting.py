@@ -18,7 +18,7 @@ from ..plan.plan import aligned_bytes
 from ..plan.sparse import sparse_inference_plan
 from ..schedules import ReduceOnPlateau, schedule
 from ..sparse_training import Position, Progress, SparseHistory, Trainer, dense_rows
-from ..spec.options import number, unknown
+from ..spec.options import flag, number, unknown
 from ..spec.sparse import Matryoshka, Resample, SparseNetwork
 from ..training import EpochInfo, Settings, warn_at_end
 from .base import checked_callbacks, seed_of
@@ -139,7 +139,7 @@ class SparseFitting(SparseState):
             )
         return Settings(
             schedule=schedule(rate), rule=None, max_iter=number("max_iter", self.max_iter, 1, 2**31, integer=True),
-            seed=seed_of(self.random_state), n_threads=self._threads(), shuffle=bool(self.shuffle),
+            seed=seed_of(self.random_state), n_threads=self._threads(), shuffle=flag("shuffle", self.shuffle),
             callbacks=checked_callbacks(self.callbacks), verbose=self.verbose,
         )  # fmt: skip
 
@@ -156,7 +156,7 @@ class SparseFitting(SparseState):
     def _open(self, X: Any, y: Any, backend: Any, *, reset: bool, passes: int) -> tuple[Feed, np.dtype, Settings]:
         rows, dtype, unchecked = open_checked(self, X, reset=reset, backend=backend, precision=self.precision)
         targets = None
-        if self.transcoder:
+        if flag("transcoder", self.transcoder):
             if y is None:
                 raise ValueError("transcoder=True learns targets from inputs; give fit(X, Y)")
             from .reconstruction import row_checker
@@ -187,7 +187,7 @@ class SparseFitting(SparseState):
             f"learning_rate={self.learning_rate!r}": changes_within_epochs(settings.schedule),
         })  # fmt: skip
         check_repeatable(rows, passes)
-        feed = Feed(rows, targets, self._batch(rows.n_rows), bool(self.shuffle), settings.seed, backend, unchecked)
+        feed = Feed(rows, targets, self._batch(rows.n_rows), settings.shuffle, settings.seed, backend, unchecked)
         return feed, dtype, settings
 
     # ---- the ways to begin ---

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import options
-from .options import COUNT, Option, number, unknown
+from .options import COUNT, Option, flag, number, unknown
 
 _POSITIVE = (0.0, math.inf, "neither")
 _NON_NEGATIVE = (0.0, math.inf, "left")
@@ -375,6 +375,8 @@ def sparse_network(
     n = number("n_components", n_components, 1, 2**31 - 2, integer=True)
     k = number("k", k, 1, 2**31 - 2, integer=True)
     option = options.choose("sparsity", sparsity, SPARSITIES).with_k(k)
+    pre_bias, unit_norm = flag("pre_bias", pre_bias), flag("unit_norm", unit_norm)
+    transcoder, skip = flag("transcoder", transcoder), flag("skip", skip)
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)
     if normalization not in NORMALIZATIONS:
@@ -402,8 +404,8 @@ def sparse_network(
                 "up with columns of zeros"
             )
     network = SparseNetwork(
-        n_features, targets, n, option, loss, bool(pre_bias), normalization, input_scale, bool(unit_norm),
-        bool(transcoder), bool(skip), spaces, dead_after, ema, options.choose("solver", solver, options.SOLVERS),
+        n_features, targets, n, option, loss, pre_bias, normalization, input_scale, unit_norm, transcoder, skip,
+        spaces, dead_after, ema, options.choose("solver", solver, options.SOLVERS),
     )  # fmt: skip
     multi = getattr(option, "multi", None)
     for name, value in (("k", network.k), ("k_start", getattr(network.selection, "k_start", None)),
