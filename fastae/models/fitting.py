@@ -74,7 +74,8 @@ class FittedByBatches(TakesRows):
         4096 rows of the first block at most.
         Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. After Ctrl-C
         (KeyboardInterrupt) it is those of the last step (or iteration; with ``early_stopping`` the best), from which
-        ``partial_fit`` or a warm start goes on. A full-batch solver that has not converged is a scikit-learn ConvergenceWarning.
+        ``partial_fit`` or a warm start goes on. A full-batch solver that has not converged is a scikit-learn
+        ConvergenceWarning.
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
         saturated.
         """
