@@ -6,6 +6,7 @@ import argparse
 import ast
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ def _check_result(path: str, *read: str) -> None:
     result = Path(path)
     if not result.resolve().parent.is_dir():
         raise SystemExit(f"fastae: cannot write {path!r}: there is no folder {str(result.parent)!r}; make it first")
+    if not os.access(result.resolve().parent, os.W_OK):
+        raise SystemExit(f"fastae: cannot write {path!r}: no permission to write into {str(result.parent)!r}; give "
+                         "another folder")  # fmt: skip
     if any(result.resolve() == Path(name).resolve() for name in read):
         raise SystemExit(f"fastae: {path!r} is read, and would be replaced by the result; write to another path")
 
@@ -151,11 +155,12 @@ class _Progress:
 def _encode(options: argparse.Namespace) -> int:
     from .encode import encode_to
     from .io.model_file import load
+    from .models.feed import without_names
     from .stream import open_rows
     from .validation import computing_dtype
 
     _check_result(options.out, options.model, *options.data)
-    model = load(options.model)
+    model = without_names(load(options.model))  # files have no names of columns
     model.set_params(n_jobs=options.n_jobs)
     sparse = hasattr(model, "encode_to")
     if not (sparse or hasattr(model, "transform")):

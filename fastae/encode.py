@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
 
 from . import __version__
 from .io.model_file import write_atomically
+from .models.feed import names_of, without_names
 from .models.fingerprint import fingerprint
 from .spec.options import number
 from .stream import check_finite, open_rows
@@ -265,8 +267,11 @@ def encode_to(
     if values is not None and values.name not in _DTYPES:
         raise ValueError(f"dtype={dtype!r} must be 'float16', 'float32' or 'float64'")
     size = number("block_rows", block_rows, 1, math.inf, integer=True)
-    rows = open_rows(source, n_features)
+    owner = getattr(encode, "__self__", None)
+    rows = open_rows(source, n_features, names=names_of(owner))
     known = fingerprint(encode) if model is None else str(model)
+    if isinstance(encode, MethodType) and names_of(owner) is not None:
+        encode = MethodType(encode.__func__, without_names(owner))
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {

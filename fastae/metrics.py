@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import ops
 from .io.model_file import write_atomically
-from .models.feed import as_fit_reads, without_names
+from .models.feed import as_fit_reads, names_of, without_names
 from .spec.options import number
 from .stream import open_rows
 from .validation import refuse_masked
@@ -65,7 +65,7 @@ class SparseReport:
         """
         if hasattr(model, "get_params"):
             check_is_fitted(model)
-        rows = open_rows(as_fit_reads(model, source), model.n_features_in_)
+        rows = open_rows(as_fit_reads(model, source), model.n_features_in_, names=names_of(model))
         transcoder = getattr(getattr(model, "network_", None), "transcoder", False)
         if transcoder != (targets is not None):
             raise ValueError("targets go with a transcoder, whose reconstructions are of them; give them there alone")

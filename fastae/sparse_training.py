@@ -20,7 +20,7 @@ from .plan import schema
 from .plan.plan import Job, Plan, Source
 from .plan.sparse import L0, LOSS, OTHER, OVERFLOW, VARIANCE, Scalars, capacity_of, scalars_of, sparse_training_plan
 from .spec.sparse import Resample, SparseNetwork
-from .training import Block, Settings, State, ahead, step_scalars
+from .training import Block, Settings, State, ahead, step_scalars, steps_seen
 
 _KEEP_STEPS = 100  # between copies of the weights, for when a loss is not finite
 
@@ -63,6 +63,10 @@ class Position:
     step: int = 0
     capacity: int | None = None
     totals: Totals = field(default_factory=Totals)
+
+    def begin(self) -> None:
+        """At the beginning of an epoch."""
+        self.step, self.totals = 0, Totals()
 
 
 class Trainer:
@@ -136,15 +140,23 @@ class Trainer:
                 self.state.spaces, block.sources, n_rows, block.order, first, n_steps, scalars=self.scalars(n_steps),
                 values=values, seed=self.settings.seed, epoch=self.state.epochs, n_threads=self.settings.n_threads,
             )  # fmt: skip
-            done = self.backend.run(self.handle, job)
-            starts = (first + np.arange(done)) * self.batch
-            counts = np.minimum(self.batch, n_rows - starts).astype(np.float64)
-            self.position.totals.add(values[:done], counts, self.network.loss == "normalized")
-            self.state.steps += done
-            self.position.step += done
+            try:
+                done = self.backend.run(self.handle, job)
+            except BaseException:  # Ctrl-C
+                self._count(values[: steps_seen(values)], first, n_rows)
+                raise
+            self._count(values[:done], first, n_rows)
             first, n_steps = first + done, n_steps - done
             if n_steps:
                 self.more_room(values[done])
+
+    def _count(self, values: np.ndarray, first: int, n_rows: int) -> None:
+        """Takes the values (steps, n) of steps ``first`` … of a block in, which were done."""
+        starts = (first + np.arange(len(values))) * self.batch
+        counts = np.minimum(self.batch, n_rows - starts).astype(np.float64)
+        self.position.totals.add(values, counts, self.network.loss == "normalized")
+        self.state.steps += len(values)
+        self.position.step += len(values)
 
     def more_room(self, values: np.ndarray) -> None:
         """After a step that could not be done: a plan with room for more entries, or the error."""
@@ -212,8 +224,8 @@ class Trainer:
             return
         self.state.spaces.restore(schema.THETA, self.kept)
         self.state.spaces.zero(schema.STATE)  # it may hold infinities too
-        self.state.steps = self.kept_at = self.position.step = 0
-        self.position.totals = Totals()
+        self.state.steps = self.kept_at = 0
+        self.position.begin()
 
     def finish_epoch(self) -> None:
         t, history = self.position.totals, self.history
@@ -222,7 +234,7 @@ class Trainer:
         history.l0.append(t.l0 / rows)
         history.fvu.append(self.fvu())
         history.dead.append(self.dead_fraction())
-        self.position.totals, self.position.step = Totals(), 0
+        self.position.begin()
         self.state.epochs += 1
 
     def fvu(self) -> float:
@@ -256,8 +268,9 @@ class Trainer:
             return
         rng = np.random.Generator(np.random.Philox(key=philox_key(self.settings.seed, self.state.steps)))
         x, error = residuals(self, block.sources, block.places(start, self.batch))
-        square = (error * error).sum(axis=1) ** 2
-        if not square.sum() > 0:
+        with np.errstate(over="ignore"):
+            square = (error * error).sum(axis=1) ** 2
+        if not 0 < square.sum() < np.inf:  # nothing to learn; or weights on their way to infinity, as a loss will say
             return
         drawn = x[rng.choice(len(x), len(dead), p=square / square.sum())]
         norm = np.linalg.norm(drawn, axis=1, keepdims=True)
@@ -331,30 +344,39 @@ def dense_rows(source: Source, rows: np.ndarray) -> np.ndarray:
 class Progress:
     """tqdm's bar over rows, with what matters of a sparse code."""
 
-    def __init__(self, verbose: int, total: int | None):
+    def __init__(self, verbose: int, trainer: Trainer, n_rows: int | None):
+        """n_rows : of the source, or None"""
         self.bar: Any = None
+        self.seen, self.last = trainer.position.totals.rows, time.perf_counter()
         if verbose:
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(total=total, unit="row", unit_scale=True)
-        self.seen, self.last = 0, time.perf_counter()
+            done = (n_rows or 0) * trainer.state.epochs + self.seen  # by the training that is gone on with
+            total = None if n_rows is None else n_rows * trainer.settings.max_iter
+            self.bar = tqdm(total=total, initial=done, unit="row", unit_scale=True)
 
     def show(self, trainer: Trainer) -> None:
+        """In an epoch, now and then: its sums so far."""
         if self.bar is None or time.perf_counter() - self.last < 0.2:
             return
         self.last = time.perf_counter()
         t = trainer.position.totals
         rows = max(t.rows, 1)
-        self.bar.update(t.rows - self.seen)
-        self.seen = t.rows
-        self.bar.set_description(f"epoch {trainer.state.epochs + 1}", refresh=False)
-        self.bar.set_postfix(loss=f"{(t.loss + t.other) / rows:.4g}", FVU=f"{trainer.fvu():.4f}",
-                             L0=f"{t.l0 / rows:.1f}", dead=f"{100 * trainer.dead_fraction():.1f} %")  # fmt: skip
+        self._say(trainer.state.epochs + 1, t.rows, (t.loss + t.other) / rows, trainer.fvu(), t.l0 / rows,
+                  trainer.dead_fraction())  # fmt: skip
 
-    def epoch(self, rows: int | None) -> None:
-        if self.bar is not None and rows is not None:
-            self.bar.update(rows - self.seen)
+    def epoch(self, trainer: Trainer, rows: int) -> None:
+        """At the end of one, which had so many rows: what the history says of it."""
+        if self.bar is not None:
+            h = trainer.history
+            self._say(trainer.state.epochs, rows, h.loss[-1], h.fvu[-1], h.l0[-1], h.dead[-1])
         self.seen = 0
+
+    def _say(self, epoch: int, rows: int, loss: float, fvu: float, l0: float, dead: float) -> None:
+        self.bar.update(rows - self.seen)
+        self.seen = rows
+        self.bar.set_description(f"epoch {epoch}", refresh=False)
+        self.bar.set_postfix(loss=f"{loss:.4g}", FVU=f"{fvu:.4f}", L0=f"{l0:.1f}", dead=f"{100 * dead:.1f} %")
 
     def close(self) -> None:
         if self.bar is not None:

@@ -177,6 +177,11 @@ def _add(progress: Callable[[int], object], before: int, steps: int) -> object:
     return progress(before + steps)
 
 
+def steps_seen(values: np.ndarray) -> int:
+    """How many steps a run did that was interrupted: those whose values are not all 0 any more."""
+    return int(np.flatnonzero(values.any(axis=1)).max(initial=-1)) + 1
+
+
 def run_epoch(
     backend: Any, plan: Plan, handle: Any, state: State, feed: Feed, settings: Settings,
     progress: Callable[[int], object] | None = None,
@@ -213,11 +218,17 @@ def run_epoch(
             progress=progress and partial(_add, progress, steps),
         )  # fmt: skip
         # The run ends before the update of a step whose loss is not finite, but weights may have gone wrong before.
-        done = backend.run(handle, job)
+        try:
+            done = backend.run(handle, job)
+        except BaseException:  # Ctrl-C: weights and moments are those after the steps that were done
+            state.steps += steps_seen(values)
+            raise
         if done < n_steps:
             raise fail(f"batch {steps + done + 1}" + ("" if per_epoch is None else f" of {per_epoch}"))
         steps, n_rows, state.steps = steps + n_steps, n_rows + block.n_rows, state.steps + n_steps
         objectives.append(values.sum(axis=1))
+    if progress is not None:  # a short epoch has shown nothing yet
+        progress(steps)
     if not state.spaces.finite(backend, plan):
         raise fail("its last update")
     state.epochs += 1
@@ -349,7 +360,7 @@ class _Bar:
             from tqdm.auto import tqdm
 
             total = None if n_rows is None else settings.max_iter * n_rows
-            self.bar = tqdm(total=total, unit="row", unit_scale=True, desc="epoch 1")
+            self.bar = tqdm(total=total, unit="row", unit_scale=True)
             self.progress = self._advance
 
     def _advance(self, steps: int) -> None:
@@ -364,7 +375,7 @@ class _Bar:
             shown = {"loss": f"{info.loss:.5g}"}
             if info.validation_loss is not None:
                 shown["validation"] = f"{info.validation_loss:.5g}"
-            self.bar.set_description(f"epoch {info.epoch + 1}", refresh=False)
+            self.bar.set_description(f"epoch {info.epoch}", refresh=False)  # the one that the loss is of
             self.bar.set_postfix(shown)
 
     def close(self) -> None:

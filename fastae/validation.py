@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator
-from numbers import Real
+from numbers import Number, Real
 from typing import Any
 
 import numpy as np
@@ -77,13 +77,17 @@ def refuse_masked(name: str, X: Any, remedy: str = "with NaN for a model that ha
 
 
 def _refuse_blocks(X: Any) -> None:
-    """Raises for rows in files or blocks where only rows in memory will do."""
-    first = X[0] if isinstance(X, (list, tuple)) and X else X
-    if isinstance(first, (str, os.PathLike, Iterator)) or callable(X):
+    """Raises for rows in files or blocks where only rows in memory will do, and for what holds no rows at all."""
+    listed = isinstance(X, (list, tuple)) and bool(X)
+    first = X[0] if listed else X
+    blocks = listed and len(getattr(first, "shape", ())) == 2
+    rows = any(hasattr(X, name) for name in ("__array__", "__len__", "__iter__")) or X is None or isinstance(X, Number)
+    if isinstance(first, (str, os.PathLike, Iterator)) or callable(X) or blocks or not rows:
         raise TypeError(
-            f"X is a {type(X).__name__}; wanted rows in memory: an array, such as numpy.load(path, mmap_mode='r'), a "
-            "sparse matrix or a frame. Files and blocks are read by fit and partial_fit of models that train on them, "
-            "and encoded by fastae.encode_to"
+            f"X is a {type(X).__name__}{' of blocks' if blocks else ''}; wanted rows in memory: an array, such as "
+            "numpy.load(path, mmap_mode='r'), a sparse matrix or a frame. Files and blocks, in the forms of "
+            "fastae.stream.open_rows, are read by fit and partial_fit of models that train on them, and encoded by "
+            "fastae.encode_to"
         )
 
 

@@ -217,6 +217,27 @@ def test_signals_are_looked_at_within_an_epoch():
     assert np.isfinite(model.transform(big[:3])).all()
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_steps_of_an_interrupted_run_count(backend, monkeypatch):
+    from fastae import training
+
+    def interrupt(bar, steps):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Bar, "_advance", interrupt)
+    rows = np.tile(X, (200, 1))
+    model = quick(backend=backend, batch_size=10, shuffle=False, max_iter=1, verbose=1)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(rows)
+    monkeypatch.undo()
+    steps, code = model.t_, model.transform(X)
+    assert 0 < steps < 6000
+    # a training of as many rows, or of one more batch where the interruption came before the step was counted
+    same = [quick(backend=backend, batch_size=10, shuffle=False, max_iter=1).fit(rows[: 10 * n]).transform(X)
+            for n in (steps, steps + 1)]  # fmt: skip
+    assert any((code == other).all() for other in same)
+
+
 def test_progress_bar(capsys):
     quick(verbose=1).fit(X)
     shown = capsys.readouterr().err

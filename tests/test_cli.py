@@ -245,3 +245,13 @@ def test_environment_chooses_and_refuses():
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True,
                               text=True, check=False)  # fmt: skip
         assert any(part in done.stdout + done.stderr for part in message.split("|"))
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.zeros((5, 3)))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr("fastae.Autoencoder.fit", None)
+    with pytest.raises(SystemExit, match="no permission to write into"):
+        main(["train", str(tmp_path / "x.npy"), str(tmp_path / "m.safetensors")])
+    with pytest.raises(PermissionError, match="no permission to write into"):
+        fastae.SparseAutoencoder(4, k=1).fit(np.zeros((5, 3)), checkpoint=tmp_path / "c")

@@ -372,6 +372,81 @@ def test_partial_fit():
     assert m.fit(X).t_ == 80
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_pass_that_broke_off_is_no_part_of_the_next(anew, monkeypatch):
+    from fastae.models import feed
+
+    monkeypatch.setattr(feed, "_BLOCK_ELEMENTS", 1)  # blocks of a batch
+
+    def broken():
+        yield 3 * X[:300]
+        raise RuntimeError("gone")
+
+    def passes(*sources):
+        m = model(batch_size=50, shuffle=False, learning_rate=1e-30)
+        for source in sources:
+            try:
+                m.partial_fit(source)
+            except RuntimeError:
+                assert m.t_ > 12 and m.n_iter_ == 1
+            m = pickle.loads(pickle.dumps(m)) if anew else m
+        return m.loss_curve_, m.l0_curve_, m.fvu_curve_
+
+    assert passes(X, broken, X[:100]) == passes(X, X[:100])
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer of signals here")
+def test_steps_count_that_were_done_before_ctrl_c():
+    m = model(batch_size=16, max_iter=1, shuffle=False)
+    big = np.tile(X, (1000, 1))
+
+    def alarm(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            m.fit(big)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    steps = m.t_
+    assert 0 < steps < len(big) // 16
+    # of the rows until then, or of one batch more where the interruption came before the step was counted
+    same = [model(batch_size=16, max_iter=1, shuffle=False).fit(big[: 16 * n]) for n in (steps, steps + 1)]
+    assert any((m.arrays_["encoder"] == other.arrays_["encoder"]).all() for other in same)
+
+
+def test_a_target_that_was_missed_is_said():
+    far = fastae.JumpReLU(penalty_kind="quadratic", target_l0=3)  # log θ hardly moves in so few steps
+    said = r"latents a row .* where target_l0=3 was wanted, after 100 steps"
+    with pytest.warns(fastae.ModelWarning, match=said) as seen:
+        model(far, max_iter=10).fit(X)
+    assert seen[0].filename == __file__
+    near = fastae.JumpReLU(penalty_kind="quadratic", target_l0=8, bandwidth=1.0, threshold=0.3, logarithm=False)
+    near = model(near, max_iter=30).fit(X)  # warnings are errors here
+    assert 4 < near.l0_curve_[-1] < 16
+    with pytest.warns(fastae.ModelWarning, match="penalty_kind='step' does not look at it; take 'quadratic'"):
+        model(fastae.JumpReLU(target_l0=3), max_iter=10).fit(X)
+
+
+@pytest.mark.parametrize("rate", [1e2, 1e60])
+def test_resampling_leaves_a_loss_that_explodes_to_its_error(rate):
+    m = model(k=2, solver="sgd", learning_rate=rate, unit_norm=False, dead_after=3,
+              resample=fastae.Resample(2, until=1.0))  # fmt: skip
+    with pytest.raises(fastae.NonFiniteLossError):
+        m.fit(X.astype(float))
+    assert np.isfinite(m.arrays_["encoder"]).all()
+
+
+@pytest.mark.parametrize("name", ["pre_bias", "unit_norm", "transcoder", "skip", "shuffle"])
+def test_what_is_no_flag_is_not_taken_for_one(name):
+    with pytest.raises(TypeError, match=f"{name}='False' must be True or False"):
+        model(**{name: "False"}).fit(X, X)
+    assert model(max_iter=1, shuffle=0, unit_norm=np.True_).fit(X).t_ == 10
+
+
 # ---- checkpoints ---
 
 

@@ -27,6 +27,15 @@ def reused():
         yield memory[: len(piece)]
 
 
+class Unknown:
+    """As dask arrays of rows that were chosen by a condition."""
+
+    shape, dtype = (float("nan"), 7), X.dtype
+
+    def __getitem__(self, rows):
+        raise AssertionError("rows were asked for")
+
+
 class Sliced:
     """As the datasets of h5py and zarr: a shape, a dtype, and slices that are read when asked for."""
 
@@ -166,6 +175,7 @@ def test_passes(sources):
     "source, error, message",
     [
         (X[0], ValueError, r"shape \(7,\); wanted 2 dimensions"),
+        (Unknown(), ValueError, r"shape \(nan, 7\), a size that is not known; .* compute_chunk_sizes\(\) first"),
         (X[:0], ValueError, "0 rows"),
         (X[:, :0], ValueError, "of 0 features"),
         (X.astype(complex), TypeError, "dtype complex128; wanted real"),

@@ -250,6 +250,29 @@ def test_verbose(capsys):
     assert "epoch" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rows", [X, lambda: iter([X[:300], X[300:]])], ids=["array", "iterable"])
+def test_the_bar_names_the_epoch_that_its_loss_is_of(rows, capsys):
+    for fitted in (model(verbose=1, max_iter=2), fastae.SparseAutoencoder(8, k=2, max_iter=2, verbose=1)):
+        loss = fitted.fit(rows).loss_curve_[-1]
+        last = capsys.readouterr().err.rpartition("\r")[2]
+        assert "epoch 2: " in last and f"loss={loss:.4g}"[:8] in last and "epoch 3" not in last, last
+        assert "1.20k" in last
+
+
+def test_the_bar_of_a_training_that_goes_on(tmp_path, capsys):
+    def once(verbose, callbacks=()):
+        m = fastae.SparseAutoencoder(8, k=2, max_iter=3, random_state=0, verbose=verbose, callbacks=callbacks)
+        return m.fit(X, checkpoint=tmp_path / "c.safetensors", checkpoint_every=7, resume=True)
+
+    def stop(info):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        once(0, stop)
+    once(1)
+    assert "0.00/1.80k" not in capsys.readouterr().err
+
+
 # ---- memory ---
 
 MEMORY = """

@@ -231,3 +231,26 @@ def test_a_graph_is_not_stored_and_asked_for_again(tmp_path):
     np.testing.assert_array_equal(same.transform(X), model.transform(X))
     with pytest.raises(ValueError, match="give it the graph again"):
         same.fit(X)
+
+
+@pytest.mark.parametrize("solver", ["lion", "adagrad", "rmsprop", "adam"])
+def test_rounding_moves_no_bias_that_batch_normalisation_takes_out(solver):
+    """Its gradient is 0: rules that divide by the gradient's size made whole steps of what rounding left of it."""
+    parameters = {"hidden_layer_sizes": (9, 7), "normalization": "batch", "activation": "tanh", "max_iter": 8,
+                  "solver": solver, "batch_size": 16, "tied_weights": True}  # fmt: skip
+    rows = X.astype(float)
+    models = [quick(**parameters, backend=backend).fit(rows) for backend in ("auto", "reference")]
+    for model in models:  # the code is linear: what its bias adds, the decoder's normalisation takes out
+        assert [bool(b.any()) for _, b in model.weights_] == 5 * [False] + [True]
+    np.testing.assert_allclose(models[0].reconstruct(rows), models[1].reconstruct(rows), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("change", [{"code_activation": "tanh"}, {"penalties": fastae.ActivityL1(0.1)},
+                                    {"hidden_layer_sizes": (4, 4), "skip_connections": True,
+                                     "normalization": [None, None, "batch", "batch"]},
+                                    {"normalization": [None, "layer"]}, {"normalization": [None, None]}])  # fmt: skip
+def test_biases_that_matter_are_trained(change):
+    given = {"hidden_layer_sizes": (9,), "normalization": [None, "batch"], "activation": "tanh"}
+    model = quick(**(given | change)).fit(X)
+    assert all(b.any() for (_, b), norm in zip(model.weights_, model.norms_, strict=True)
+               if "mean" not in (norm or ()))  # fmt: skip

@@ -170,6 +170,7 @@ def test_masked_arrays():
         ("text", "X is a str; wanted rows in memory"),
         (iter([X]), "X is a list_iterator; wanted rows in memory"),
         (lambda: [X[0]], "X is a function; wanted rows in memory"),
+        (object(), "X is a object; wanted rows in memory: .* in the forms of fastae.stream.open_rows"),
         (None, "Expected 2D|NoneType|array|scalar"),
     ],
 )
@@ -179,6 +180,12 @@ def test_bad_rows_are_refused(bad, message):
     with pytest.raises((ValueError, TypeError, FileNotFoundError)):
         MODEL.fit(bad) if getattr(bad, "shape", None) != (40, 4) else MODEL.transform(bad)
     same(MODEL.transform(X))  # nothing was lost
+
+
+@pytest.mark.parametrize("cut", [3, 20])
+def test_blocks_are_for_fit_alone(cut):
+    with pytest.raises(TypeError, match="X is a list of blocks; wanted rows in memory"):
+        MODEL.transform([X[:cut], X[cut:]])
 
 
 @pytest.mark.parametrize(

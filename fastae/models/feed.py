@@ -65,6 +65,11 @@ def as_fit_reads(model: Any, source: Any) -> Any:
     return rows_of(check_rows(model, source, reset=False, backend=get_backend())[0])
 
 
+def names_of(model: Any) -> Any:
+    """Names of the columns that a model was fitted on, or None."""
+    return getattr(model, "feature_names_in_", None)
+
+
 def without_names(model: Any) -> Any:
     """The same fitted model for blocks of rows, which have no names of features: scikit-learn would warn of each."""
     if "feature_names_in_" not in getattr(model, "__dict__", ()):
@@ -84,10 +89,13 @@ def open_checked(estimator: Any, X: Any, *, reset: bool, backend: Any, precision
         if on_device(source.data):
             return DeviceRows(source.data, backend), dtype, False
         return open_rows(rows_of(source), backend=backend), dtype, False
-    rows = open_rows(X, None if reset else estimator.n_features_in_, backend=backend)
+    known = {} if reset else {"n_features": estimator.n_features_in_, "names": names_of(estimator)}
+    rows = open_rows(X, backend=backend, **known)
     if reset:
         estimator.n_features_in_ = rows.n_features
         estimator.__dict__.pop("feature_names_in_", None)
+        if rows.names is not None:
+            estimator.feature_names_in_ = np.array(rows.names, dtype=object)
     return rows, computing_dtype(rows.dtype, precision), True
 
 
@@ -140,6 +148,11 @@ class Feed:
     @property
     def steps_per_epoch(self) -> int | None:
         return None if self.x.n_rows is None else -(-self.x.n_rows // self.batch)
+
+    @property
+    def passed(self) -> int:
+        """Rows of an epoch, when one was gone through."""
+        return self.x.passed if self.x.n_rows is None else self.x.n_rows  # type: ignore[attr-defined]
 
     @property
     def block_rows(self) -> int:

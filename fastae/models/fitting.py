@@ -63,7 +63,7 @@ class FittedByBatches(TakesRows):
 
         X : array, sparse matrix or frame (N, p); or rows in blocks: path of a .npy file, list of such paths or of
             arrays, memory map of more than 1 GiB, dataset in chunks (h5py, zarr, dask), iterable of blocks of rows, or
-            a function that returns one (for more than one epoch)
+            a function that returns one (for more than one epoch). Names of columns are checked in every block
         y : (N,), class of each row, for classifiers; others ignore it
         sample_weight : (N,), weight of each row's loss; only ratios matter. Penalties on the code (`ActivityL1`,
             `Contractive`, `Decorrelation`, …) and batch normalisation count all rows alike
@@ -74,8 +74,10 @@ class FittedByBatches(TakesRows):
         ``mask``, full-batch solvers, `Laplacian`, pretraining; what begins with a look at data (PCA) sees the first
         4096 rows of the first block at most.
         Raises ValueError where no entry of X is observed, of rows in blocks after an epoch of them.
-        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. A full-batch
-        solver that has not converged is a scikit-learn ConvergenceWarning.
+        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept. After Ctrl-C
+        (KeyboardInterrupt) it is those of the last step (or iteration; with ``early_stopping`` the best), from which
+        ``partial_fit`` or a warm start goes on. A full-batch solver that has not converged is a scikit-learn
+        ConvergenceWarning.
         Warns, with a `fastae.ModelWarning`, about an output that cannot reach X, and about layers that are dead or
         saturated.
         """

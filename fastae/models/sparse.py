@@ -52,7 +52,8 @@ class SparseAutoencoder(SparseFitting):
     resample : `fastae.Resample` or None
         Dead latents begin anew.
     ema : float or None
-        Decay of a running average of all weights, which the fitted model then has.
+        Decay of a running average of all weights, which the fitted model then has; averages of unit rows are a little
+        shorter than 1.
     solver, learning_rate
         As of `Autoencoder`; "auto" is 2e-4 / √(n / 2¹⁴) (sparsify's rule) with Adam's ε at 6.25e-10 (Gao et al.).
     batch_size : int or "auto"

@@ -185,13 +185,14 @@ class SparseEncoding(SparseMemory):
         returns : the manifest, as `fastae.encode_to` does
         """
         from ..encode import encode_to
-        from .feed import as_fit_reads, without_names
+        from ..stream import open_rows
+        from .feed import as_fit_reads, names_of, without_names
         from .fingerprint import fingerprint
 
         k = self._check_k(k) if self._fitted() else None
         width = (k or self.network_.k) if self._ranked(k) else None
         known = {"n_components": self.network_.n_components, "model": fingerprint(self.encode), "k": width}
-        source, model = as_fit_reads(self, source), without_names(self)
+        source, model = open_rows(as_fit_reads(self, source), names=names_of(self)), without_names(self)
         return encode_to(lambda block: model.encode(block, k=k), path, source, **{**known, **options})
 
     def _code_and_reconstruction(self, X: Any) -> tuple[Any, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..exceptions import ModelWarning
 from ..plan import schema
 from ..plan.plan import aligned_bytes
 from ..plan.sparse import sparse_inference_plan
 from ..schedules import ReduceOnPlateau, schedule
 from ..sparse_training import Position, Progress, SparseHistory, Trainer, dense_rows
-from ..spec.options import number, unknown
+from ..spec.options import flag, number, unknown
 from ..spec.sparse import Matryoshka, Resample, SparseNetwork
 from ..training import EpochInfo, Settings, warn_at_end
 from .base import checked_callbacks, seed_of
@@ -26,6 +28,7 @@ from .sparse_start import BIAS_INITIALIZERS, INITIALIZERS, SAMPLE_ROWS, fit_scal
 from .sparse_state import SparseOptimizer, SparseState
 
 _NEVER = 2**62
+_TRAINED_STEPS = 100  # fewer are a trial, of which nothing is expected
 
 
 class SparseFitting(SparseState):
@@ -37,22 +40,18 @@ class SparseFitting(SparseState):
         """Trains on the rows of X.
 
         X : array, sparse matrix or frame (N, p); path of a .npy file, list of such paths; iterable of blocks of rows,
-            or a function that returns one (for more than one epoch). float16 and bfloat16 are read as they are.
+            or a function that returns one (for more than one epoch). float16 and bfloat16 are read as they are, names
+            of columns are checked in every block.
         y : targets (N, q) of a transcoder, in the same forms; others ignore it
         checkpoint : file to keep the state of training in, every ``checkpoint_every`` steps and at the end
         resume : bool, whether to go on from ``checkpoint`` where that file exists; the bits are those of a training
             that was not interrupted. The file must be of the same parameters and data; max_iter may have grown, where
             nothing that was done so far depended on it.
-        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept.
+        Raises NonFiniteLossError when the loss becomes NaN or infinite; the last good weights are kept, and those of
+        the last step after Ctrl-C (KeyboardInterrupt).
         """
         with together(self.backend):
-            if resume and checkpoint is None:
-                raise ValueError("resume=True needs checkpoint, the file to go on from")
-            number("checkpoint_every", checkpoint_every, 1, _NEVER, integer=True)
-            if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
-                raise FileNotFoundError(f"cannot write checkpoint {os.fspath(checkpoint)!r}: make its folder first")
-            if checkpoint is not None and Path(checkpoint).is_dir():
-                raise IsADirectoryError(f"checkpoint {os.fspath(checkpoint)!r} is a folder; give a file in it")
+            _check_checkpoint(checkpoint, checkpoint_every, resume)
             with self._unchanged_on_error():
                 backend = self._backend()
                 feed, dtype, settings = self._open(X, y, backend, reset=True, passes=self.max_iter)
@@ -65,7 +64,26 @@ class SparseFitting(SparseState):
                     trainer, blocks = self._begun(feed, dtype, settings, backend)
             self._live = None
             self._train(trainer, feed, blocks, checkpoint, checkpoint_every)
+        self._warn_of_target()
         return self
+
+    def _warn_of_target(self) -> None:
+        """Warns where an L0 that was asked for was not come near to."""
+        option = self.network_.sparsity
+        wanted = getattr(option, "target_l0", None)
+        if wanted is None or self.t_ < _TRAINED_STEPS or self.l0_curve_[-1] <= 2 * wanted:
+            return
+        remedy = (
+            "train for longer, raise JumpReLU's strength, bandwidth or threshold, take logarithm=False, or give the "
+            "fitted model a threshold by calibrate"
+        )
+        if "quadratic" not in option.penalty_kind:  # type: ignore[attr-defined]
+            remedy = f"penalty_kind={option.penalty_kind!r} does not look at it; take 'quadratic'"  # type: ignore[attr-defined]
+        warnings.warn(
+            f"{self.l0_curve_[-1]:.4g} latents a row were active in the last epoch, where target_l0={wanted:g} was "
+            f"wanted, after {self.t_} steps; {remedy}",
+            ModelWarning, stacklevel=3,
+        )  # fmt: skip
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """One pass over X in batches, going on from the present weights and optimiser state. X, y: as of `fit`."""
@@ -80,6 +98,7 @@ class SparseFitting(SparseState):
                 else:
                     settings.seed = feed.seed = self.seed_
                     trainer = self._same_trainer(feed, settings, backend)
+                    trainer.position.begin()  # a pass that broke off is no part of this one
                     blocks = feed.blocks(trainer.state.epochs, 0)
             try:
                 trainer.epoch(blocks, lambda step: _NEVER, lambda: None)
@@ -115,7 +134,7 @@ class SparseFitting(SparseState):
             )
         return Settings(
             schedule=schedule(rate), rule=None, max_iter=number("max_iter", self.max_iter, 1, 2**31, integer=True),
-            seed=seed_of(self.random_state), n_threads=self._threads(), shuffle=bool(self.shuffle),
+            seed=seed_of(self.random_state), n_threads=self._threads(), shuffle=flag("shuffle", self.shuffle),
             callbacks=checked_callbacks(self.callbacks), verbose=self.verbose,
         )  # fmt: skip
 
@@ -132,7 +151,7 @@ class SparseFitting(SparseState):
     def _open(self, X: Any, y: Any, backend: Any, *, reset: bool, passes: int) -> tuple[Feed, np.dtype, Settings]:
         rows, dtype, unchecked = open_checked(self, X, reset=reset, backend=backend, precision=self.precision)
         targets = None
-        if self.transcoder:
+        if flag("transcoder", self.transcoder):
             if y is None:
                 raise ValueError("transcoder=True learns targets from inputs; give fit(X, Y)")
             from .reconstruction import row_checker
@@ -161,7 +180,7 @@ class SparseFitting(SparseState):
             f"learning_rate={self.learning_rate!r}": changes_within_epochs(settings.schedule)
         })  # fmt: skip
         check_repeatable(rows, passes)
-        feed = Feed(rows, targets, self._batch(rows.n_rows), bool(self.shuffle), settings.seed, backend, unchecked)
+        feed = Feed(rows, targets, self._batch(rows.n_rows), settings.shuffle, settings.seed, backend, unchecked)
         return feed, dtype, settings
 
     def _timed(self, network: SparseNetwork) -> dict[str, bool]:
@@ -288,8 +307,7 @@ class SparseFitting(SparseState):
 
     def _train(self, trainer: Trainer, feed: Feed, blocks: Iterator[Block], checkpoint: Any, every: int) -> None:
         settings = trainer.settings
-        total = None if feed.x.n_rows is None else feed.x.n_rows * settings.max_iter
-        bar = Progress(settings.verbose, total)
+        bar = Progress(settings.verbose, trainer, feed.x.n_rows)
         written = -1
 
         def next_stop(steps: int) -> int:
@@ -312,7 +330,7 @@ class SparseFitting(SparseState):
             while trainer.state.epochs < settings.max_iter and not self._stopped:
                 begin = time.perf_counter()
                 trainer.epoch(blocks, next_stop, between)
-                bar.epoch(feed.x.n_rows)
+                bar.epoch(trainer, feed.passed)
                 self._stopped = self._after_epoch(trainer, time.perf_counter() - begin)
                 if trainer.state.epochs < settings.max_iter and not self._stopped:
                     blocks = feed.blocks(trainer.state.epochs, 0)
@@ -359,6 +377,24 @@ class SparseFitting(SparseState):
         self.n_iter_, self.t_ = state.epochs, state.steps
         self.plan_ = trainer.plan
         self.backend_, self.device_ = trainer.backend.name, trainer.backend.device
+
+
+def _check_checkpoint(path: Any, every: int, resume: bool) -> None:
+    """Raises, before any work, where a checkpoint could not be written."""
+    if resume and path is None:
+        raise ValueError("resume=True needs checkpoint, the file to go on from")
+    number("checkpoint_every", every, 1, _NEVER, integer=True)
+    if path is None:
+        return
+    name, folder = os.fspath(path), Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot write checkpoint {name!r}: make its folder first")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"checkpoint {name!r} is a folder; give a file in it")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"cannot write checkpoint {name!r}: no permission to write into its folder; give another one"
+        )
 
 
 def _fingerprint(feed: Feed) -> list:

@@ -227,8 +227,24 @@ class Backward:
         weights = weight_of(self.layers, i)
         dw, db = f"d{weights['w']}", f"db{i}"
         add = {"add": int(dw in self.written), "add_bias": int(db in self.written)}
+        if self._taken_out(i):
+            self.written.add(dw)
+            return {**weights, "dw": dw, **add}
         self.written |= {dw, db}
         return {**weights, "dw": dw, "db": db, **add}
+
+    def _taken_out(self, i: int) -> bool:
+        """Whether a batch normalisation takes the bias of layer i out again: its own, or that of the layer behind.
+
+        The gradient is then 0, and what sums over a batch would leave of it is rounding, of which rules that divide by
+        its size make steps as large as any.
+        """
+        layer = self.layers[i]
+        if isinstance(layer.norm, options.BatchNorm):
+            return True
+        behind = self.layers[i + 1] if i + 1 < len(self.layers) else layer
+        linear = layer.norm is None and layer.pieces == 1 and _identity(layer.activation) and not layer.dropout
+        return linear and isinstance(behind.norm, options.BatchNorm) and not (behind.residual or self.on_output.get(i))
 
     @staticmethod
     def _chain(forward: Forward, trace: Trace) -> dict[str, Any]:

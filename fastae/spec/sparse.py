@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import options
-from .options import COUNT, Option, number, unknown
+from .options import COUNT, Option, flag, number, unknown
 
 _POSITIVE = (0.0, math.inf, "neither")
 _NON_NEGATIVE = (0.0, math.inf, "left")
@@ -231,11 +231,17 @@ class ReLUCode(_Penalised):
 class JumpReLU(Sparsity):
     """z where z > θ_j, θ learned by straight-through estimates (Rajamanoharan et al. 2024).
 
+    The defaults are those of Gemma Scope, made for 10⁵ steps and more: log θ moves by about the learning rate a step,
+    and only pre-activations within half a bandwidth of θ move it. In a thousand steps θ stays near 0 and the code
+    dense; ``JumpReLU(bandwidth=0.05, threshold=0.01, logarithm=False)``, SAELens' way, gets far in as many, with
+    ``normalization="scale"`` for rows whose pre-activations are far from 1. `SparseAutoencoder.calibrate` gives a
+    trained model a threshold for a wanted L0.
+
     strength : of the penalty
     penalty_kind : "step" (λ L0), "tanh" (λ Σ tanh(scale f ‖d‖)), "quadratic" (λ (L0 / target − 1)² of the batch's mean
         L0, as dictionary_learning), "row_quadratic" (the mean of the same over rows, each with its own L0, as Gemma
         Scope 2 and SAELens, whose coefficient is λ / (2 target))
-    target_l0 : wanted by the quadratic kinds
+    target_l0 : wanted by the quadratic kinds; the others don't look at it
     tanh_scale : of "tanh"
     bandwidth, threshold : of the estimate, and θ at the start
     logarithm : whether log θ is learned (Gemma Scope); else θ, set to 0 where a step made it negative (SAELens)
@@ -374,6 +380,8 @@ def sparse_network(
     n = number("n_components", n_components, 1, 2**31 - 2, integer=True)
     k = number("k", k, 1, 2**31 - 2, integer=True)
     option = options.choose("sparsity", sparsity, SPARSITIES).with_k(k)
+    pre_bias, unit_norm = flag("pre_bias", pre_bias), flag("unit_norm", unit_norm)
+    transcoder, skip = flag("transcoder", transcoder), flag("skip", skip)
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)
     if normalization not in NORMALIZATIONS:
@@ -401,8 +409,8 @@ def sparse_network(
                 "up with columns of zeros"
             )
     network = SparseNetwork(
-        n_features, targets, n, option, loss, bool(pre_bias), normalization, input_scale, bool(unit_norm),
-        bool(transcoder), bool(skip), spaces, dead_after, ema, options.choose("solver", solver, options.SOLVERS),
+        n_features, targets, n, option, loss, pre_bias, normalization, input_scale, unit_norm, transcoder, skip,
+        spaces, dead_after, ema, options.choose("solver", solver, options.SOLVERS),
     )  # fmt: skip
     multi = getattr(option, "multi", None)
     for name, value in (("k", network.k), ("k_start", getattr(network.selection, "k_start", None)),

@@ -15,22 +15,26 @@ import numpy as np
 from ..backends import get_backend
 from ..validation import FLOATS, readable
 from .device import DeviceRows
-from .rows import Block, Rows, as_block, check_dtype, check_shape, count
+from .rows import Block, Rows, as_block, check_dtype, check_shape, column_names, count, same_names
 from .sequence import Sequence
 from .stored import Array, Mapped, Stored, open_file
 
 
-def open_rows(source: Any, n_features: int | None = None, *, n_rows: int | None = None, backend: Any = "auto") -> Rows:
+def open_rows(
+    source: Any, n_features: int | None = None, *, n_rows: int | None = None, names: Any = None, backend: Any = "auto"
+) -> Rows:
     """Rows of a source of any kind.
 
     source : array (N, p); np.memmap; path of a .npy file; list of arrays or of such paths, which follow each other;
         scipy sparse matrix; what gives arrays when sliced (h5py, zarr, dask); iterable or iterator of 2-D blocks, what
         NumPy makes 2-D arrays of (Arrow's record batches, data frames) included; or a function that returns a fresh
         iterator, so that several passes are possible, such as ``lambda: ParquetFile(path).iter_batches()``. bfloat16
-        files, which NumPy writes as two nameless bytes, need ml_dtypes.
+        files, which NumPy writes as two nameless bytes, need ml_dtypes. Frames must all have the same columns in the
+        same order.
     n_features : the width that is wanted, or None for any
     n_rows : number of rows, which an iterable does not tell of itself; training can then plan with it (schedules,
         warm-ups, resampling) as with an array. A pass of another number of rows is an error.
+    names : of the columns that frames must have, or None for any
     backend : what looks for NaN and infinity, as of an estimator
     Raises ValueError or TypeError for a source without rows, of another width or dtype, FileNotFoundError for files.
     """
@@ -43,6 +47,11 @@ def open_rows(source: Any, n_features: int | None = None, *, n_rows: int | None 
         raise ValueError(f"the source has {rows.n_features} features; wanted {n_features}; give rows of that width")
     if n_rows is not None and rows.n_rows != n_rows:
         raise ValueError(f"the source has {rows.n_rows} rows; wanted n_rows={n_rows}; give the number of its rows")
+    if names is not None and rows.names is not None and rows.names != list(names):
+        raise ValueError(
+            f"The feature names should match those that were passed during fit: the source has {rows.names}; wanted "
+            f"{list(names)}, in this order"
+        )
     return rows
 
 
@@ -56,7 +65,10 @@ def _open(source: Any, n_rows: int | None, backend: Any) -> Rows:
                  for i, item in enumerate(source)]  # fmt: skip
         if len({part.sparse for part in parts}) > 1:
             raise TypeError("the source mixes arrays and sparse matrices; give only one kind")
-        return Stored([part for part in parts if part.n_rows] or parts[:1], backend)
+        rows = Stored([part for part in parts if part.n_rows] or parts[:1], backend)
+        for i, item in enumerate(source):
+            rows.names = same_names(f"part {i} of the source", column_names(item), rows.names)
+        return rows
     typed = isinstance(getattr(source, "dtype", None), np.dtype) and hasattr(source, "__getitem__")
     if typed and not isinstance(source, np.ndarray) and not hasattr(source, "tocsr"):  # perhaps larger than memory
         check_shape("the source", source.shape)
@@ -65,7 +77,9 @@ def _open(source: Any, n_rows: int | None, backend: Any) -> Rows:
     if isinstance(source, np.memmap):
         return Stored([Mapped(source)], backend)
     if hasattr(source, "shape"):
-        return Stored([Array(as_block((None, source)))], backend)
+        rows = Stored([Array(as_block((None, source)))], backend)
+        rows.names = column_names(source)
+        return rows
     if callable(source):
         return Sequence(iter(source()), lambda: iter(source()), n_rows, backend)
     try:

@@ -28,6 +28,7 @@ class Rows:
     n_features : int
     n_rows : int, or None where only reading to the end would tell
     dtype : the stored type of the rows, native byte order
+    names : of the columns, where the rows come in frames that have names; None elsewhere
     repeatable : whether a second pass is possible
     sequential : whether rows come one after the other only, as those of an iterable of blocks do
     sparse : whether blocks are csr_array
@@ -36,6 +37,7 @@ class Rows:
     n_features: int
     n_rows: int | None
     dtype: np.dtype
+    names: list[str] | None = None
     repeatable = True
     sequential = False
     sparse = False
@@ -144,6 +146,23 @@ def as_block(item: tuple[int | None, Any]) -> Block:
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 2:
         raise ValueError(f"{name} has shape {shape}; wanted 2 dimensions (rows, features); a single row is x[None, :]")
+    if any(n != n for n in shape):  # NaN
+        raise ValueError(f"{name} has shape {shape}, a size that is not known; of a dask array call "
+                         "compute_chunk_sizes() first")  # fmt: skip
+
+
+def column_names(value: Any) -> list[str] | None:
+    """Names of a frame's columns, where all are strings (as scikit-learn has it); None of anything else."""
+    names = getattr(value, "column_names", getattr(value, "columns", None))
+    names = [] if names is None else list(names)
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def same_names(name: str, found: list[str] | None, names: list[str] | None) -> list[str] | None:
+    """The names of the columns so far and of one more part, which may have none; ValueError where they differ."""
+    if found is not None and names is not None and found != names:
+        raise ValueError(f"{name} has columns {found}, those before {names}; give the same columns in the same order")
+    return found if names is None else names
 
 
 def check_dtype(name: str, dtype: np.dtype) -> np.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..validation import readable
-from .rows import Block, Rows, as_block, check_alike, count, join
+from .rows import Block, Rows, as_block, check_alike, column_names, count, join, same_names
 
 
 class Sequence(Rows):
@@ -21,7 +21,8 @@ class Sequence(Rows):
     def __init__(self, iterator: Iterator, again: Callable[[], Iterator] | None, n_rows: int | None, backend: Any):
         self._again, self._backend, self.repeatable = again, backend, again is not None
         self.n_rows = n_rows
-        first = next((block for block in map(as_block, enumerate(iterator)) if block.shape[0]), None)
+        read = ((as_block(item), column_names(item[1])) for item in enumerate(iterator))
+        first, self.names = next((pair for pair in read if pair[0].shape[0]), (None, None))
         if first is None:
             raise ValueError("the source has no rows; wanted at least one block with a row or more")
         self.n_features, self.dtype = first.shape[1], first.dtype.newbyteorder("=")
@@ -54,10 +55,12 @@ class Sequence(Rows):
         for item in enumerate(iterator):
             block = as_block(item)
             rows += block.shape[0]
-            check_alike(f"block {item[0]} of the source", block.shape[1], block.dtype, self)
+            name = f"block {item[0]} of the source"
+            check_alike(name, block.shape[1], block.dtype, self)
+            self.names = same_names(name, column_names(item[1]), self.names)
             if isinstance(block, np.ndarray) is self.sparse:
-                raise TypeError(f"block {item[0]} of the source is a {type(block).__name__}, unlike the first; give "
-                                "only arrays or only sparse matrices")  # fmt: skip
+                raise TypeError(f"{name} is a {type(block).__name__}, unlike the first; give only arrays or only "
+                                "sparse matrices")  # fmt: skip
             if self.n_rows is not None and rows > self.n_rows:
                 raise ValueError(f"the source has more rows than n_rows={self.n_rows}; give the number of its rows")
             yield readable(block) if isinstance(block, np.ndarray) else block
