@@ -27,6 +27,11 @@ def test_train_encode_info(tmp_path, capsys):
     assert "8 features, code of 3" in capsys.readouterr().out
 
 
+def test_as_a_module():
+    told = subprocess.run([sys.executable, "-m", "fastae", "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"fastae {fastae.__version__}\n"
+
+
 def test_train_of_several_files(tmp_path):
     paths = [str(tmp_path / name) for name in ("a.npy", "b.npy")]
     np.save(paths[0], X[:70])

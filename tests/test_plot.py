@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.exceptions import NotFittedError
 
 import fastae
 
@@ -113,6 +114,13 @@ def test_loss_curve(model, figure):
     assert best.get_ydata()[0] == -model.best_validation_score_ == display.validation_losses.min()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["first, training", "first, held-out rows"]
     assert ax.get_yscale() == "linear"
+
+
+def test_loss_curve_of_a_sparse_model(figure):
+    sparse = fastae.SparseAutoencoder(16, k=2, max_iter=3)
+    with pytest.raises(NotFittedError):
+        fastae.LossCurveDisplay.from_estimator(sparse)
+    assert fastae.LossCurveDisplay.from_estimator(sparse.fit(X)).losses.tolist() == sparse.loss_curve_
 
 
 def test_loss_curve_scale(figure):

@@ -32,15 +32,18 @@ class LossCurveDisplay(Display):
 
     @classmethod
     def from_estimator(cls, model: Any, *, ax: Any = None, name: str | None = None, **options: Any) -> LossCurveDisplay:
-        """Of a fitted model's ``loss_curve_`` and ``validation_scores_``; draws several models with ``ax`` and names.
+        """Of a fitted model's ``loss_curve_`` and, if dense, ``validation_scores_``; draws several with ``ax`` and names.
 
         ax, options : as of `plot`
         Raises ValueError for a model that was not trained here (``from_arrays``).
         """
-        check_model(model, cls.__name__)
+        if hasattr(model, "_fitted"):  # a sparse one
+            model._fitted()
+        else:
+            check_model(model, cls.__name__)
         if not model.loss_curve_:
             raise ValueError("the model has no loss curve: its weights were given, not trained; call fit")
-        scores = model.validation_scores_
+        scores = getattr(model, "validation_scores_", None)
         return cls(model.loss_curve_, None if scores is None else [-score for score in scores], name=name).plot(
             ax, **options
         )
