@@ -81,7 +81,8 @@ def _refuse_blocks(X: Any) -> None:
     listed = isinstance(X, (list, tuple)) and bool(X)
     first = X[0] if listed else X
     blocks = listed and len(getattr(first, "shape", ())) == 2
-    rows = any(hasattr(X, name) for name in ("__array__", "__len__", "__iter__")) or X is None or isinstance(X, Number)
+    held = ("__array__", "__len__", "__iter__", "collect")  # the last of a lazy frame, whose error comes later
+    rows = any(hasattr(X, name) for name in held) or X is None or isinstance(X, Number)
     if isinstance(first, (str, os.PathLike, Iterator)) or callable(X) or blocks or not rows:
         raise TypeError(
             f"X is a {type(X).__name__}{' of blocks' if blocks else ''}; wanted rows in memory: an array, such as "

@@ -32,7 +32,7 @@ class LossCurveDisplay(Display):
 
     @classmethod
     def from_estimator(cls, model: Any, *, ax: Any = None, name: str | None = None, **options: Any) -> LossCurveDisplay:
-        """Of a fitted model's ``loss_curve_`` and, if dense, ``validation_scores_``; draws several with ``ax`` and names.
+        """Of a fitted model's ``loss_curve_`` and, if dense, ``validation_scores_``; ``ax``, names draw several.
 
         ax, options : as of `plot`
         Raises ValueError for a model that was not trained here (``from_arrays``).
