@@ -40,8 +40,9 @@ def deep(X, y, T, u, epochs: int) -> dict:
     from sklearn.decomposition import PCA
 
     model = fastae.Autoencoder(
-        30, hidden_layer_sizes=(1000, 500, 250), activation="elu", output_activation="sigmoid", reduction="sum",
-        learning_rate=fastae.Cosine(1e-3, warmup=1), batch_size=256, max_iter=epochs, tol=0.0, random_state=0,
+        30, hidden_layer_sizes=(1000, 500, 250), activation="silu", output_activation="sigmoid", reduction="sum",
+        solver=fastae.AdamW(weight_decay=0.2), learning_rate=fastae.Cosine(1e-3, warmup=1), batch_size=256,
+        max_iter=epochs, tol=0.0, random_state=0,
     )  # fmt: skip
     begin = time.perf_counter()
     model.fit(X)
@@ -124,7 +125,7 @@ def stacked(X, y, T, u, epochs: int) -> dict:
     return result
 
 
-RUNS = {"deep": (deep, 40), "sparse": (sparse, 20), "neighbours": (neighbours, 15), "stacked": (stacked, 60)}
+RUNS = {"deep": (deep, 100), "sparse": (sparse, 20), "neighbours": (neighbours, 15), "stacked": (stacked, 60)}
 
 
 def main() -> None:
