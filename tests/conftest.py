@@ -65,6 +65,18 @@ def backend_named(name):
     return get_backend(name) if name in ("reference", "numba") else _native(name)
 
 
+@pytest.fixture
+def cuda():
+    """The device's kernels on the host."""
+    return backend_named("cuda_host")
+
+
+@pytest.fixture
+def native():
+    """The compiled backend whose bits they have."""
+    return backend_named("avx2")
+
+
 def named(backend):
     """The name by which an estimator asks for a backend; the device kernels on the host have none."""
     if "HostDriver" in repr(backend):

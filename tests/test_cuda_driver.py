@@ -9,7 +9,7 @@ import cuda_host
 import fake_cupy
 import numpy as np
 import pytest
-from conftest import SLOW, backend_named, launched_on_gpu
+from conftest import SLOW, launched_on_gpu
 
 import fastae
 from fastae.backends.cuda import CudaBackend, blocks, driver, lt, rtc, source
@@ -33,11 +33,6 @@ def fake(monkeypatch):
     fake_cupy.STREAMS.clear()
     fake_cupy.STREAMS[0] = fake_cupy.NULL
     return fake_cupy.RUNTIME
-
-
-@pytest.fixture
-def native():
-    return backend_named("avx2")
 
 
 @pytest.fixture

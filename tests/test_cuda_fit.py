@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import backend_named
 from cuda_host import HostDriver, OutOfMemory, compiler
 from scipy.sparse import csr_array
 
@@ -15,16 +14,6 @@ from fastae.models import base, feed, sparse_fitting
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler to build the device kernels for the host")
 X = np.random.default_rng(0).standard_normal((150, 12)).astype(np.float32)
-
-
-@pytest.fixture
-def cuda():
-    return CudaBackend(HostDriver())
-
-
-@pytest.fixture
-def native():
-    return backend_named("avx2")
 
 
 def assert_same(a, b):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import SLOW, backend_named
+from conftest import SLOW
 from cuda_host import HostDriver, compiler
 from test_cuda_fit import X, assert_same, dense
 
@@ -12,16 +12,6 @@ from fastae.backends.cuda import CudaBackend, binder, tensor
 from fastae.backends.cuda import dense as dense_ops
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler to build the device kernels for the host")
-
-
-@pytest.fixture
-def cuda():
-    return CudaBackend(HostDriver())
-
-
-@pytest.fixture
-def native():
-    return backend_named("avx2")
 
 
 def test_products_by_cublaslt_are_close(native):
